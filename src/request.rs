@@ -1,0 +1,121 @@
+//! Plain data that every stage of a request shares. No behaviour, no JSON of any API.
+
+use std::sync::Arc;
+
+use crate::units::{RequestId, Ticket};
+
+/// How the next token is drawn from a row of logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 = greedy (argmax, ties to the lower id).
+    pub temperature: f32,
+    /// Keep the k most likely tokens; 0 = all.
+    pub top_k: u32,
+    /// Keep the smallest set of tokens whose probabilities reach this; 1 = all.
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as likely as the most likely one; 0 = all.
+    pub min_p: f32,
+    /// Subtracted once from the logit of a token already generated.
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time it was generated.
+    pub frequency_penalty: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 = off.
+    pub repetition_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Draws depend on (seed, choice, position) only.
+    pub seed: u64,
+    /// `Some(n)`: report the chosen token's log-probability and the n most likely tokens.
+    pub logprobs: Option<u32>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+/// When a sequence ends by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stops {
+    /// At most this many generated tokens; resolved against the remaining context before submission.
+    pub max_tokens: u32,
+    /// Until then end tokens and stop token ids are not sampled.
+    pub min_tokens: u32,
+    /// Do not stop at the model's end tokens.
+    pub ignore_eos: bool,
+    pub stop_token_ids: Vec<u32>,
+}
+
+/// Namespace of the prefix cache, derived from the tenant: blocks are shared only within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CacheSalt(pub [u8; 32]);
+
+/// What the engine is asked to run. One request has `choices` sequences over the same prompt.
+#[derive(Debug, Clone)]
+pub struct NewRequest {
+    pub id: RequestId,
+    pub ticket: Ticket,
+    /// At least one token; prompt + max_tokens fit the model's context (checked by the pipeline).
+    pub prompt: Arc<[u32]>,
+    pub choices: u32,
+    pub sampling: Sampling,
+    pub stops: Stops,
+    pub salt: CacheSalt,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Finish {
+    /// An end token, a stop token id or a stop string.
+    Stop,
+    /// `max_tokens` or the context's end.
+    Length,
+    /// The client went away or the server drained past its deadline.
+    Cancelled,
+    /// A budget's lease could not be renewed.
+    Budget,
+    /// Our failure.
+    Error,
+}
+
+impl Finish {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Budget => "budget",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Log-probabilities (natural log, of the distribution before temperature and filters) at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    pub chosen: f32,
+    /// Most likely first; ties to the lower id.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What the engine tells the pipeline about a request, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A generated token. End tokens that stop the sequence are not reported as tokens.
+    Token { choice: u32, token: u32, logprobs: Option<TokenLogprobs> },
+    /// The choice has ended; each choice ends exactly once.
+    Finished { choice: u32, finish: Finish },
+}
