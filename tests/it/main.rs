@@ -1,0 +1,3 @@
+//! The one integration binary: every test that looks at the crates from outside.
+
+mod tidy;
