@@ -1,1 +1,55 @@
+//! Operations on tensors behind safe functions, with run-time dispatch.
+//!
+//! One safe function (a method of [`Cpu`]) per operation; shapes are checked there and nowhere else.
+//! Tensors are plain row-major `f32` slices. This crate knows tensors only: no request, file format, clock
+//! or price, and it reads no environment.
+//!
+//! Invariant, for each [`Isa`]: a row of a result depends, bit for bit, only on that row of the input (and for
+//! attention on its sequence's KV), never on the other rows, the tile it falls in, the number of threads or
+//! the order in which tasks run.
 
+mod activations;
+mod attention;
+mod cpu;
+mod dense;
+mod isa;
+mod kv;
+mod packed;
+mod pool;
+pub mod reference;
+mod rope;
+
+pub use activations::Activations;
+pub use attention::{Attention, Span};
+pub use cpu::Cpu;
+pub use dense::{Dense, DenseData};
+pub use isa::Isa;
+pub use kv::{KvLayer, KvShape};
+pub use packed::{Bits, Fill, GROUP, Packed, ScaleKind};
+pub use pool::Pool;
+pub use rope::{RopeScaling, RopeStyle, RopeTable};
+
+/// Rows of equal length at a fixed distance in a larger slice: row `i` starts at `data[i * stride]`.
+///
+/// So q, k and v can be read where one fused product wrote them.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    pub data: &'a [f32],
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub fn new(data: &'a [f32], stride: usize) -> Self {
+        Self { data, stride }
+    }
+
+    fn check(&self, what: &str, rows: usize, width: usize) {
+        assert!(self.stride >= width, "{what}: stride {} is less than a row's width {width}", self.stride);
+        let need = if rows == 0 { 0 } else { (rows - 1) * self.stride + width };
+        assert!(self.data.len() >= need, "{what}: {} values, need {need}", self.data.len());
+    }
+
+    fn row(&self, i: usize, width: usize) -> &'a [f32] {
+        &self.data[i * self.stride..][..width]
+    }
+}

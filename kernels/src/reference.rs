@@ -1,0 +1,169 @@
+//! The operations once more, slow and obvious: every test's oracle. Sums are in f64.
+
+use crate::attention::Attention;
+use crate::{Activations, Dense, GROUP, KvLayer, Packed, RopeStyle, RopeTable, Rows, Span};
+
+/// int8 of each group of 32: (integers, scales).
+pub fn quantize(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
+    let mut q = Vec::with_capacity(x.len());
+    let mut scales = Vec::with_capacity(x.len() / GROUP);
+    for group in x.chunks_exact(GROUP) {
+        let amax = group.iter().fold(0f32, |a, x| a.max(x.abs()));
+        let inverse = if amax < f32::MIN_POSITIVE * 128.0 { 0.0 } else { 127.0 / amax };
+        scales.push(if inverse == 0.0 { 0.0 } else { amax / 127.0 });
+        q.extend(group.iter().map(|x| (x * inverse).round_ties_even() as i8));
+    }
+    (q, scales)
+}
+
+/// y (m, n) of quantised rows and packed weights: integer dots per group, exact, then f64.
+pub fn matmul_packed(x: &Activations, w: &Packed, bias: Option<&[f32]>, y: &mut [f32]) {
+    let n = w.n();
+    for row in 0..x.m() {
+        for column in 0..n {
+            let mut sum = bias.map_or(0.0, |bias| f64::from(bias[column]));
+            for group in 0..w.k() / GROUP {
+                let (q, scale, min) = w.group(column, group);
+                let (a, a_scale) = x.group(row, group);
+                let dot: i32 = q.iter().zip(a).map(|(q, a)| i32::from(*q) * i32::from(*a)).sum();
+                let total: i32 = a.iter().map(|a| i32::from(*a)).sum();
+                sum += f64::from(a_scale)
+                    * (f64::from(scale) * f64::from(dot) + f64::from(min) * f64::from(total));
+            }
+            y[row * n + column] = sum as f32;
+        }
+    }
+}
+
+/// y (m, n) = x (m, k) * w^T + bias.
+pub fn matmul_dense(x: &[f32], w: &Dense, bias: Option<&[f32]>, y: &mut [f32]) {
+    let mut weights = vec![0.0; w.k()];
+    for column in 0..w.n() {
+        w.dequantize_row(column, &mut weights);
+        for (row, x) in x.chunks_exact(w.k()).enumerate() {
+            let dot: f64 = x.iter().zip(&weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            y[row * w.n() + column] = (dot + bias.map_or(0.0, |bias| f64::from(bias[column]))) as f32;
+        }
+    }
+}
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, rows of weight's length.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        let mean = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / x.len() as f64;
+        let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = (f64::from(*x) * factor * f64::from(*weight)) as f32;
+        }
+    }
+}
+
+/// residual += delta, then [`rms_norm`].
+pub fn add_rms_norm(residual: &mut [f32], delta: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (residual, delta) in residual.iter_mut().zip(delta) {
+        *residual += delta;
+    }
+    rms_norm(residual, weight, eps, out);
+}
+
+/// out = gate / (1 + exp(-gate)) * up.
+pub fn silu_mul(gate: Rows<'_>, up: Rows<'_>, width: usize, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(width).enumerate() {
+        let (gate, up) = (gate.row(row, width), up.row(row, width));
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let gate = f64::from(*gate);
+            *out = (gate / (1.0 + (-gate).exp()) * f64::from(*up)) as f32;
+        }
+    }
+}
+
+/// Rotates the first `heads` heads of every row of `x` in place.
+pub fn rope(
+    x: &mut [f32],
+    stride: usize,
+    heads: usize,
+    head_dim: usize,
+    positions: &[u32],
+    table: &RopeTable,
+    style: RopeStyle,
+) {
+    let half = table.rotary_dim() / 2;
+    for (row, position) in positions.iter().enumerate() {
+        for head in 0..heads {
+            let x = &mut x[row * stride + head * head_dim..][..head_dim];
+            for i in 0..half {
+                let (a, b) = match style {
+                    RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+                    RopeStyle::Halves => (i, i + half),
+                };
+                let angle = *position as usize * half + i;
+                let (cos, sin) = (table.cos[angle], table.sin[angle]);
+                (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
+            }
+        }
+    }
+}
+
+/// Writes each row's K and V (kv_heads, head_dim), rounded to f16, at its position.
+pub fn kv_write(
+    layer: &mut KvLayer,
+    k: Rows<'_>,
+    v: Rows<'_>,
+    spans: &[Span],
+    positions: &[u32],
+    block_tables: &[u32],
+) {
+    let shape = layer.shape();
+    let width = shape.kv_heads * shape.head_dim;
+    for span in spans {
+        for row in span.rows.clone() {
+            let position = positions[row] as usize;
+            let block = block_tables[span.table.start + position / shape.block_size] as usize;
+            let slot = position % shape.block_size;
+            for head in 0..shape.kv_heads {
+                let start = shape.start(block, head);
+                for d in 0..shape.head_dim {
+                    let i = head * shape.head_dim + d;
+                    layer.k[start + shape.k_offset(slot, d)] =
+                        half::f16::from_f32(k.row(row, width)[i]).to_bits();
+                    layer.v[start + shape.v_offset(slot, d)] =
+                        half::f16::from_f32(v.row(row, width)[i]).to_bits();
+                }
+            }
+        }
+    }
+}
+
+/// out (rows, heads, head_dim): each row attends to the positions it sees of its own sequence.
+pub fn paged_attention(q: Rows<'_>, attention: &Attention<'_>, out: &mut [f32]) {
+    let shape = attention.layer.shape();
+    let width = attention.heads * shape.head_dim;
+    for span in attention.spans {
+        let table = &attention.block_tables[span.table.clone()];
+        for row in span.rows.clone() {
+            let position = attention.positions[row] as usize;
+            for head in 0..attention.heads {
+                let q = &q.row(row, width)[head * shape.head_dim..][..shape.head_dim];
+                let kv_head = head / (attention.heads / shape.kv_heads);
+                let seen: Vec<(f64, Vec<f32>)> = (attention.first_seen(position)..=position)
+                    .map(|p| {
+                        let block = table[p / shape.block_size] as usize;
+                        let (k, v) = attention.layer.read(block, kv_head, p % shape.block_size);
+                        let dot: f64 = q.iter().zip(&k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                        let score = dot * f64::from(attention.scale);
+                        let capped =
+                            attention.softcap.map(|cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                        (capped.unwrap_or(score), v)
+                    })
+                    .collect();
+                let max = seen.iter().fold(f64::NEG_INFINITY, |max, (score, _)| max.max(*score));
+                let total: f64 = seen.iter().map(|(score, _)| (score - max).exp()).sum();
+                let out = &mut out[row * width + head * shape.head_dim..][..shape.head_dim];
+                for (d, out) in out.iter_mut().enumerate() {
+                    let sum: f64 = seen.iter().map(|(score, v)| (score - max).exp() * f64::from(v[d])).sum();
+                    *out = (sum / total) as f32;
+                }
+            }
+        }
+    }
+}
