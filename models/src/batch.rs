@@ -34,6 +34,63 @@ impl Batch {
         self.block_tables.clear();
         self.logit_rows.clear();
     }
+
+    /// Whether a model with these limits can run this batch.
+    ///
+    /// # Errors
+    /// When tokens, positions, spans, tables or logit rows contradict each other or the limits. That is a
+    /// bug of the caller, but one that must not corrupt other sequences' KV.
+    pub fn check(&self, limits: BatchLimits) -> Result<(), ForwardError> {
+        let fail = |what: String| Err(ForwardError(format!("inconsistent batch: {what}")));
+        if self.tokens.len() != self.positions.len() {
+            return fail(format!("{} tokens, {} positions", self.tokens.len(), self.positions.len()));
+        }
+        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= limits.vocab_size) {
+            return fail(format!("token {token} outside the vocabulary of {}", limits.vocab_size));
+        }
+        let mut next_row = 0;
+        for (index, span) in self.spans.iter().enumerate() {
+            let rows = &span.rows;
+            if rows.start != next_row || rows.is_empty() || rows.end > self.tokens.len() {
+                return fail(format!("span {index} has the rows {rows:?}, expected from {next_row}"));
+            }
+            next_row = rows.end;
+            let positions = &self.positions[rows.clone()];
+            if positions.windows(2).any(|pair| pair[0].checked_add(1) != Some(pair[1])) {
+                return fail(format!("span {index}: positions are not consecutive"));
+            }
+            let last = positions[positions.len() - 1] as usize;
+            if last >= limits.context_length {
+                return fail(format!("position {last} in a context of {}", limits.context_length));
+            }
+            let Some(table) = self.block_tables.get(span.table.clone()) else {
+                return fail(format!("span {index} has the table {:?}", span.table));
+            };
+            if table.len() <= last / limits.block_size {
+                return fail(format!("span {index}: {} blocks for position {last}", table.len()));
+            }
+            if let Some(block) = table.iter().find(|&&block| block as usize >= limits.blocks) {
+                return fail(format!("span {index}: block {block} in a pool of {}", limits.blocks));
+            }
+        }
+        if next_row != self.tokens.len() {
+            return fail(format!("{} rows belong to no span", self.tokens.len() - next_row));
+        }
+        let ascending = self.logit_rows.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascending || self.logit_rows.last().is_some_and(|&row| row >= self.tokens.len()) {
+            return fail(format!("logit rows {:?} of {}", self.logit_rows, self.tokens.len()));
+        }
+        Ok(())
+    }
+}
+
+/// What a batch is checked against.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchLimits {
+    pub vocab_size: usize,
+    pub context_length: usize,
+    pub blocks: usize,
+    pub block_size: usize,
 }
 
 /// A failed forward pass; the KV of the batch's sequences is then undefined.
