@@ -1,6 +1,7 @@
 //! Obol: an LLM inference server that knows what each request cost. The modules, in a request's order.
 
 pub mod clock;
+pub mod ledger;
 pub mod request;
 pub mod units;
 pub mod usage;

@@ -1,0 +1,301 @@
+//! Prices: what a nanosecond of the device and a block-nanosecond of its KV pool cost.
+//!
+//! Does: parse a rate card from decimals, price quantities and whole intervals in exact integers.
+//! Does not know: requests, accounts, the database.
+//! Invariants: no float anywhere; a price is floored exactly once, at the end; time price times
+//! elapsed time plus block price times elapsed block-time is the device's hourly price times the
+//! elapsed hours, before flooring.
+
+use std::fmt;
+
+use crate::units::{BlockNanos, DeviceNanos, Picos};
+use crate::usage::PoolInfo;
+
+/// Picos in one unit of a currency, and parts in a whole `kv_share`: both decimals have 12 places.
+const ONE: u128 = 1_000_000_000_000;
+const PLACES: usize = 12;
+const NANOS_PER_HOUR: u128 = 3_600_000_000_000;
+/// Keeps a year of one device inside the `i64` of a ledger row a hundred times over.
+const DEVICE_HOUR_MAX: u128 = 100_000 * ONE;
+
+/// Why a rate card was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RateError {
+    #[error("{field}: {text:?} is not a plain decimal number such as 2.50 (digits and one point)")]
+    NotADecimal { field: &'static str, text: String },
+    #[error("{field}: {text:?} has more than 12 decimal places; round it")]
+    TooPrecise { field: &'static str, text: String },
+    #[error("{field}: {text:?} is too large; at most {limit}")]
+    TooLarge { field: &'static str, text: String, limit: &'static str },
+    #[error("currency: {0:?} is not a three-letter code such as USD")]
+    Currency(String),
+    #[error("rate version: {0:?} is empty or longer than 100 bytes")]
+    Version(String),
+}
+
+/// A device's price: exact decimals, one immutable version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateCard {
+    device_hour: u64,
+    kv_share: u64,
+    currency: String,
+    version: String,
+}
+
+impl RateCard {
+    /// `device_hour`: price of one device for one hour; `kv_share`: the part of it that the KV pool
+    /// recovers, 0 to 1. Both are decimals of at most 12 places. `version` names the card in receipts;
+    /// without one the card's own figures are the name.
+    ///
+    /// # Errors
+    /// Says which field is wrong and why.
+    pub fn parse(
+        device_hour: &str,
+        kv_share: &str,
+        currency: &str,
+        version: Option<&str>,
+    ) -> Result<Self, RateError> {
+        let hour = parse_decimal("device_hour", device_hour)?;
+        if hour > DEVICE_HOUR_MAX {
+            return Err(too_large("device_hour", device_hour, "100000"));
+        }
+        let share = parse_decimal("kv_share", kv_share)?;
+        if share > ONE {
+            return Err(too_large("kv_share", kv_share, "1"));
+        }
+        if currency.len() != 3 || !currency.bytes().all(|b| b.is_ascii_uppercase()) {
+            return Err(RateError::Currency(currency.to_owned()));
+        }
+        let mut card = Self {
+            device_hour: u64::try_from(hour).expect("checked against the limit above"),
+            kv_share: u64::try_from(share).expect("checked against the limit above"),
+            currency: currency.to_owned(),
+            version: String::new(),
+        };
+        card.version = version.map_or_else(
+            || format!("{currency} {}/h kv {}", card.device_hour_decimal(), card.kv_share_decimal()),
+            str::to_owned,
+        );
+        if card.version.is_empty() || card.version.len() > 100 {
+            return Err(RateError::Version(card.version));
+        }
+        Ok(card)
+    }
+
+    /// From the ledger's own columns: picos an hour and parts in 10^12.
+    pub(super) fn from_parts(device_hour: u64, kv_share: u64, currency: String, version: String) -> Self {
+        Self { device_hour, kv_share, currency, version }
+    }
+
+    /// Picos an hour.
+    #[must_use]
+    pub fn device_hour(&self) -> Picos {
+        Picos(i128::from(self.device_hour))
+    }
+
+    /// Parts in 10^12.
+    #[must_use]
+    pub fn kv_share_parts(&self) -> u64 {
+        self.kv_share
+    }
+
+    #[must_use]
+    pub fn currency(&self) -> &str {
+        &self.currency
+    }
+
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Shortest exact decimal, for people.
+    #[must_use]
+    pub fn device_hour_decimal(&self) -> String {
+        shortest_decimal(self.device_hour)
+    }
+
+    /// Shortest exact decimal, for people.
+    #[must_use]
+    pub fn kv_share_decimal(&self) -> String {
+        shortest_decimal(self.kv_share)
+    }
+
+    /// The prices in force with (or without) a KV pool.
+    #[must_use]
+    pub fn prices(&self, pool: Option<PoolInfo>) -> Prices {
+        let hour = u128::from(self.device_hour);
+        let whole = Ratio::new(hour, NANOS_PER_HOUR);
+        let Some(pool) = pool.filter(|pool| pool.blocks > 0) else {
+            return Prices { whole, time: whole, block: Ratio::ZERO };
+        };
+        let share = u128::from(self.kv_share);
+        let memory = Ratio::new(hour * share, ONE * NANOS_PER_HOUR);
+        Prices {
+            whole,
+            time: Ratio::new(hour * (ONE - share), ONE * NANOS_PER_HOUR),
+            block: memory.over(u128::from(pool.blocks)),
+        }
+    }
+
+    /// What the device costs between two instants of its epoch: `floor(P*to) - floor(P*from)`, so
+    /// that the bills of adjoining intervals add up to the bill of the whole.
+    #[must_use]
+    pub fn bill(&self, from: DeviceNanos, to: DeviceNanos) -> Picos {
+        let whole = self.prices(None).whole;
+        whole.floor(u128::from(to.0)) - whole.floor(u128::from(from.0))
+    }
+}
+
+/// Prices of one device in one epoch, as exact fractions of a pico.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prices {
+    whole: Ratio,
+    time: Ratio,
+    block: Ratio,
+}
+
+impl Prices {
+    /// Device time while the pool exists (all of the price where there is no pool).
+    #[must_use]
+    pub fn time(&self, quantity: DeviceNanos) -> Picos {
+        self.time.floor(u128::from(quantity.0))
+    }
+
+    /// Device time before the pool existed: the whole price.
+    #[must_use]
+    pub fn whole(&self, quantity: DeviceNanos) -> Picos {
+        self.whole.floor(u128::from(quantity.0))
+    }
+
+    #[must_use]
+    pub fn memory(&self, quantity: BlockNanos) -> Picos {
+        self.block.floor(quantity.0)
+    }
+
+    /// Time and memory money of work that is still open, each rounded up: never less than it will cost.
+    pub(super) fn at_most(&self, time: DeviceNanos, memory: BlockNanos) -> Picos {
+        self.time.ceil(u128::from(time.0)) + self.block.ceil(memory.0)
+    }
+}
+
+/// A non-negative fraction of picos per unit, in lowest terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ratio {
+    numerator: u128,
+    denominator: u128,
+}
+
+impl Ratio {
+    const ZERO: Self = Self { numerator: 0, denominator: 1 };
+
+    fn new(numerator: u128, denominator: u128) -> Self {
+        let divisor = gcd(numerator, denominator);
+        Self { numerator: numerator / divisor, denominator: denominator / divisor }
+    }
+
+    fn over(self, parts: u128) -> Self {
+        let divisor = gcd(self.numerator, parts);
+        Self {
+            numerator: self.numerator / divisor,
+            denominator: self.denominator.checked_mul(parts / divisor).expect("fewer than 2^46 KV blocks"),
+        }
+    }
+
+    fn floor(self, quantity: u128) -> Picos {
+        let (quotient, _) = mul_div(self.numerator, quantity, self.denominator);
+        Picos(i128::try_from(quotient).expect("money overflows: this is a bug"))
+    }
+
+    fn ceil(self, quantity: u128) -> Picos {
+        let (quotient, remainder) = mul_div(self.numerator, quantity, self.denominator);
+        let up = quotient + u128::from(remainder > 0);
+        Picos(i128::try_from(up).expect("money overflows: this is a bug"))
+    }
+}
+
+fn gcd(mut a: u128, mut b: u128) -> u128 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a.max(1)
+}
+
+/// Quotient and remainder of `a*b / d`, the product taken in 256 bits. Panics when the quotient
+/// does not fit.
+fn mul_div(a: u128, b: u128, d: u128) -> (u128, u128) {
+    if let Some(product) = a.checked_mul(b) {
+        return (product / d, product % d);
+    }
+    let (high, low) = wide_mul(a, b);
+    assert!(high < d, "{a} * {b} / {d} overflows: this is a bug");
+    wide_div(high, low, d)
+}
+
+/// 128 x 128 -> 256 bits, by halves.
+fn wide_mul(a: u128, b: u128) -> (u128, u128) {
+    const HALF: u128 = u64::MAX as u128;
+    let (a1, a0) = (a >> 64, a & HALF);
+    let (b1, b0) = (b >> 64, b & HALF);
+    let low = a0 * b0;
+    let middle = a1 * b0 + (low >> 64);
+    let carry = a0 * b1 + (middle & HALF);
+    (a1 * b1 + (middle >> 64) + (carry >> 64), (carry << 64) | (low & HALF))
+}
+
+/// Long division, a bit at a time, of `high:low` by `d`; needs `high < d`.
+fn wide_div(high: u128, low: u128, d: u128) -> (u128, u128) {
+    let mut remainder = high;
+    let mut quotient = 0_u128;
+    for bit in (0..128).rev() {
+        let carried = remainder >> 127 == 1;
+        remainder = (remainder << 1) | ((low >> bit) & 1);
+        quotient <<= 1;
+        if carried || remainder >= d {
+            remainder = remainder.wrapping_sub(d);
+            quotient |= 1;
+        }
+    }
+    (quotient, remainder)
+}
+
+fn too_large(field: &'static str, text: &str, limit: &'static str) -> RateError {
+    RateError::TooLarge { field, text: text.to_owned(), limit }
+}
+
+/// A decimal with at most 12 places, times 10^12.
+fn parse_decimal(field: &'static str, text: &str) -> Result<u128, RateError> {
+    let not_a_decimal = || RateError::NotADecimal { field, text: text.to_owned() };
+    let (whole, places) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(places) || (places.is_empty() && text.contains('.')) {
+        return Err(not_a_decimal());
+    }
+    if places.len() > PLACES {
+        return Err(RateError::TooPrecise { field, text: text.to_owned() });
+    }
+    if whole.len() > 20 {
+        return Err(too_large(field, text, "20 digits before the point"));
+    }
+    let whole: u128 = whole.parse().map_err(|_| not_a_decimal())?;
+    let places: u128 = format!("{places:0<PLACES$}").parse().map_err(|_| not_a_decimal())?;
+    Ok(whole * ONE + places)
+}
+
+fn shortest_decimal(parts: u64) -> String {
+    let one = u64::try_from(ONE).expect("10^12 fits");
+    let text = format!("{}.{:012}", parts / one, parts % one);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+impl fmt::Display for RateCard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} an hour, {} of it through the KV pool",
+            self.device_hour_decimal(),
+            self.currency,
+            self.kv_share_decimal()
+        )
+    }
+}

@@ -1,0 +1,233 @@
+//! The receipt: one record per request, from which headers, the body's `usage`, reports and exports print.
+//!
+//! Does: put usage, attribution and prices together; render them.
+//! Does not know: accounts, the database, HTTP types.
+//! Invariants: its money is a function of its own quantities and its rate alone; the totals are the
+//! sums of its lines.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::RequestContext;
+use super::price::{Prices, RateCard};
+use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId};
+use crate::usage::Usage;
+
+/// Whom and what a request is attributed to; what the ledger keeps of a `RequestContext`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attribution {
+    pub request: RequestId,
+    pub client_request_id: Option<String>,
+    pub idempotency_key: Option<String>,
+    pub key_id: Option<String>,
+    pub tenant: String,
+    pub user: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub tags: BTreeMap<String, String>,
+    pub model: String,
+    pub precision: String,
+    pub endpoint: String,
+}
+
+impl From<RequestContext> for Attribution {
+    fn from(context: RequestContext) -> Self {
+        Self {
+            request: context.request,
+            client_request_id: context.client_request_id,
+            idempotency_key: context.idempotency_key,
+            key_id: context.key_id,
+            tenant: context.tenant,
+            user: context.user,
+            metadata: context.metadata,
+            tags: context.tags,
+            model: context.model,
+            precision: context.precision,
+            endpoint: context.endpoint.to_owned(),
+        }
+    }
+}
+
+/// What a request used of one device under one rate, and what that costs: each part floored once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub device: String,
+    pub rate_version: String,
+    pub device_time: DeviceNanos,
+    pub kv: BlockNanos,
+    pub time: Picos,
+    pub memory: Picos,
+}
+
+impl Line {
+    #[must_use]
+    pub fn price(
+        device: &str,
+        rate: &RateCard,
+        prices: &Prices,
+        device_time: DeviceNanos,
+        kv: BlockNanos,
+    ) -> Self {
+        Self {
+            device: device.to_owned(),
+            rate_version: rate.version().to_owned(),
+            device_time,
+            kv,
+            time: prices.time(device_time),
+            memory: prices.memory(kv),
+        }
+    }
+
+    #[must_use]
+    pub fn total(&self) -> Picos {
+        self.time + self.memory
+    }
+}
+
+/// What one request used and cost. With status `error` the same figures stand in the account
+/// `house:error`, and nobody is charged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    pub attribution: Attribution,
+    pub usage: Usage,
+    pub device: String,
+    /// 0 where the device has no KV pool.
+    pub bytes_per_block: u64,
+    pub lines: Vec<Line>,
+    pub currency: String,
+    pub method_id: Option<String>,
+}
+
+impl Receipt {
+    #[must_use]
+    pub fn request(&self) -> &RequestId {
+        &self.attribution.request
+    }
+
+    #[must_use]
+    pub fn time(&self) -> Picos {
+        self.lines.iter().map(|line| line.time).sum()
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> Picos {
+        self.lines.iter().map(|line| line.memory).sum()
+    }
+
+    #[must_use]
+    pub fn total(&self) -> Picos {
+        self.time() + self.memory()
+    }
+
+    #[must_use]
+    pub fn kv_byte_seconds(&self) -> String {
+        self.usage.kv.byte_seconds(self.bytes_per_block)
+    }
+
+    #[must_use]
+    pub fn kv_peak_bytes(&self) -> u64 {
+        self.usage.kv_peak_blocks.saturating_mul(self.bytes_per_block)
+    }
+
+    /// The receipt as every interface shows it. Nanoseconds and money are decimal strings.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let (who, used) = (&self.attribution, &self.usage);
+        json!({
+            "request_id": who.request,
+            "client_request_id": who.client_request_id,
+            "created": used.submitted_at.0 / 1_000_000_000,
+            "model": who.model,
+            "precision": who.precision,
+            "device": self.device,
+            "key_id": who.key_id,
+            "tenant": who.tenant,
+            "tags": who.tags,
+            "status": used.status.as_str(),
+            "seed": used.seed,
+            "tokens": {
+                "prompt": used.tokens.prompt,
+                "cached": used.tokens.cached,
+                "completion": used.tokens.completion,
+                "draft_accepted": used.tokens.draft_accepted,
+                "draft_rejected": used.tokens.draft_rejected,
+            },
+            "gpu_seconds": used.device().seconds(),
+            "device_ns": {
+                "prefill": used.prefill.0.to_string(),
+                "decode": used.decode.0.to_string(),
+                "total": used.device().0.to_string(),
+            },
+            "steps": used.steps,
+            "kv_byte_seconds": self.kv_byte_seconds(),
+            "kv_peak_bytes": self.kv_peak_bytes(),
+            "queue_seconds": used.queue.seconds(),
+            "ttft_seconds": used.ttft.map(DeviceNanos::seconds),
+            "wall_seconds": used.wall.seconds(),
+            "cost": {
+                "total": self.total().decimal(),
+                "time": self.time().decimal(),
+                "memory": self.memory().decimal(),
+                "currency": self.currency,
+            },
+            "lines": self.lines.iter().map(line_json).collect::<Vec<_>>(),
+            "method_id": self.method_id,
+            "saved": {
+                "prefix_cache": used.saved_by_prefix_cache.seconds(),
+                "batching": used.saved_by_batching.seconds(),
+            },
+            "energy_mj": null,
+        })
+    }
+
+    /// The cost headers of a response that is not streamed, and the trailers of one that is. Names
+    /// are lower case.
+    #[must_use]
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let used = &self.usage;
+        let mut headers = vec![
+            ("x-obol-gpu-seconds", used.device().seconds()),
+            ("x-obol-kv-byte-seconds", self.kv_byte_seconds()),
+            ("x-obol-kv-peak-bytes", self.kv_peak_bytes().to_string()),
+            ("x-obol-cached-tokens", used.tokens.cached.to_string()),
+            ("x-obol-cost", self.total().decimal()),
+            ("server-timing", self.server_timing()),
+        ];
+        if self.currency == "USD" {
+            headers.push(("x-litellm-response-cost", self.total().decimal()));
+        }
+        headers
+    }
+
+    /// Queue, prefill and decode as the client waited for them; `gpu` is the request's share of the device.
+    fn server_timing(&self) -> String {
+        let used = &self.usage;
+        let first = used.ttft.unwrap_or(used.wall);
+        let prefill = DeviceNanos(first.0.saturating_sub(used.queue.0));
+        let decode = DeviceNanos(used.wall.0.saturating_sub(first.0));
+        format!(
+            "queue;dur={}, prefill;dur={}, decode;dur={}, gpu;dur={};desc=\"share\"",
+            milliseconds(used.queue),
+            milliseconds(prefill),
+            milliseconds(decode),
+            milliseconds(used.device())
+        )
+    }
+}
+
+fn line_json(line: &Line) -> Value {
+    json!({
+        "device": line.device,
+        "rate_version": line.rate_version,
+        "device_ns": line.device_time.0.to_string(),
+        "block_ns": line.kv.0.to_string(),
+        "time": line.time.decimal(),
+        "memory": line.memory.decimal(),
+    })
+}
+
+/// Decimal milliseconds, nanosecond exact, as `Server-Timing` counts.
+fn milliseconds(time: DeviceNanos) -> String {
+    format!("{}.{:06}", time.0 / 1_000_000, time.0 % 1_000_000)
+}
