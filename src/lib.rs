@@ -5,3 +5,7 @@ pub mod ledger;
 pub mod request;
 pub mod units;
 pub mod usage;
+
+pub mod meter;
+
+pub mod engine;

@@ -1,0 +1,273 @@
+//! One request and its sequences inside the engine: what was computed, what was used, when it ends.
+//! Knows no device, channel of commands, or other sequences.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::meter::calibration::Calibration;
+use crate::meter::share::{Coefficients, Work, split_recompute};
+use crate::request::{Event, Finish, NewRequest};
+use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
+use crate::usage::{Accrual, TokenCounts, Usage};
+
+use super::Place;
+use super::blocks::BlockLease;
+use super::prefix::{self, PrefixKey};
+use super::sampler::History;
+
+/// Requests are known inside the engine by their order of arrival.
+pub(super) type RequestKey = u64;
+
+/// A request while any of its sequences lives.
+pub(super) struct Request {
+    pub(super) new: NewRequest,
+    pub(super) events: UnboundedSender<Event>,
+    /// Its place in the queue, until it first runs.
+    pub(super) place: Option<Place>,
+    /// Block-time paid by leases that ended.
+    pub(super) kv_paid: Rc<Cell<BlockNanos>>,
+    /// Choices that have not ended.
+    pub(super) open: u32,
+    /// The first choice has computed the prompt: the others find it in the prefix cache.
+    pub(super) prompt_done: bool,
+    submitted: DeviceNanos,
+    submitted_at: UnixNanos,
+    first_run: Option<DeviceNanos>,
+    first_token: Option<DeviceNanos>,
+    status: Finish,
+    tokens: TokenCounts,
+    prefill: DeviceNanos,
+    decode: DeviceNanos,
+    steps: u64,
+    last_step: u64,
+    peak_blocks: u64,
+    saved_by_prefix_cache: DeviceNanos,
+    alone: DeviceNanos,
+}
+
+impl Request {
+    pub(super) fn new(
+        new: NewRequest,
+        events: UnboundedSender<Event>,
+        place: Place,
+        now: DeviceNanos,
+        wall: UnixNanos,
+    ) -> Self {
+        let tokens = TokenCounts { prompt: new.prompt.len() as u64, ..TokenCounts::default() };
+        Self {
+            open: new.choices,
+            new,
+            events,
+            place: Some(place),
+            kv_paid: Rc::default(),
+            prompt_done: false,
+            submitted: now,
+            submitted_at: wall,
+            first_run: None,
+            first_token: None,
+            status: Finish::Stop,
+            tokens,
+            prefill: DeviceNanos::ZERO,
+            decode: DeviceNanos::ZERO,
+            steps: 0,
+            last_step: 0,
+            peak_blocks: 0,
+            saved_by_prefix_cache: DeviceNanos::ZERO,
+            alone: DeviceNanos::ZERO,
+        }
+    }
+
+    /// Its first sequence is scheduled for the first time: the place in the queue is free again.
+    /// Returns the cached tokens to count, `None` when it ran before.
+    pub(super) fn begin(&mut self, cached: u64, now: DeviceNanos, calibration: &Calibration) -> Option<u64> {
+        if self.first_run.is_some() {
+            return None;
+        }
+        self.first_run = Some(now);
+        self.place = None;
+        self.tokens.cached = cached;
+        let spared = Work { tokens: cached, context: 0, logits: 0 };
+        self.saved_by_prefix_cache =
+            DeviceNanos(u64::try_from(calibration.prefill.own(spared) / 1000).unwrap_or(0));
+        Some(cached)
+    }
+
+    /// Charges its share of a step.
+    pub(super) fn charge(&mut self, step: u64, share: DeviceNanos, alone: DeviceNanos, prefill: bool) {
+        if prefill {
+            self.prefill += share;
+        } else {
+            self.decode += share;
+        }
+        self.alone += alone;
+        if self.last_step != step {
+            self.last_step = step;
+            self.steps += 1;
+        }
+    }
+
+    pub(super) fn generated_one(&mut self, now: DeviceNanos) {
+        self.tokens.completion += 1;
+        self.first_token.get_or_insert(now);
+    }
+
+    pub(super) fn holds(&mut self, blocks: u64) {
+        self.peak_blocks = self.peak_blocks.max(blocks);
+    }
+
+    /// One choice has ended. The request's status is the gravest of its choices'.
+    pub(super) fn end_choice(&mut self, choice: u32, finish: Finish) {
+        self.open -= 1;
+        let gravity = |f: Finish| match f {
+            Finish::Stop => 0,
+            Finish::Length => 1,
+            Finish::Budget => 2,
+            Finish::Cancelled => 3,
+            Finish::Error => 4,
+        };
+        if gravity(finish) > gravity(self.status) {
+            self.status = finish;
+        }
+        if choice == 0 {
+            self.prompt_done = true;
+        }
+        // A receiver that is gone is a client that is gone; its cancellation is on the way.
+        let _gone = self.events.send(Event::Finished { choice, finish });
+    }
+
+    pub(super) fn accrual(&self, held: BlockNanos) -> Accrual {
+        Accrual {
+            request: self.new.id.clone(),
+            ticket: self.new.ticket,
+            device: self.prefill + self.decode,
+            kv: self.kv_paid.get() + held,
+        }
+    }
+
+    /// The final account, once every choice has ended and every lease is back.
+    pub(super) fn usage(self, now: DeviceNanos, wall: UnixNanos) -> Usage {
+        let device = self.prefill + self.decode;
+        // The books may stand at an instant just before the submission was stamped.
+        let since = |at: DeviceNanos| DeviceNanos(at.0.saturating_sub(self.submitted.0));
+        Usage {
+            request: self.new.id,
+            ticket: self.new.ticket,
+            status: self.status,
+            seed: self.new.sampling.seed,
+            tokens: self.tokens,
+            prefill: self.prefill,
+            decode: self.decode,
+            steps: self.steps,
+            kv: self.kv_paid.get(),
+            kv_peak_blocks: self.peak_blocks,
+            queue: since(self.first_run.unwrap_or(now)),
+            ttft: self.first_token.map(since),
+            wall: since(now),
+            submitted_at: self.submitted_at,
+            finished_at: wall,
+            saved_by_prefix_cache: self.saved_by_prefix_cache,
+            saved_by_batching: DeviceNanos(self.alone.0.saturating_sub(device.0)),
+        }
+    }
+}
+
+/// One choice of a request: a growing list of tokens chased by its KV.
+pub(super) struct Sequence {
+    pub(super) request: RequestKey,
+    pub(super) choice: u32,
+    /// Prompt, then generated.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt: usize,
+    /// Tokens whose KV is in the lease's blocks.
+    pub(super) computed: usize,
+    /// The most it ever was: computing below it again is our doing (a preemption).
+    pub(super) high_water: usize,
+    /// Keys of the full blocks of `tokens[..]`, as far as they were needed.
+    pub(super) keys: Vec<PrefixKey>,
+    pub(super) root: PrefixKey,
+    pub(super) lease: BlockLease,
+    pub(super) history: History,
+}
+
+/// What one sequence does in a step, with its weights.
+pub(super) struct Part {
+    pub(super) weight: u128,
+    new: u128,
+    again: u128,
+    pub(super) alone: DeviceNanos,
+}
+
+impl Part {
+    /// Splits the sequence's share into what the request pays and what recomputing costs the house.
+    pub(super) fn split(&self, share: DeviceNanos) -> (DeviceNanos, DeviceNanos) {
+        split_recompute(share, self.new, self.again)
+    }
+}
+
+impl Sequence {
+    pub(super) fn new(
+        request: RequestKey,
+        choice: u32,
+        new: &NewRequest,
+        lease: BlockLease,
+        block_size: usize,
+    ) -> Self {
+        let root = prefix::root(new.salt);
+        let mut keys = Vec::new();
+        prefix::extend(&mut keys, root, &new.prompt, block_size);
+        Self {
+            request,
+            choice,
+            tokens: new.prompt.to_vec(),
+            prompt: new.prompt.len(),
+            computed: 0,
+            high_water: 0,
+            keys,
+            root,
+            lease,
+            history: History::new(&new.prompt, &new.sampling),
+        }
+    }
+
+    /// Keys of the prefix that may come from the cache: at least one token is always computed.
+    pub(super) fn reusable_keys(&self, block_size: usize) -> &[PrefixKey] {
+        &self.keys[..self.keys.len().min((self.tokens.len() - 1) / block_size)]
+    }
+
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Its work and weight when it computes `tokens` more in a step of `sequences`.
+    pub(super) fn part(&self, tokens: usize, sequences: usize, of: &Coefficients) -> Part {
+        let again = self.high_water.saturating_sub(self.computed).min(tokens);
+        let logits = u64::from(self.computed + tokens == self.tokens.len());
+        let recomputed = Work { tokens: again as u64, context: self.computed as u64, logits: 0 };
+        let fresh = Work { tokens: (tokens - again) as u64, context: (self.computed + again) as u64, logits };
+        let fixed = u128::from(of.step);
+        let (mut new, mut redone) =
+            (sequences as u128 * of.own(fresh), sequences as u128 * of.own(recomputed));
+        if again < tokens {
+            new = (new + fixed).max(1);
+        } else {
+            redone = (redone + fixed).max(1);
+        }
+        Part { weight: new + redone, new, again: redone, alone: of.alone(fresh) }
+    }
+
+    /// Its KV has grown by `tokens`: full blocks become available to others.
+    pub(super) fn computed_more(&mut self, tokens: usize, block_size: usize) {
+        let before = self.computed / block_size;
+        self.computed += tokens;
+        self.high_water = self.high_water.max(self.computed);
+        let after = self.computed / block_size;
+        if after > before {
+            prefix::extend(&mut self.keys, self.root, &self.tokens[..after * block_size], block_size);
+            for index in before..after {
+                self.lease.publish(index, self.keys[index]);
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Fits the coefficients of each step class to a short series of measured steps.
+//!
+//! The coefficients only set proportions; a step's total is always the measurement. They are
+//! measured once per model, precision, device, thread count and build, and cached on disk.
+//! Does not know prices, or where the cache directory lies.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use obol_models::batch::{Batch, CausalLm, ForwardError, Span};
+use serde::{Deserialize, Serialize};
+
+use super::share::{Coefficients, StepClass, Work};
+
+/// The fitted coefficients of one epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calibration {
+    pub decode: Coefficients,
+    pub mixed: Coefficients,
+    pub prefill: Coefficients,
+}
+
+impl Calibration {
+    #[must_use]
+    pub fn of(&self, class: StepClass) -> &Coefficients {
+        match class {
+            StepClass::Decode => &self.decode,
+            StepClass::Mixed => &self.mixed,
+            StepClass::Prefill => &self.prefill,
+        }
+    }
+
+    /// Names these coefficients and the rule they are used in; receipts carry it.
+    #[must_use]
+    pub fn method_id(&self) -> String {
+        format!("shapley1-{}", &blake3::hash(self.json().as_bytes()).to_hex()[..12])
+    }
+
+    #[must_use]
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("integers serialise")
+    }
+
+    /// The same for every class, in picoseconds; for tests and simulated devices.
+    #[must_use]
+    pub fn uniform(coefficients: Coefficients) -> Self {
+        Self { decode: coefficients, mixed: coefficients, prefill: coefficients }
+    }
+}
+
+/// One measured step: its sequences' work and its time in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub class: StepClass,
+    pub works: Vec<Work>,
+    pub nanos: f64,
+}
+
+/// Steps to measure as (sequences, tokens each, context each), first the ones that matter most.
+const GRID: [&[(usize, usize, usize)]; 16] = [
+    &[(1, 1, 31)],
+    &[(8, 1, 31)],
+    &[(1, 64, 0)],
+    &[(1, 1, 1023)],
+    &[(4, 1, 31), (1, 32, 0)],
+    &[(16, 1, 31)],
+    &[(8, 1, 511)],
+    &[(1, 16, 0)],
+    &[(1, 32, 480)],
+    &[(2, 32, 0)],
+    &[(1, 1, 31), (1, 64, 0)],
+    &[(2, 1, 511), (1, 32, 256)],
+    &[(8, 1, 31), (2, 16, 0)],
+    &[(1, 128, 0)],
+    &[(32, 1, 31)],
+    &[(4, 1, 255), (1, 96, 32)],
+];
+
+/// Measures steps on the model for at most about `budget`, using the KV pool that is already there
+/// (its content does not matter and is overwritten), and fits the coefficients.
+///
+/// # Errors
+/// When a forward pass fails.
+pub fn measure(
+    model: &mut dyn CausalLm,
+    blocks: usize,
+    block_size: usize,
+    budget: Duration,
+) -> Result<Calibration, ForwardError> {
+    let begin = Instant::now();
+    let mut samples = Vec::new();
+    let mut batch = Batch::default();
+    for groups in GRID {
+        let Some((class, works)) = fill(&mut batch, groups, blocks, block_size, model.context_length())
+        else {
+            continue;
+        };
+        let mut nanos = f64::INFINITY;
+        for round in 0..3 {
+            let start = Instant::now();
+            model.forward(&batch)?;
+            let time = start.elapsed();
+            if round > 0 || time > budget / 20 {
+                nanos = nanos.min(time.as_nanos() as f64);
+            }
+            if round > 0 && begin.elapsed() > budget {
+                break;
+            }
+        }
+        if nanos.is_finite() {
+            samples.push(Sample { class, works, nanos });
+        }
+        if begin.elapsed() > budget {
+            break;
+        }
+    }
+    Ok(fit(&samples))
+}
+
+/// Builds the step; `None` when the pool or the context is too small for it.
+fn fill(
+    batch: &mut Batch,
+    groups: &[(usize, usize, usize)],
+    blocks: usize,
+    block_size: usize,
+    context_max: usize,
+) -> Option<(StepClass, Vec<Work>)> {
+    batch.clear();
+    let mut works = Vec::new();
+    let (mut decoding, mut prefilling, mut next_block) = (0, 0, 0);
+    for &(sequences, tokens, context) in groups {
+        if context + tokens > context_max {
+            return None;
+        }
+        for _ in 0..sequences {
+            let needed = (context + tokens).div_ceil(block_size);
+            if next_block + needed > blocks {
+                return None;
+            }
+            let rows = batch.tokens.len()..batch.tokens.len() + tokens;
+            batch.tokens.extend((0..tokens).map(|i| (i % 97) as u32));
+            batch.positions.extend((context..context + tokens).map(|p| p as u32));
+            let table = batch.block_tables.len()..batch.block_tables.len() + needed;
+            batch.block_tables.extend((next_block..next_block + needed).map(|b| b as u32));
+            next_block += needed;
+            batch.logit_rows.push(rows.end - 1);
+            batch.spans.push(Span { rows, table });
+            works.push(Work { tokens: tokens as u64, context: context as u64, logits: 1 });
+            if tokens == 1 { decoding += 1 } else { prefilling += 1 }
+        }
+    }
+    Some((StepClass::of(decoding, prefilling), works))
+}
+
+/// Fits each class to its own samples; a class with too few borrows all of them.
+#[must_use]
+pub fn fit(samples: &[Sample]) -> Calibration {
+    let class = |class: StepClass| {
+        let own: Vec<&Sample> = samples.iter().filter(|s| s.class == class).collect();
+        if own.len() >= 3 {
+            non_negative_least_squares(&own)
+        } else {
+            non_negative_least_squares(&samples.iter().collect::<Vec<_>>())
+        }
+    };
+    Calibration {
+        decode: class(StepClass::Decode),
+        mixed: class(StepClass::Mixed),
+        prefill: class(StepClass::Prefill),
+    }
+}
+
+const TERMS: usize = 4;
+
+/// Least squares of relative error with non-negative coefficients, exactly: with four terms, the
+/// best of all fifteen non-empty subsets whose unconstrained solution is non-negative.
+/// The logits term is tied to the token term's scale when the samples cannot tell them apart.
+fn non_negative_least_squares(samples: &[&Sample]) -> Coefficients {
+    let rows: Vec<([f64; TERMS], f64)> = samples
+        .iter()
+        .map(|s| {
+            let sum = |f: fn(&Work) -> u64| s.works.iter().map(f).sum::<u64>() as f64;
+            let terms = [1.0, sum(|w| w.tokens), sum(|w| w.pairs()), sum(|w| w.logits)];
+            (terms.map(|t| t / s.nanos), 1.0)
+        })
+        .collect();
+    let mut best = ([0.0; TERMS], f64::INFINITY);
+    for subset in 1u32..1 << TERMS {
+        let active: Vec<usize> = (0..TERMS).filter(|i| subset >> i & 1 == 1).collect();
+        if active.len() > rows.len() {
+            continue;
+        }
+        let Some(solution) = solve(&rows, &active) else { continue };
+        if solution.iter().any(|x| *x < 0.0) {
+            continue;
+        }
+        let mut terms = [0.0; TERMS];
+        for (value, i) in solution.iter().zip(&active) {
+            terms[*i] = *value;
+        }
+        let error: f64 = rows
+            .iter()
+            .map(|(row, y)| (row.iter().zip(terms).map(|(a, b)| a * b).sum::<f64>() - y).powi(2))
+            .sum();
+        if error < best.1 - 1e-12 {
+            best = (terms, error);
+        }
+    }
+    let picos = |nanos: f64| (nanos * 1000.0).round().clamp(0.0, 1e15) as u64;
+    let [step, token, attention, logits] = best.0.map(picos);
+    Coefficients { step, token, attention, logits }
+}
+
+/// Normal equations over the active columns by Gaussian elimination with pivoting; `None` when singular.
+fn solve(rows: &[([f64; TERMS], f64)], active: &[usize]) -> Option<Vec<f64>> {
+    let n = active.len();
+    let mut matrix = vec![vec![0.0; n + 1]; n];
+    // Columns scaled to unit length, so that the pivots can be compared.
+    let scale: Vec<f64> =
+        active.iter().map(|i| rows.iter().map(|(row, _)| row[*i] * row[*i]).sum::<f64>().sqrt()).collect();
+    if scale.contains(&0.0) {
+        return None;
+    }
+    for (row, y) in rows {
+        for a in 0..n {
+            for b in 0..n {
+                matrix[a][b] += row[active[a]] / scale[a] * row[active[b]] / scale[b];
+            }
+            matrix[a][n] += row[active[a]] / scale[a] * y;
+        }
+    }
+    for column in 0..n {
+        let pivot =
+            (column..n).max_by(|a, b| matrix[*a][column].abs().total_cmp(&matrix[*b][column].abs()))?;
+        if matrix[pivot][column].abs() < 1e-9 {
+            return None;
+        }
+        matrix.swap(column, pivot);
+        for row in 0..n {
+            if row != column {
+                let factor = matrix[row][column] / matrix[column][column];
+                for k in column..=n {
+                    matrix[row][k] -= factor * matrix[column][k];
+                }
+            }
+        }
+    }
+    Some((0..n).map(|i| matrix[i][n] / matrix[i][i] / scale[i]).collect())
+}
+
+/// The calibration kept in `file`, if there is a readable one.
+#[must_use]
+pub fn cached(file: &Path) -> Option<Calibration> {
+    let text = fs::read_to_string(file).ok()?;
+    match serde_json::from_str(&text) {
+        Ok(calibration) => Some(calibration),
+        Err(error) => {
+            tracing::warn!(
+                "calibration in {} is unreadable and will be measured again: {error}",
+                file.display()
+            );
+            None
+        }
+    }
+}
+
+/// Keeps the calibration in `file`, replacing what is there at once or not at all.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn keep(calibration: &Calibration, file: &Path) -> io::Result<()> {
+    if let Some(parent) = file.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let partial = file.with_extension("partial");
+    fs::write(&partial, calibration.json())?;
+    fs::rename(partial, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(works: &[(u64, u64)], c: Coefficients) -> Sample {
+        let works: Vec<Work> = works
+            .iter()
+            .map(|(tokens, context)| Work { tokens: *tokens, context: *context, logits: 1 })
+            .collect();
+        let decoding = works.iter().filter(|w| w.tokens == 1).count();
+        let nanos = (c.step as f64 + works.iter().map(|w| c.own(*w) as f64).sum::<f64>()) / 1000.0;
+        Sample { class: StepClass::of(decoding, works.len() - decoding), works, nanos }
+    }
+
+    #[test]
+    fn the_fit_finds_the_coefficients_that_made_the_samples() {
+        let truth = Coefficients { step: 4_000_000_000, token: 300_000_000, attention: 90_000, logits: 0 };
+        let samples: Vec<Sample> = [(1, 1, 31), (8, 1, 31), (1, 1, 1023), (16, 1, 31), (8, 1, 511)]
+            .iter()
+            .map(|(k, n, c)| sample(&vec![(*n, *c); *k], truth))
+            .collect();
+        let fitted = fit(&samples).decode;
+        // Token and logits columns are the same in pure decode: only their sum can be known.
+        assert!((fitted.token + fitted.logits).abs_diff(truth.token) < truth.token / 100, "{fitted:?}");
+        assert!(fitted.step.abs_diff(truth.step) < truth.step / 100, "{fitted:?}");
+        assert!(fitted.attention.abs_diff(truth.attention) < truth.attention / 20, "{fitted:?}");
+    }
+
+    #[test]
+    fn coefficients_are_never_negative() {
+        let mut samples = vec![];
+        for (k, nanos) in [(1, 100.0), (2, 90.0), (4, 80.0), (8, 70.0)] {
+            let works = vec![Work { tokens: 1, context: 10, logits: 1 }; k];
+            samples.push(Sample { class: StepClass::Decode, works, nanos });
+        }
+        let fitted = fit(&samples).decode;
+        assert!(fitted.step > 0 && fitted.token == 0, "{fitted:?}");
+    }
+}
