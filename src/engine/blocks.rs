@@ -171,10 +171,11 @@ impl Blocks {
         BlockLease { holds: Vec::new(), pool: self.pool.clone(), account }
     }
 
-    /// The house's block-time in the order of `HouseKv::ALL`, and what holders have paid.
+    /// The house's block-time in the order of `HouseKv::ALL`, and what holders have paid; exact once
+    /// every lease was asked what it owes.
     #[must_use]
     pub fn totals(&self) -> ([BlockNanos; 3], BlockNanos) {
-        self.pool.borrow_mut().meter.totals()
+        self.pool.borrow().meter.totals()
     }
 
     /// # Panics

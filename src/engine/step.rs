@@ -524,11 +524,12 @@ impl Engine {
     }
 
     fn snapshot(&self, now: DeviceNanos) -> Snapshot {
-        let (house_kv, _paid) = self.blocks.totals();
         let mut held: BTreeMap<RequestKey, BlockNanos> = BTreeMap::new();
         for sequence in &self.running {
             *held.entry(sequence.request).or_default() += sequence.lease.owed();
         }
+        // After the leases were asked what they owe.
+        let (house_kv, _paid) = self.blocks.totals();
         let open = self
             .requests
             .iter()

@@ -28,13 +28,16 @@ struct BlockTime {
 }
 
 impl BlockTime {
-    fn settle(&mut self, now: DeviceNanos) {
+    /// Gives out what can be divided; `carry` is the sum of `acc` over all blocks.
+    fn settle(&mut self, now: DeviceNanos, carry: &mut u64) {
         if self.holders > 0 {
             let holders = u64::from(self.holders);
+            let before = self.acc;
             self.acc += (now - self.last).0;
             let each = self.acc / holders;
             self.given += each;
             self.acc -= each * holders;
+            *carry = *carry + self.acc - before;
         }
         self.last = now;
     }
@@ -48,6 +51,7 @@ pub struct KvMeter {
     unheld: [u64; 2],
     house: [BlockNanos; 2],
     paid: BlockNanos,
+    carry: u64,
 }
 
 const CACHED: usize = HouseKv::Cached as usize;
@@ -65,6 +69,7 @@ impl KvMeter {
             unheld: [0, blocks as u64],
             house: [BlockNanos::ZERO; 2],
             paid: BlockNanos::ZERO,
+            carry: 0,
         }
     }
 
@@ -88,7 +93,7 @@ impl KvMeter {
     #[must_use]
     pub fn take(&mut self, block: BlockId, cached: bool) -> Hold {
         let time = &mut self.blocks[block as usize];
-        time.settle(self.now);
+        time.settle(self.now, &mut self.carry);
         if time.holders == 0 {
             self.unheld[if cached { CACHED } else { FREE }] -= 1;
         }
@@ -111,7 +116,7 @@ impl KvMeter {
     /// What the holder owes up to now.
     pub fn owed(&mut self, hold: &Hold) -> BlockNanos {
         let time = &mut self.blocks[hold.block as usize];
-        time.settle(self.now);
+        time.settle(self.now, &mut self.carry);
         BlockNanos(u128::from(time.given - hold.given))
     }
 
@@ -129,14 +134,10 @@ impl KvMeter {
     }
 
     /// The house's block-time up to now, in the order of `HouseKv::ALL`, and all that holders have
-    /// paid. Every block is settled by this.
-    pub fn totals(&mut self) -> ([BlockNanos; 3], BlockNanos) {
-        let mut carry = 0u128;
-        for time in &mut self.blocks {
-            time.settle(self.now);
-            carry += u128::from(time.acc);
-        }
-        ([self.house[CACHED], self.house[FREE], BlockNanos(carry)], self.paid)
+    /// paid. What holders owe up to now must have been asked before (`owed` settles their blocks).
+    #[must_use]
+    pub fn totals(&self) -> ([BlockNanos; 3], BlockNanos) {
+        ([self.house[CACHED], self.house[FREE], BlockNanos(u128::from(self.carry))], self.paid)
     }
 
     /// blocks x elapsed, what everything must sum to.
@@ -155,6 +156,7 @@ mod tests {
         let mut kv = KvMeter::new(2, DeviceNanos(0));
         let holds: Vec<Hold> = (0..3).map(|_| kv.take(0, false)).collect();
         kv.tick(DeviceNanos(100));
+        assert_eq!(kv.owed(&holds[0]), BlockNanos(33));
         let (house, paid) = kv.totals();
         assert_eq!((house.map(|b| b.0), paid.0), ([0, 100, 1], 0));
         let owed: Vec<u128> = holds.into_iter().map(|h| kv.release(h, true).0).collect();

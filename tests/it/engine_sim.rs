@@ -1,0 +1,372 @@
+//! Random small worlds for the engine: tiny vocabularies, few blocks, several tenants, clients that
+//! vanish, steps that fail. A dumb model of what each request must get stands beside the real thing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+
+use obol::clock::{Clock, ManualClock};
+use obol::engine::sampler::{self, Draw, History, Scratch};
+use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
+use obol::meter::calibration::Calibration;
+use obol::meter::partition::Partition;
+use obol::meter::share::{Coefficients, Work};
+use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use obol::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
+use obol::usage::{HouseTime, MeterReport, Usage};
+use obol_models::batch::{Batch, CausalLm};
+use obol_models::fake::FakeModel;
+
+const COST: Coefficients =
+    Coefficients { step: 5_000_000, token: 1_000_000, attention: 3_000, logits: 200_000 };
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+/// What a step costs on the simulated device: exactly the cost game that shares are derived from.
+fn step_cost(batch: &Batch) -> DeviceNanos {
+    let own: u128 = batch
+        .spans
+        .iter()
+        .map(|span| {
+            let context = u64::from(batch.positions[span.rows.start]);
+            let logits = batch.logit_rows.iter().filter(|row| span.rows.contains(row)).count() as u64;
+            COST.own(Work { tokens: span.rows.len() as u64, context, logits })
+        })
+        .sum();
+    DeviceNanos(u64::try_from((u128::from(COST.step) + own) / 1000).unwrap())
+}
+
+struct World {
+    engine: EngineHandle,
+    reports: mpsc::Receiver<MeterReport>,
+    clock: Arc<ManualClock>,
+    busy: Arc<AtomicU64>,
+}
+
+fn config(blocks: usize, block_size: usize) -> EngineConfig {
+    EngineConfig {
+        blocks,
+        block_size,
+        bytes_per_block: 8,
+        max_model_len: blocks * block_size,
+        max_sequences: 4,
+        step_tokens: 6,
+        queue_depth: 64,
+        prefix_caching: true,
+        end_tokens: vec![0],
+    }
+}
+
+impl World {
+    fn new(mut model: FakeModel, config: EngineConfig) -> Self {
+        let clock = Arc::new(ManualClock::at_wall(UnixNanos(1_000_000_000_000)));
+        let (ticking, busy) = (clock.clone(), Arc::new(AtomicU64::new(0)));
+        let counted = busy.clone();
+        model = model.on_forward(move |batch| {
+            ticking.advance(step_cost(batch));
+            counted.fetch_add(step_cost(batch).0, Ordering::SeqCst);
+        });
+        model.allocate_kv(config.blocks, config.block_size).expect("memory for a tiny pool");
+        let mut partition = Partition::default();
+        clock.advance(DeviceNanos(777));
+        partition.book(HouseTime::Load, clock.now());
+        let (sender, reports) = mpsc::channel();
+        let engine = EngineHandle::start(Parts {
+            model: Box::new(model),
+            config,
+            calibration: Calibration::uniform(COST),
+            clock: clock.clone(),
+            partition,
+            reports: sender,
+        });
+        Self { engine, reports, clock, busy }
+    }
+
+    fn submit(
+        &self,
+        ticket: u64,
+        prompt: &[u32],
+        sampling: Sampling,
+        stops: Stops,
+        choices: u32,
+        tenant: u8,
+    ) -> EventStream {
+        self.engine.reserve().expect("the queue has room").submit(NewRequest {
+            id: RequestId(format!("r{ticket}")),
+            ticket: Ticket(ticket),
+            prompt: prompt.into(),
+            choices,
+            sampling,
+            stops,
+            salt: CacheSalt([tenant; 32]),
+        })
+    }
+
+    /// Stops the engine and checks everything that must hold for any history.
+    fn finish(self) -> Vec<Usage> {
+        self.engine.shutdown();
+        let reports: Vec<MeterReport> = self.reports.try_iter().collect();
+        let mut usages: Vec<Usage> = Vec::new();
+        for report in reports.iter() {
+            report.snapshot.check().expect("conservation in every report");
+            usages.extend(report.finished.iter().cloned());
+            let device: DeviceNanos = usages.iter().map(Usage::device).sum();
+            let kv: BlockNanos = usages.iter().map(|u| u.kv).sum();
+            assert_eq!((report.snapshot.settled_device, report.snapshot.settled_kv), (device, kv));
+        }
+        let last = &reports.last().expect("a last report").snapshot;
+        assert!(last.open.is_empty(), "everything is settled at the end");
+        assert_eq!(last.now, self.clock.now(), "the last report is as of the end");
+        let preempted = last.house_time[HouseTime::Preemption as usize];
+        assert_eq!(
+            (last.settled_device + preempted).0,
+            self.busy.load(Ordering::SeqCst),
+            "requests and recompute pay for exactly the steps"
+        );
+        let stats = self.engine.stats();
+        assert_eq!((stats.running, stats.waiting, stats.blocks.held), (0, 0, 0), "all blocks are back");
+        assert_eq!(stats.blocks.cached + stats.blocks.free, stats.blocks_total);
+        usages
+    }
+}
+
+/// What a request must produce, computed the dumb way: one token after another, alone.
+fn oracle(
+    model: &FakeModel,
+    prompt: &[u32],
+    sampling: &Sampling,
+    stops: &Stops,
+    choice: u32,
+) -> (Vec<u32>, Finish) {
+    let mut tokens = prompt.to_vec();
+    let mut history = History::new(prompt, sampling);
+    let mut shown = Vec::new();
+    loop {
+        let generated = tokens.len() - prompt.len();
+        let mut forbidden = Vec::new();
+        if generated < stops.min_tokens as usize {
+            forbidden.extend(&stops.stop_token_ids);
+            if !stops.ignore_eos {
+                forbidden.push(0);
+            }
+        }
+        let draw = Draw { seed: sampling.seed, choice, position: tokens.len() as u64 };
+        let logits = model.logits_after(&tokens);
+        let (token, _) =
+            sampler::sample(&logits, sampling, &history, &forbidden, draw, &mut Scratch::default()).unwrap();
+        tokens.push(token);
+        history.push(token);
+        if (token == 0 && !stops.ignore_eos) || stops.stop_token_ids.contains(&token) {
+            return (shown, Finish::Stop);
+        }
+        shown.push(token);
+        if generated + 1 == stops.max_tokens as usize {
+            return (shown, Finish::Length);
+        }
+    }
+}
+
+async fn read(stream: &mut EventStream, choices: u32) -> Vec<(Vec<u32>, Option<Finish>)> {
+    let mut out = vec![(Vec::new(), None); choices as usize];
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Token { choice, token, .. } => out[choice as usize].0.push(token),
+            Event::Finished { choice, finish } => {
+                assert!(out[choice as usize].1.replace(finish).is_none(), "a choice ends once");
+            }
+        }
+    }
+    out
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u32>, Sampling, Stops) {
+    let prompt_len = 1 + rng.below(capacity - 1);
+    // Few different prompts, so that prefixes collide.
+    let pattern = rng.below(3);
+    let prompt = (0..prompt_len).map(|i| (i * pattern % (vocab - 1) + 1) as u32).collect();
+    let sampling = Sampling {
+        temperature: [0.0, 1.0, 0.7][rng.below(3) as usize],
+        top_p: [1.0, 0.8][rng.below(2) as usize],
+        presence_penalty: [0.0, 0.5][rng.below(2) as usize],
+        repetition_penalty: [1.0, 1.3][rng.below(2) as usize],
+        seed: rng.below(5),
+        ..Sampling::default()
+    };
+    let stops = Stops {
+        max_tokens: 1 + rng.below(capacity - prompt_len) as u32,
+        min_tokens: rng.below(3) as u32,
+        ignore_eos: rng.below(2) == 0,
+        stop_token_ids: if rng.below(4) == 0 { vec![1] } else { Vec::new() },
+    };
+    (prompt, sampling, stops)
+}
+
+#[test]
+fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
+    let (mut preemptions, mut hits) = (0, 0);
+    for seed in 0..250u64 {
+        let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let vocab = 3 + rng.below(3) as usize;
+        let (blocks, block_size) = (5 + rng.below(8) as usize, 1 + rng.below(4) as usize);
+        let mut config = config(blocks, block_size);
+        config.max_sequences = 1 + rng.below(4) as usize;
+        config.prefix_caching = rng.below(5) > 0;
+        let capacity = config.max_model_len as u64;
+        let oracle_model = FakeModel::new(vocab, capacity as usize, seed);
+        let world = World::new(FakeModel::new(vocab, capacity as usize, seed), config);
+        let count = 12;
+        let mut kept = 0;
+        block_on(async {
+            let mut streams = Vec::new();
+            for ticket in 0..count {
+                let (prompt, sampling, stops) = random_request(&mut rng, capacity, vocab as u64);
+                let choices = [1, 1, 1, 3][rng.below(4) as usize];
+                let tenant = rng.below(3) as u8;
+                let stream = world.submit(ticket, &prompt, sampling.clone(), stops.clone(), choices, tenant);
+                if rng.below(5) == 0 {
+                    drop(stream);
+                } else {
+                    streams.push((stream, prompt, sampling, stops, choices));
+                }
+                if rng.below(3) == 0 {
+                    world.clock.advance(DeviceNanos(rng.below(500)));
+                    tokio::task::yield_now().await;
+                }
+            }
+            for (mut stream, prompt, sampling, stops, choices) in streams {
+                let got = read(&mut stream, choices).await;
+                for (choice, (tokens, finish)) in got.into_iter().enumerate() {
+                    let expected = oracle(&oracle_model, &prompt, &sampling, &stops, choice as u32);
+                    assert_eq!(
+                        (tokens, finish),
+                        (expected.0, Some(expected.1)),
+                        "seed {seed}, prompt {prompt:?}"
+                    );
+                }
+                kept += 1;
+            }
+        });
+        let stats = world.engine.stats();
+        preemptions += stats.preemptions;
+        hits += stats.prefix_hits;
+        let usages = world.finish();
+        assert_eq!(usages.len(), count as usize, "seed {seed}: one settlement a request, cancelled ones too");
+        let finished = usages.iter().filter(|u| u.status != Finish::Cancelled).count();
+        assert!(finished >= kept, "seed {seed}");
+    }
+    assert!(preemptions > 100 && hits > 500, "the worlds are tight: {preemptions} preemptions, {hits} hits");
+}
+
+#[test]
+fn alone_in_the_engine_a_request_pays_the_sum_of_its_steps() {
+    let world = World::new(FakeModel::new(5, 40, 1), config(10, 4));
+    let stops = Stops { max_tokens: 6, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
+    block_on(async {
+        let mut stream = world.submit(0, &[1, 2, 3, 1, 2, 3, 1], Sampling::default(), stops, 1, 0);
+        read(&mut stream, 1).await;
+    });
+    let busy = world.busy.load(Ordering::SeqCst);
+    let usages = world.finish();
+    assert_eq!(usages[0].device(), DeviceNanos(busy));
+    assert_eq!((usages[0].steps, usages[0].tokens.completion), (7, 6), "two prefill chunks, five decodes");
+    assert_eq!(usages[0].saved_by_batching, DeviceNanos::ZERO);
+    // 7 tokens: 2 blocks at once; the third when the 9th token is computed; 12 are computed at the end.
+    assert_eq!(usages[0].kv_peak_blocks, 3);
+}
+
+#[test]
+fn a_shared_prefix_costs_no_device_time_the_second_time() {
+    let world = World::new(FakeModel::new(5, 80, 1), config(20, 4));
+    let prompt: Vec<u32> = (0..33).map(|i| i % 4 + 1).collect();
+    let stops = Stops { max_tokens: 1, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
+    block_on(async {
+        for (ticket, tenant) in [(0, 0), (1, 0), (2, 1)] {
+            let mut stream = world.submit(ticket, &prompt, Sampling::default(), stops.clone(), 1, tenant);
+            read(&mut stream, 1).await;
+        }
+    });
+    let usages = world.finish();
+    let cached: Vec<u64> = usages.iter().map(|u| u.tokens.cached).collect();
+    assert_eq!(cached, [0, 32, 0], "the same tenant hits, another does not");
+    assert!(usages[1].prefill.0 * 3 < usages[0].prefill.0);
+    assert!(usages[1].saved_by_prefix_cache > DeviceNanos::ZERO);
+    assert_eq!(usages[2].prefill, usages[0].prefill);
+}
+
+#[test]
+fn who_is_cancelled_before_running_pays_nothing_and_is_still_settled() {
+    let mut config = config(10, 4);
+    config.max_sequences = 1;
+    let world = World::new(FakeModel::new(5, 40, 1), config);
+    let stops = Stops { max_tokens: 30, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
+    block_on(async {
+        let mut first = world.submit(0, &[1; 8], Sampling::default(), stops.clone(), 1, 0);
+        first.next().await;
+        drop(world.submit(1, &[1; 8], Sampling::default(), stops, 1, 0));
+        read(&mut first, 1).await;
+    });
+    let usages = world.finish();
+    let second = usages.iter().find(|u| u.ticket == Ticket(1)).expect("settled");
+    assert_eq!(
+        (second.status, second.device(), second.kv),
+        (Finish::Cancelled, DeviceNanos(0), BlockNanos(0))
+    );
+}
+
+#[test]
+fn a_failing_step_ends_what_took_part_and_the_engine_goes_on() {
+    for (panics, model) in
+        [(false, FakeModel::new(5, 40, 1).fail_at(3)), (true, FakeModel::new(5, 40, 1).panic_at(3))]
+    {
+        let world = World::new(model, config(10, 4));
+        let stops = Stops { max_tokens: 6, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
+        block_on(async {
+            let mut first = world.submit(0, &[1; 8], Sampling::default(), stops.clone(), 1, 0);
+            assert_eq!(read(&mut first, 1).await[0].1, Some(Finish::Error), "panics: {panics}");
+            let mut second = world.submit(1, &[1; 8], Sampling::default(), stops.clone(), 1, 0);
+            assert_eq!(read(&mut second, 1).await[0].1, Some(Finish::Length));
+            assert!(world.engine.ping(std::time::Duration::from_secs(5)).await);
+        });
+        let usages = world.finish();
+        assert_eq!(usages[0].status, Finish::Error);
+        assert!(usages[0].device() > DeviceNanos::ZERO, "what it used stays on its receipt");
+    }
+}
+
+#[test]
+fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
+    let mut config = config(10, 4);
+    config.queue_depth = 2;
+    let world = World::new(FakeModel::new(5, 40, 1), config);
+    let stops = Stops { max_tokens: 30, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
+    let seats = (world.engine.reserve(), world.engine.reserve());
+    assert!(world.engine.reserve().is_err(), "two places are taken");
+    drop(seats);
+    block_on(async {
+        let mut stream = world.submit(0, &[1; 4], Sampling::default(), stops, 2, 0);
+        let mut ends = Vec::new();
+        stream.stop_choice(1);
+        while let Some(event) = stream.next().await {
+            if let Event::Finished { choice, finish } = event {
+                ends.push((choice, finish));
+            }
+        }
+        ends.sort_by_key(|(choice, _)| *choice);
+        assert_eq!(ends, [(0, Finish::Length), (1, Finish::Stop)]);
+    });
+    world.engine.drain();
+    assert!(world.engine.reserve().is_err());
+    world.finish();
+}
