@@ -1,0 +1,196 @@
+"""Crowds, hang-ups, kill -9, SIGTERM: whatever happens to clients or server, the books add up."""
+
+import os
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+import harness
+
+CHAT = "/v1/chat/completions"
+KILL_ROUNDS = int(os.environ.get("OBOL_KILL_ROUNDS", "3"))
+
+
+def messages(number: int) -> list[dict]:
+    return [{"role": "user", "content": f"Tell me story number {number} about the sea."}]
+
+
+def all_receipts(server: harness.Server) -> list[dict]:
+    """Every receipt, page by page."""
+    found, after = [], ""
+    while True:
+        page = server.get(f"/v1/requests?limit=100{after}").json()
+        found.extend(page["data"])
+        if not page["has_more"]:
+            return found
+        after = f"&after={page['last_id']}"
+
+
+def test_a_full_queue_is_a_rate_limit_error(start):
+    own = start("--max-sequences", "1", "--queue-depth", "1", "--max-model-len", "1024")
+    client = openai.OpenAI(base_url=f"{own.url}/v1", api_key="any", max_retries=0, timeout=300)
+    refused, served = [], []
+
+    def ask(number: int) -> None:
+        try:
+            client.chat.completions.create(
+                model="default", messages=messages(number), max_tokens=200, extra_body={"ignore_eos": True}
+            )
+            served.append(number)
+        except openai.RateLimitError as error:
+            refused.append(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert served and refused
+    for error in refused:
+        assert error.code == "queue_full" and error.type == "rate_limit_error"
+        assert int(error.response.headers["retry-after"]) >= 1
+    own.wait_idle()
+    assert len(all_receipts(own)) == len(served), "a refused request costs nothing"
+    own.audit()
+
+
+def test_64_streams_of_which_20_hang_up(start):
+    own = start("--queue-depth", "128", "--max-model-len", "1024")
+    leavers = set(random.Random(5).sample(range(64), 20))
+
+    def ask(number: int) -> str:
+        leaves = number in leavers
+        body = {"model": "default", "messages": messages(number), "max_tokens": 400 if leaves else 24}
+        stream = own.stream(CHAT, {**body, "ignore_eos": True})
+        last = None
+        for seen, event in enumerate(stream.events()):
+            assert "error" not in event, event
+            last = event
+            if leaves and seen == 3 + number % 7:
+                break
+        if not leaves:
+            assert stream.done, "a stream ends with [DONE]"
+            assert last["usage"]["completion_tokens"] == 24
+        stream.close()
+        return stream.headers["x-request-id"]
+
+    with ThreadPoolExecutor(64) as pool:
+        ids = list(pool.map(ask, range(64)))
+    own.wait_idle()
+    receipts = {receipt["request_id"]: receipt for receipt in all_receipts(own)}
+    assert len(receipts) == 64 and set(receipts) == set(ids)
+    for number, request_id in enumerate(ids):
+        receipt = receipts[request_id]
+        assert receipt["status"] == ("cancelled" if number in leavers else "length"), receipt
+        assert receipt["tokens"]["completion"] < 400
+    own.audit()
+    assert own.metrics().total("obol_ledger_conservation_error_ns") == 0
+    assert own.stop() == 0
+    own.audit()
+
+
+def load_until_dead(server: harness.Server, acknowledged: dict[str, str], started: threading.Event) -> None:
+    """Asks and asks; notes each cost that reached the client before the server died."""
+    number = 0
+    while True:
+        number += 1
+        body = {"model": "default", "messages": messages(number), "max_tokens": 1 + number % 12}
+        try:
+            if number % 2:
+                answer = server.post(CHAT, body)
+                receipt = answer.json()["usage"]["obol"]
+            else:
+                stream = server.stream(CHAT, body)
+                *_, last = stream.events()
+                receipt = last["usage"]["obol"]
+            acknowledged[receipt["request_id"]] = receipt["cost"]["total"]
+            started.set()
+        except (OSError, ValueError, harness.http.client.HTTPException):
+            # The connection broke, or the body did before its end: nothing was acknowledged.
+            return
+
+
+def test_kill_9_loses_no_acknowledged_receipt(tmp_path):
+    own = harness.Server(tmp_path / "data", "--max-model-len", "512")
+    acknowledged: dict[str, str] = {}
+    draw = random.Random(17)
+    for round_number in range(KILL_ROUNDS):
+        own.start()
+        started = threading.Event()
+        clients = [threading.Thread(target=load_until_dead, args=(own, acknowledged, started)) for _ in range(6)]
+        for client in clients:
+            client.start()
+        assert started.wait(120), f"round {round_number}: nothing was served\n{own.log()}"
+        time.sleep(draw.uniform(0.0, 1.5))
+        own.kill()
+        for client in clients:
+            client.join(60)
+    own.start()
+    receipts = all_receipts(own)
+    costs = {receipt["request_id"]: receipt["cost"]["total"] for receipt in receipts}
+    assert len(costs) == len(receipts), "a receipt is there twice"
+    missing = {request_id for request_id in acknowledged if request_id not in costs}
+    assert not missing, f"{len(missing)} of {len(acknowledged)} acknowledged receipts are gone"
+    assert all(costs[request_id] == cost for request_id, cost in acknowledged.items())
+    own.audit()
+    assert own.stop() == 0
+    own.audit()
+    print(f"\nkill -9: {KILL_ROUNDS} rounds, {len(acknowledged)} acknowledged receipts, none missing")
+
+
+def test_sigterm_drains(start):
+    own = start("--max-model-len", "1024")
+    request = {"model": "default", "max_tokens": 150, "ignore_eos": True}
+    streams = [own.stream(CHAT, {**request, "messages": messages(number)}) for number in range(4)]
+    events = [stream.events() for stream in streams]
+    for stream in events:
+        next(stream)
+    own.terminate()
+    deadline = time.monotonic() + 30
+    while own.get("/ready").status != 503:
+        assert time.monotonic() < deadline, "a draining server is not ready"
+    refused = own.post(CHAT, {"model": "default", "messages": messages(9), "max_tokens": 1})
+    assert refused.status == 503, refused.body
+    error = refused.error()
+    assert error["type"] == "unavailable_error" and error["code"] == "draining"
+    for stream, rest in zip(streams, events, strict=True):
+        *_, last = rest
+        assert stream.done and last["usage"]["completion_tokens"] == 150
+    assert own.process.wait(60) == 0, own.log()
+    own.audit()
+
+
+def test_preemption_changes_no_token_and_the_books_add_up(start):
+    """Blocks for about two of the eight requests: the rest are preempted and computed again."""
+    request = {"model": "default", "temperature": 0, "max_tokens": 160, "ignore_eos": True}
+
+    def texts(server: harness.Server, at_once: int) -> list[str]:
+        def ask(number: int) -> str:
+            body = server.ok(CHAT, {**request, "messages": messages(number)})
+            return body["choices"][0]["message"]["content"]
+
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(ask, range(8)))
+
+    # 23,040 bytes a token: 16 MiB are about 700 tokens.
+    tight = start("--max-model-len", "512", "--kv-memory", "16MiB")
+    crowded = texts(tight, 8)
+    metrics = tight.wait_idle()
+    assert metrics.total("vllm:num_preemptions_total") > 0
+    tight.audit()
+    tight.kill()
+    roomy = start("--max-model-len", "512")
+    assert texts(roomy, 1) == crowded
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_cancelled_stream_frees_its_blocks(start, n):
+    own = start("--max-model-len", "1024")
+    stream = own.stream(CHAT, {"model": "default", "messages": messages(1), "max_tokens": 800, "n": n})
+    next(stream.events())
+    stream.close()
+    own.wait_idle()
+    receipt = own.receipt(stream.headers["x-request-id"])
+    assert receipt["status"] in ("cancelled", "stop")
+    own.audit()

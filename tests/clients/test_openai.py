@@ -1,0 +1,231 @@
+"""The real `openai` package against the server: what an existing program would do."""
+
+import math
+
+import openai
+import pytest
+
+from conftest import CONTEXT
+
+HELLO = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_models_are_listed_and_found_by_id(client, name):
+    listed = client.models.list().data
+    assert [m.id for m in listed] and listed[0].object == "model"
+    assert client.models.retrieve(name).id == name
+
+
+def test_chat(client, name):
+    answer = client.chat.completions.create(model=name, messages=HELLO, temperature=0, max_tokens=32)
+    choice = answer.choices[0]
+    assert "Paris" in choice.message.content
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason in ("stop", "length")
+    assert answer.object == "chat.completion" and answer.id
+    usage = answer.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert 0 < usage.completion_tokens <= 32
+    assert usage.prompt_tokens_details.cached_tokens >= 0
+
+
+def test_the_alias_default_names_the_model(client):
+    answer = client.chat.completions.create(model="default", messages=HELLO, max_tokens=2)
+    assert answer.choices[0].message.content
+
+
+def test_text_parts_and_the_developer_role(client, name):
+    parts = [{"type": "text", "text": "What is the capital "}, {"type": "text", "text": "of France?"}]
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+    def text(role: str, content) -> str:
+        messages = [{"role": role, "content": system}, {"role": "user", "content": content}]
+        answer = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=12)
+        return answer.choices[0].message.content
+
+    assert text("developer", parts) == text("system", HELLO[0]["content"])
+
+
+def test_streamed_chat_with_usage(client, name):
+    stream = client.chat.completions.create(
+        model=name,
+        messages=HELLO,
+        temperature=0,
+        max_tokens=24,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    *content, last = chunks
+    assert last.choices == [] and last.usage.completion_tokens > 0
+    assert all(chunk.usage is None for chunk in content)
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert content[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in content if c.choices[0].finish_reason] in (["stop"], ["length"])
+    whole = client.chat.completions.create(model=name, messages=HELLO, temperature=0, max_tokens=24)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in content)
+    assert text == whole.choices[0].message.content
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_streamed_chat_without_usage_has_it_on_the_last_chunk(client, name):
+    chunks = list(client.chat.completions.create(model=name, messages=HELLO, max_tokens=8, stream=True))
+    with_usage = [chunk for chunk in chunks if chunk.usage is not None]
+    assert len(with_usage) == 1 and with_usage[0] is chunks[-1]
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_completions(client, name):
+    answer = client.completions.create(model=name, prompt="Once upon a time", temperature=0, max_tokens=16)
+    assert answer.object == "text_completion" and answer.choices[0].text
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 16
+    pieces = client.completions.create(
+        model=name, prompt="Once upon a time", temperature=0, max_tokens=16, stream=True
+    )
+    assert "".join(p.choices[0].text for p in pieces if p.choices) == answer.choices[0].text
+
+
+def test_two_choices(client, name):
+    answer = client.chat.completions.create(
+        model=name, messages=HELLO, n=2, temperature=1.2, seed=3, max_tokens=16
+    )
+    assert sorted(choice.index for choice in answer.choices) == [0, 1]
+    first, second = (choice.message.content for choice in answer.choices)
+    assert first != second, "choices draw from their own numbers"
+    assert answer.usage.completion_tokens > 16 or any(c.finish_reason == "stop" for c in answer.choices)
+    stream = client.chat.completions.create(
+        model=name, messages=HELLO, n=2, temperature=1.2, seed=3, max_tokens=16, stream=True
+    )
+    texts = ["", ""]
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [c.message.content for c in sorted(answer.choices, key=lambda c: c.index)]
+
+
+def test_greedy_choices_are_equal(client, name):
+    answer = client.completions.create(model=name, prompt="The sea is", n=2, temperature=0, max_tokens=8)
+    assert answer.choices[0].text == answer.choices[1].text
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_stop_strings(client, name, streamed):
+    request = {"model": name, "prompt": "One, two, three, four,", "temperature": 0, "max_tokens": 40}
+    free = client.completions.create(**request).choices[0].text
+    # A stop string that begins inside a token and ends inside another.
+    middle = free[9:14]
+    assert len(middle) == 5
+    if streamed:
+        chunks = list(client.completions.create(**request, stop=[middle, "never seen"], stream=True))
+        text = "".join(c.choices[0].text for c in chunks if c.choices)
+        reason = [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason]
+    else:
+        choice = client.completions.create(**request, stop=[middle, "never seen"]).choices[0]
+        text, reason = choice.text, [choice.finish_reason]
+    assert text == free[: free.index(middle)]
+    assert reason == ["stop"]
+
+
+def test_chat_logprobs(client, name):
+    answer = client.chat.completions.create(
+        model=name, messages=HELLO, temperature=0, max_tokens=8, logprobs=True, top_logprobs=3
+    )
+    content = answer.choices[0].logprobs.content
+    assert "".join(bytes(p.bytes).decode(errors="replace") for p in content) == answer.choices[0].message.content
+    for position in content:
+        assert len(position.top_logprobs) == 3
+        ranked = [top.logprob for top in position.top_logprobs]
+        assert ranked == sorted(ranked, reverse=True)
+        assert sum(math.exp(p) for p in ranked) <= 1.0001
+        assert position.token == position.top_logprobs[0].token, "greedy takes the most likely"
+        assert position.logprob == position.top_logprobs[0].logprob
+
+
+def test_completion_logprobs(client, name):
+    answer = client.completions.create(
+        model=name, prompt="Once upon a time", temperature=0, max_tokens=8, logprobs=2
+    )
+    found = answer.choices[0].logprobs
+    assert "".join(found.tokens) == answer.choices[0].text
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset)
+    for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+        assert top[token] == logprob == max(top.values())
+        assert len(top) <= 3
+    assert all(p <= 0 for p in found.token_logprobs)
+
+
+def test_a_seed_repeats_the_text(client, name):
+    def text(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=name, messages=HELLO, temperature=1.5, seed=seed, max_tokens=24
+        )
+        return answer.choices[0].message.content
+
+    assert text(7) == text(7)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+def test_the_receipts_seed_repeats_an_unseeded_request(client, server, name):
+    request = {"model": name, "messages": HELLO, "temperature": 1.5, "max_tokens": 24}
+    first = client.chat.completions.with_raw_response.create(**request)
+    seed = server.receipt(first.headers["x-request-id"])["seed"]
+    again = client.chat.completions.create(**request, seed=int(seed))
+    assert again.choices[0].message.content == first.parse().choices[0].message.content
+
+
+def test_bad_values_are_bad_request_errors(client, name):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=name, messages=HELLO, temperature=-1)
+    assert caught.value.param == "temperature"
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_a_prompt_over_the_context_names_both_lengths(client, server, name):
+    text = "word " * (CONTEXT + 100)
+    length = len(server.ok("/tokenize", {"model": name, "prompt": text})["tokens"])
+    assert length > CONTEXT
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=name, prompt=text, max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+    assert str(length) in caught.value.message and str(CONTEXT) in caught.value.message
+
+
+def test_an_unknown_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="no-such-model", messages=HELLO)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("no-such-model")
+
+
+def test_no_op_values_of_every_field_are_accepted(client, name):
+    answer = client.chat.completions.create(
+        model=name,
+        messages=HELLO,
+        max_completion_tokens=4,
+        store=False,
+        tools=[],
+        response_format={"type": "text"},
+        user="someone",
+        metadata={"run": "1"},
+        presence_penalty=0,
+        frequency_penalty=0,
+        logit_bias={},
+        n=1,
+        top_p=1,
+        parallel_tool_calls=None,
+    )
+    assert answer.choices[0].message.content is not None
+
+
+def test_penalties_bias_and_filters_change_what_is_drawn(client, name):
+    request = {"model": name, "prompt": "go go go go go go", "temperature": 0, "max_tokens": 8}
+    plain = client.completions.create(**request).choices[0].text
+    penalised = client.completions.create(**request, frequency_penalty=2, presence_penalty=2)
+    assert penalised.choices[0].text != plain
+    forced = client.completions.create(**request, logit_bias={"28": 100}).choices[0].text
+    assert forced == "," * 8
+    # top_k 1 is greedy whatever the temperature.
+    single = {**request, "temperature": 1.9, "extra_body": {"top_k": 1}}
+    assert client.completions.create(**single).choices[0].text == plain
