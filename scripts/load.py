@@ -55,7 +55,9 @@ async def one_request(host: str, port: int, path: str, body: dict) -> Outcome:
         await writer.drain()
         status = await reader.readline()
         if b" 200 " not in status:
-            raise Failed(f"{status.decode().strip()}: {(await reader.read()).decode(errors='replace')[-500:]}")
+            raise Failed(
+                f"{status.decode().strip()}: {(await reader.read()).decode(errors='replace')[-500:]}"
+            )
         # Chunked framing shows as lines of hexadecimal digits, which are no events: passed over.
         while line := await reader.readline():
             if not line.startswith(b"data:"):

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
+import harness
 import openai
 import pytest
-
-import harness
 
 # Small enough to be cut by a test's prompt, large enough for every ordinary one.
 CONTEXT = 2048

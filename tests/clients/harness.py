@@ -8,16 +8,15 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 READY_SECONDS = 120
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def required(name: str) -> str:
@@ -55,6 +54,7 @@ def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[st
         text=True,
         timeout=timeout,
         env=clean_environment(),
+        cwd=tempfile.gettempdir(),  # no obol.toml of this folder's
         stdin=subprocess.DEVNULL,
         check=False,
     )
@@ -134,7 +134,12 @@ class Server:
         ]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+                cwd=self.data_dir.parent,
             )
         self.wait_ready()
         return self
@@ -187,7 +192,9 @@ class Server:
     def connect(self, timeout: float = 300) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> Answer:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict | None = None
+    ) -> Answer:
         connection = self.connect()
         try:
             connection.request(method, path, body, headers or {})
@@ -280,7 +287,3 @@ class Metrics:
         found = self.values(name)
         assert found, f"no sample of {name}"
         return sum(value for _, value in found)
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

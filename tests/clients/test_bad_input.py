@@ -4,7 +4,6 @@ import json
 import socket
 
 import pytest
-
 from conftest import CONTEXT
 
 CHAT = "/v1/chat/completions"
@@ -33,7 +32,12 @@ BODIES = [
     ("no body", CHAT, b"", None),
     ("a list", CHAT, b"[]", None),
     ("a number", TEXT, b"1e999", None),
-    ("invalid UTF-8", CHAT, b'{"model": "default", "messages": [{"role": "user", "content": "\xff\xfe"}]}', None),
+    (
+        "invalid UTF-8",
+        CHAT,
+        b'{"model": "default", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        None,
+    ),
     ("deep nesting", CHAT, b"[" * 100_000, None),
     ("messages: string", CHAT, chat(messages="hi"), "messages"),
     ("messages: missing", CHAT, {"model": "default"}, "messages"),
@@ -41,7 +45,12 @@ BODIES = [
     ("messages: number", CHAT, chat(messages=[1]), "messages"),
     ("role: unknown", CHAT, chat(messages=[{"role": "wizard", "content": "hi"}]), "messages"),
     ("content: number", CHAT, chat(messages=[{"role": "user", "content": 3}]), "messages"),
-    ("content: image", CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "messages"),
+    (
+        "content: image",
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+        "messages",
+    ),
     ("model: number", CHAT, chat(model=3), "model"),
     ("max_tokens: string", CHAT, chat(max_tokens="many"), "max_tokens"),
     ("max_tokens: zero", CHAT, chat(max_tokens=0), "max_tokens"),
@@ -77,7 +86,9 @@ BODIES = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "param"), [row[1:] for row in BODIES], ids=[row[0] for row in BODIES])
+@pytest.mark.parametrize(
+    ("path", "body", "param"), [row[1:] for row in BODIES], ids=[row[0] for row in BODIES]
+)
 def test_a_bad_body_is_a_400(server, path, body, param):
     answer = server.post(path, body)
     assert answer.status == 400, (answer.status, answer.body[:500])
@@ -155,7 +166,12 @@ def test_what_is_not_http(server):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", CHAT, 405), ("POST", "/health", 405), ("GET", "/v1/nothing", 404), ("DELETE", "/v1/models", 405)],
+    [
+        ("GET", CHAT, 405),
+        ("POST", "/health", 405),
+        ("GET", "/v1/nothing", 404),
+        ("DELETE", "/v1/models", 405),
+    ],
 )
 def test_wrong_paths_and_methods(server, method, path, status):
     answer = server.request(method, path)

@@ -5,9 +5,8 @@ import re
 import socket
 from decimal import Decimal
 
-import pytest
-
 import harness
+import pytest
 
 HELLO = [{"role": "user", "content": "Say hello to the sea."}]
 

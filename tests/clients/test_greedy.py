@@ -9,7 +9,14 @@ TOKENS = 64
 
 def complete(server, ids: list[int], **fields) -> dict:
     """Token texts and log-probabilities for a prompt of token ids."""
-    body = {"model": "default", "prompt": ids, "temperature": 0, "max_tokens": TOKENS, "logprobs": 5, **fields}
+    body = {
+        "model": "default",
+        "prompt": ids,
+        "temperature": 0,
+        "max_tokens": TOKENS,
+        "logprobs": 5,
+        **fields,
+    }
     return server.ok("/v1/completions", body)["choices"][0]
 
 
@@ -42,7 +49,9 @@ def test_greedy_output_is_llama_cpps_or_a_near_tie(server, golden):
         if not gap < NEAR_TIE:
             wrong.append((number, parts, gap, expected[parts : parts + 3], ours["tokens"][parts : parts + 3]))
     largest = max(gaps, default=0.0)
-    print(f"\ngreedy: {equal} of {len(golden)} equal llama.cpp's, {len(gaps)} part; largest gap {largest:.3f}")
+    print(
+        f"\ngreedy: {equal} of {len(golden)} equal llama.cpp's, {len(gaps)} part; largest gap {largest:.3f}"
+    )
     assert not wrong, wrong
 
 

@@ -4,7 +4,6 @@ import math
 
 import openai
 import pytest
-
 from conftest import CONTEXT
 
 HELLO = [{"role": "user", "content": "What is the capital of France?"}]
@@ -35,7 +34,7 @@ def test_the_alias_default_names_the_model(client):
 
 
 def test_text_parts_and_the_developer_role(client, name):
-    parts = [{"type": "text", "text": "What is the capital "}, {"type": "text", "text": "of France?"}]
+    parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": "of France?"}]
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
     def text(role: str, content) -> str:
@@ -43,7 +42,7 @@ def test_text_parts_and_the_developer_role(client, name):
         answer = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=12)
         return answer.choices[0].message.content
 
-    assert text("developer", parts) == text("system", HELLO[0]["content"])
+    assert text("developer", parts) == text("system", "What is the capital\nof France?")
 
 
 def test_streamed_chat_with_usage(client, name):
@@ -61,7 +60,10 @@ def test_streamed_chat_with_usage(client, name):
     assert all(chunk.usage is None for chunk in content)
     assert len({chunk.id for chunk in chunks}) == 1
     assert content[0].choices[0].delta.role == "assistant"
-    assert [c.choices[0].finish_reason for c in content if c.choices[0].finish_reason] in (["stop"], ["length"])
+    assert [c.choices[0].finish_reason for c in content if c.choices[0].finish_reason] in (
+        ["stop"],
+        ["length"],
+    )
     whole = client.chat.completions.create(model=name, messages=HELLO, temperature=0, max_tokens=24)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in content)
     assert text == whole.choices[0].message.content
@@ -132,7 +134,9 @@ def test_chat_logprobs(client, name):
         model=name, messages=HELLO, temperature=0, max_tokens=8, logprobs=True, top_logprobs=3
     )
     content = answer.choices[0].logprobs.content
-    assert "".join(bytes(p.bytes).decode(errors="replace") for p in content) == answer.choices[0].message.content
+    assert (
+        "".join(bytes(p.bytes).decode(errors="replace") for p in content) == answer.choices[0].message.content
+    )
     for position in content:
         assert len(position.top_logprobs) == 3
         ranked = [top.logprob for top in position.top_logprobs]

@@ -12,9 +12,9 @@ def prompt(seed: int, tail: str) -> str:
 
 def test_a_shared_prefix_is_computed_once(server, name):
     def usage(text: str) -> dict:
-        return server.ok("/v1/completions", {"model": name, "prompt": text, "max_tokens": 4, "temperature": 0})[
-            "usage"
-        ]
+        return server.ok(
+            "/v1/completions", {"model": name, "prompt": text, "max_tokens": 4, "temperature": 0}
+        )["usage"]
 
     first = usage(prompt(1, " The first question: where is the boat?"))
     second = usage(prompt(1, " Another one: who keeps the light?"))

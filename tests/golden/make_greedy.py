@@ -40,12 +40,12 @@ CHAT = [
 RAW = [
     "It is a truth universally acknowledged, that a single man in possession of a good fortune,",
     "Once upon a time, in a village at the edge of a great forest,",
-    "def quicksort(items):\n    \"\"\"Sort a list of numbers.\"\"\"\n",
+    'def quicksort(items):\n    """Sort a list of numbers."""\n',
     "SELECT customers.name, COUNT(orders.id)\nFROM customers\n",
     "1, 1, 2, 3, 5, 8, 13, 21,",
     "12345 foo_bar\n\n  x",
     "The derivative of x^2 + 3x - 5 with respect to x is",
-    "{\"name\": \"Ada\", \"born\": 1815, \"languages\": [",
+    '{"name": "Ada", "born": 1815, "languages": [',
     "Les enfants mangèrent du pain et de la confiture, puis ils sortirent dans le jardin où",
     "Ёлка стоит в углу комнаты — naïve café, 10 € or £9; temperatures of −5 °C to 30 °C.\nIn short:",
 ]
@@ -159,9 +159,13 @@ def main() -> None:
         "model_sha256": hashlib.sha256(Path(given.model).read_bytes()).hexdigest(),
     }
     lines = ",\n".join(json.dumps(case, ensure_ascii=False, separators=(",", ":")) for case in cases)
-    given.out.write_text(f'{{"head":{json.dumps(head, indent=1)},\n"cases":[\n{lines}\n]}}\n', encoding="utf-8")
+    given.out.write_text(
+        f'{{"head":{json.dumps(head, indent=1)},\n"cases":[\n{lines}\n]}}\n', encoding="utf-8"
+    )
     smallest = min(row[1] for case in cases for row in case["second"] if row)
-    print(f"{len(cases)} cases, {sum(len(c['output']) for c in cases)} tokens, smallest gap {smallest}: {given.out}")
+    print(
+        f"{len(cases)} cases, {sum(len(c['output']) for c in cases)} tokens, smallest gap {smallest}: {given.out}"
+    )
 
 
 if __name__ == "__main__":
