@@ -205,9 +205,13 @@ def test_report_and_audit_say_what_the_receipts_say(start, name):
         own.audit()
         result = harness.run("report", "--json", "--data-dir", str(own.data_dir))
         assert result.returncode == 0, result.stderr
-        assert f"{total:.12f}" in result.stdout, (when, total, result.stdout)
-        assert f"{nanos // 10**9}.{nanos % 10**9:09}" in result.stdout, (when, nanos, result.stdout)
-        json.loads(result.stdout)
+        report = json.loads(result.stdout)
+        assert sum(row["requests"] for row in report["rows"]) == len(receipts)
+        assert sum(Decimal(row["usage_cost"]) for row in report["rows"]) == total, when
+        assert sum(Decimal(row["gpu_seconds"]) for row in report["rows"]) * 10**9 == nanos, when
+        for balance in report["balances"]:
+            parts = sum(Decimal(balance[part]) for part in ("usage", "house", "open"))
+            assert Decimal(balance["bill"]) == parts, when
         if when == "running":
             assert own.stop() == 0, own.log()
 
