@@ -13,8 +13,6 @@ pub struct Activations {
     pub(crate) scales: Vec<f32>,
     /// (m, k / 32) scale * (sum of the group's integers)
     pub(crate) sums: Vec<f32>,
-    /// (m, k / 32) sum of the group's integers
-    pub(crate) isums: Vec<i32>,
 }
 
 impl Activations {
@@ -45,6 +43,5 @@ impl Activations {
         self.q.resize(m * k, 0);
         self.scales.resize(m * groups, 0.0);
         self.sums.resize(m * groups, 0.0);
-        self.isums.resize(m * groups, 0);
     }
 }

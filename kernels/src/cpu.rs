@@ -1,16 +1,40 @@
 //! The operations' safe functions: shapes are checked here, the work is shared out over the pool.
 
 use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::attention::{Attention, check_spans};
-use crate::{
-    Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, RopeStyle, RopeTable, Rows, Span, reference,
-};
+use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, parts};
+use crate::dense_product::{DenseTask, TASK_COLUMNS};
+use crate::packed_product::{Cut, PackedTask};
+use crate::rows::{Norm, Quantize, Rotate, SiluMul, ToHalf};
+use crate::simd::dispatch;
+use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, RopeStyle, RopeTable, Rows, Span};
+
+/// Elements of row-wise work that make a task worth while.
+const TASK_ELEMENTS: usize = 16 * 1024;
 
 /// A number of threads and an instruction set: every operation is a method.
 pub struct Cpu {
     pool: Pool,
     isa: Isa,
+    /// Each worker's own; locked only by the worker, so never waited for.
+    scratch: Vec<Mutex<Vec<f32>>>,
+    /// Attention's.
+    work: Mutex<AttentionWork>,
+}
+
+/// What attention keeps from one call to the next.
+#[derive(Default)]
+struct AttentionWork {
+    tiles: Vec<Tile>,
+    /// Figures of parts that are merged later.
+    kept: Vec<f32>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Scratch memory holds nothing that a panic could spoil.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cpu {
@@ -23,7 +47,9 @@ impl Cpu {
     /// When this machine has no such instruction set.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         assert!(isa.is_available(), "this machine has no {isa}");
-        Self { pool: Pool::new(threads), isa }
+        let pool = Pool::new(threads);
+        let scratch = (0..pool.threads()).map(|_| Mutex::default()).collect();
+        Self { pool, isa, scratch, work: Mutex::default() }
     }
 
     pub fn isa(&self) -> Isa {
@@ -34,33 +60,54 @@ impl Cpu {
         &self.pool
     }
 
+    /// `f(row)` for every row of `width` elements' work, in parallel where that pays.
+    fn each_row(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
+        let each = (TASK_ELEMENTS / width.max(1)).clamp(1, rows.max(1));
+        self.pool.run(rows.div_ceil(each), &|task| {
+            (task * each..((task + 1) * each).min(rows)).for_each(f);
+        });
+    }
+
     /// Quantises `x` (m, k) to int8: per group of 32 one scale, amax / 127, rounding half to even.
     pub fn quantize(&self, x: &[f32], k: usize, out: &mut Activations) {
         assert!(k > 0 && k.is_multiple_of(GROUP), "quantize: k = {k} is no multiple of {GROUP}");
         assert!(x.len().is_multiple_of(k), "quantize: {} values are no rows of {k}", x.len());
         out.resize(x.len() / k, k);
-        let (q, scales) = reference::quantize(x);
-        for (group, scale) in scales.iter().enumerate() {
-            let total = q[group * GROUP..][..GROUP].iter().map(|q| i32::from(*q)).sum();
-            out.isums[group] = total;
-            out.sums[group] = scale * total as f32;
-        }
-        out.q.copy_from_slice(&q);
-        out.scales.copy_from_slice(&scales);
+        let (m, groups) = (out.m, k / GROUP);
+        let q = SharedMut::new(&mut out.q);
+        let scales = SharedMut::new(&mut out.scales);
+        let sums = SharedMut::new(&mut out.sums);
+        self.each_row(m, k, &|row| {
+            // SAFETY: each row is handed out once.
+            let (q, scales, sums) = unsafe {
+                (q.slice(row * k, k), scales.slice(row * groups, groups), sums.slice(row * groups, groups))
+            };
+            dispatch(self.isa, Quantize { x: &x[row * k..][..k], q, scales, sums });
+        });
     }
 
     /// y (m, n) = x (m, k) * w^T + bias (n).
     pub fn matmul_packed(&self, x: &Activations, w: &Packed, bias: Option<&[f32]>, y: &mut [f32]) {
         assert_eq!(x.k(), w.k(), "packed product: k differs");
         check_product(x.m(), w.n(), bias, y);
-        reference::matmul_packed(x, w, bias, y);
+        let cut = Cut::new(x.m(), w, self.pool.threads());
+        let y = SharedMut::new(y);
+        self.pool.run(cut.tasks(), &|task| {
+            dispatch(self.isa, PackedTask { x, w, bias, y: &y, cut: &cut, task });
+        });
     }
 
     /// y (m, n) = x (m, k) * w^T + bias (n).
     pub fn matmul_dense(&self, x: &[f32], w: &Dense, bias: Option<&[f32]>, y: &mut [f32]) {
         assert!(x.len().is_multiple_of(w.k()), "dense product: {} values are no rows of {}", x.len(), w.k());
         check_product(x.len() / w.k(), w.n(), bias, y);
-        reference::matmul_dense(x, w, bias, y);
+        if x.is_empty() {
+            return;
+        }
+        let y = SharedMut::new(y);
+        self.pool.run(w.n().div_ceil(TASK_COLUMNS), &|task| {
+            dispatch(self.isa, DenseTask { x, w, bias, y: &y, task });
+        });
     }
 
     /// out = x / sqrt(mean(x^2) + eps) * weight, for rows of `weight.len()`.
@@ -68,21 +115,31 @@ impl Cpu {
     /// Also norms each head of q or k where weight is (head_dim) and the heads lie together.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         check_norm(x, weight, out);
-        reference::rms_norm(x, weight, eps, out);
+        let width = weight.len();
+        let to = SharedMut::new(out);
+        self.each_row(x.len() / width, width, &|row| {
+            let x = &x[row * width..][..width];
+            // SAFETY: each row is handed out once.
+            let out = unsafe { to.slice(row * width, width) };
+            dispatch(self.isa, Norm { x: x.as_ptr(), add: None, weight, eps, out: out.as_mut_ptr() });
+        });
     }
 
     /// Norms in place the first `heads` heads (`weight.len()` each) of rows `stride` apart (q/k norm).
     pub fn rms_norm_heads(&self, x: &mut [f32], stride: usize, heads: usize, weight: &[f32], eps: f32) {
         let width = heads * weight.len();
         assert!(width > 0 && stride >= width, "head norm: stride {stride} is less than {width}");
-        let mut out = vec![0.0; weight.len()];
-        for row in x.chunks_mut(stride) {
-            assert!(row.len() >= width, "head norm: the last row is short");
-            for head in row[..width].chunks_exact_mut(weight.len()) {
-                reference::rms_norm(head, weight, eps, &mut out);
-                head.copy_from_slice(&out);
+        let rows = x.len().div_ceil(stride);
+        Rows::new(x, stride).check("head norm", rows, width);
+        let x = SharedMut::new(x);
+        self.each_row(rows, width, &|row| {
+            // SAFETY: each row is handed out once.
+            let x = unsafe { x.slice(row * stride, width) };
+            for head in x.chunks_exact_mut(weight.len()) {
+                let head = head.as_mut_ptr();
+                dispatch(self.isa, Norm { x: head, add: None, weight, eps, out: head });
             }
-        }
+        });
     }
 
     /// residual += delta, then out = the norm of residual.
@@ -96,7 +153,16 @@ impl Cpu {
     ) {
         assert_eq!(residual.len(), delta.len(), "add and norm: lengths differ");
         check_norm(residual, weight, out);
-        reference::add_rms_norm(residual, delta, weight, eps, out);
+        let width = weight.len();
+        let (residual, to) = (SharedMut::new(residual), SharedMut::new(out));
+        self.each_row(delta.len() / width, width, &|row| {
+            // SAFETY: each row is handed out once.
+            let (residual, out) =
+                unsafe { (residual.slice(row * width, width), to.slice(row * width, width)) };
+            let residual = residual.as_mut_ptr();
+            let add = Some((residual, &delta[row * width..][..width]));
+            dispatch(self.isa, Norm { x: residual, add, weight, eps, out: out.as_mut_ptr() });
+        });
     }
 
     /// x += delta.
@@ -127,14 +193,19 @@ impl Cpu {
         assert!(f > 0 && out.len().is_multiple_of(f), "silu-mul: {} values are no rows of {f}", out.len());
         gate.check("silu-mul gate", out.len() / f, f);
         up.check("silu-mul up", out.len() / f, f);
-        reference::silu_mul(gate, up, f, out);
+        let rows = out.len() / f;
+        let to = SharedMut::new(out);
+        self.each_row(rows, 4 * f, &|row| {
+            // SAFETY: each row is handed out once.
+            let out = unsafe { to.slice(row * f, f) };
+            dispatch(self.isa, SiluMul { gate: gate.row(row, f), up: up.row(row, f), out });
+        });
     }
 
     /// Rotates in place the first `heads` heads of rows `stride` apart, row `i` by `positions[i]`.
     ///
     /// With q and k side by side in a row, `heads` may count both. Elements of a head past the table's
     /// rotary_dim stay as they are.
-    #[expect(clippy::too_many_arguments, reason = "the sizes are the operation's own")]
     pub fn rope(
         &self,
         x: &mut [f32],
@@ -150,7 +221,16 @@ impl Cpu {
         for position in positions {
             assert!((*position as usize) < table.positions(), "rope: no position {position} in the table");
         }
-        reference::rope(x, stride, heads, head_dim, positions, table, style);
+        let half = table.rotary_dim() / 2;
+        let width = heads * head_dim;
+        let x = SharedMut::new(x);
+        self.each_row(positions.len(), width, &|row| {
+            // SAFETY: each row is handed out once.
+            let x = unsafe { x.slice(row * stride, width) };
+            let angles = positions[row] as usize * half;
+            let (cos, sin) = (&table.cos[angles..][..half], &table.sin[angles..][..half]);
+            dispatch(self.isa, Rotate { x, head_dim, cos, sin, style });
+        });
     }
 
     /// Writes each row's k and v (kv_heads, head_dim), rounded to f16, at its position.
@@ -167,7 +247,41 @@ impl Cpu {
         k.check("kv write k", positions.len(), width);
         v.check("kv write v", positions.len(), width);
         check_spans("kv write", layer, spans, positions, block_tables);
-        reference::kv_write(layer, k, v, spans, positions, block_tables);
+        let shape = layer.shape();
+        let (to_k, to_v) = (SharedMut::new(&mut layer.k), SharedMut::new(&mut layer.v));
+        let write = |kv_head: usize| {
+            let mut halves = [0u16; 512];
+            for span in spans {
+                for row in span.rows.clone() {
+                    let position = positions[row] as usize;
+                    let block = block_tables[span.table.start + position / shape.block_size] as usize;
+                    let slot = position % shape.block_size;
+                    let (k_start, v_start) = (shape.k_start(block, kv_head), shape.v_start(block, kv_head));
+                    let from = kv_head * shape.head_dim..(kv_head + 1) * shape.head_dim;
+                    // SAFETY: only this task has this kv head, and it takes one piece at a time.
+                    let (to_k, to_v) = unsafe {
+                        (
+                            to_k.slice(k_start, shape.block_size * shape.head_dim),
+                            to_v.slice(v_start + slot * shape.v_dim(), shape.head_dim),
+                        )
+                    };
+                    dispatch(self.isa, ToHalf { from: &v.row(row, width)[from.clone()], to: to_v });
+                    let from = &k.row(row, width)[from];
+                    for (start, from) in (0..).step_by(halves.len()).zip(from.chunks(halves.len())) {
+                        let halves = &mut halves[..from.len()];
+                        dispatch(self.isa, ToHalf { from, to: &mut *halves });
+                        for (d, half) in (start..).zip(halves) {
+                            to_k[shape.k_offset(slot, d)] = *half;
+                        }
+                    }
+                }
+            }
+        };
+        if positions.len() * width < TASK_ELEMENTS {
+            (0..shape.kv_heads).for_each(write);
+        } else {
+            self.pool.run(shape.kv_heads, &write);
+        }
     }
 
     /// out (rows, heads, head_dim) of queries q (rows, heads, head_dim): a row at position p attends to
@@ -185,8 +299,70 @@ impl Cpu {
         q.check("attention q", positions.len(), heads * shape.head_dim);
         assert_eq!(out.len(), positions.len() * heads * shape.head_dim, "attention: wrong output length");
         check_spans("attention", layer, spans, positions, block_tables);
-        reference::paged_attention(q, attention, out);
+        self.attend(q, attention, out);
     }
+
+    /// As [`Cpu::paged_attention`], checked.
+    fn attend(&self, q: Rows<'_>, attention: &Attention<'_>, out: &mut [f32]) {
+        let sizes = Sizes::of(attention);
+        let kv_heads = attention.layer.shape().kv_heads;
+        let mut work = lock(&self.work);
+        let AttentionWork { tiles, kept } = &mut *work;
+        tiles.clear();
+        for span in attention.spans {
+            let mut row = span.rows.start;
+            while row < span.rows.end {
+                let rows = sizes.tile_rows().min(span.rows.end - row);
+                tiles.push(Tile { row, rows, table: span.table.start });
+                row += rows;
+            }
+        }
+        let tiles = &*tiles;
+        let out = SharedMut::new(out);
+        let parts_most = tiles.iter().map(|tile| parts(attention, *tile).len()).max().unwrap_or(0);
+        // Tiles by themselves keep all threads busy, or there is nothing to cut.
+        if self.pool.threads() == 1 || parts_most < 2 || tiles.len() * kv_heads >= 4 * self.pool.threads() {
+            return self.pool.run_indexed(tiles.len() * kv_heads, &|worker, task| {
+                let mut scratch = lock(&self.scratch[worker]);
+                let scratch = at_least(&mut scratch, sizes.scratch());
+                let (tile, kv_head) = (tiles[task / kv_heads], task % kv_heads);
+                let todo = Todo::All(&out);
+                let (q, q_stride) = (q.data, q.stride);
+                dispatch(self.isa, AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo });
+            });
+        }
+        let part_size = sizes.tile_queries() * sizes.figures();
+        let tile_size = parts_most * part_size;
+        let kept = at_least(kept, tiles.len() * kv_heads * tile_size);
+        let kept_out = SharedMut::new(kept);
+        self.pool.run_indexed(tiles.len() * kv_heads * parts_most, &|worker, task| {
+            let (tile_head, i) = (task / parts_most, task % parts_most);
+            let (tile, kv_head) = (tiles[tile_head / kv_heads], tile_head % kv_heads);
+            let Some(part) = parts(attention, tile).nth(i) else { return };
+            let mut scratch = lock(&self.scratch[worker]);
+            let scratch = at_least(&mut scratch, sizes.scratch());
+            // SAFETY: each task has its own piece.
+            let figures = unsafe { kept_out.slice(tile_head * tile_size + i * part_size, part_size) };
+            let todo = Todo::Part(part, figures);
+            let (q, q_stride) = (q.data, q.stride);
+            dispatch(self.isa, AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo });
+        });
+        self.each_row(tiles.len() * kv_heads, tile_size, &|task| {
+            let (tile, kv_head) = (tiles[task / kv_heads], task % kv_heads);
+            let len = parts(attention, tile).len() * part_size;
+            // SAFETY: the parts are done, and each task has its own tile.
+            let kept = unsafe { kept_out.slice(task * tile_size, len) };
+            dispatch(self.isa, MergeTile { attention, tile, kv_head, kept, out: &out });
+        });
+    }
+}
+
+/// The first `len` elements, after growing to hold them.
+fn at_least(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    &mut scratch[..len]
 }
 
 fn check_product(m: usize, n: usize, bias: Option<&[f32]>, y: &[f32]) {

@@ -2,7 +2,7 @@
 //!
 //! A block holds `block_size` positions of one sequence, in strips of 16. K is laid out (block, kv head,
 //! strip, head_dim, 16) so that 16 positions' scores are computed side by side; V is (block, kv head,
-//! block_size, head_dim). Knows no sequence: who owns a block is the caller's matter.
+//! block_size, head_dim padded to a multiple of 16). Knows no sequence: who owns a block is the caller's matter.
 
 use half::f16;
 
@@ -21,26 +21,27 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of one block, K and V.
     pub fn block_bytes(&self) -> usize {
-        2 * 2 * self.kv_heads * self.block_size * self.head_dim
+        2 * self.kv_heads * self.block_size * (self.head_dim + self.v_dim())
     }
 
-    fn head_block(&self) -> usize {
-        self.block_size * self.head_dim
+    /// Length of a row of V.
+    pub(crate) fn v_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(16)
     }
 
-    /// Where `block`'s values of `kv_head` start, in K and V alike.
-    pub(crate) fn start(&self, block: usize, kv_head: usize) -> usize {
-        (block * self.kv_heads + kv_head) * self.head_block()
+    /// Where `block`'s K of `kv_head` starts.
+    pub(crate) fn k_start(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * self.block_size * self.head_dim
     }
 
-    /// Offset of K's element `d` at `slot` of a block, from [`KvShape::start`].
+    /// Where `block`'s V of `kv_head` starts.
+    pub(crate) fn v_start(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * self.block_size * self.v_dim()
+    }
+
+    /// Offset of K's element `d` at `slot` of a block.
     pub(crate) fn k_offset(&self, slot: usize, d: usize) -> usize {
         ((slot / STRIP) * self.head_dim + d) * STRIP + slot % STRIP
-    }
-
-    /// Offset of V's element `d` at `slot` of a block, from [`KvShape::start`].
-    pub(crate) fn v_offset(&self, slot: usize, d: usize) -> usize {
-        slot * self.head_dim + d
     }
 }
 
@@ -63,8 +64,9 @@ impl KvLayer {
             "kv: block size {} is no multiple of {STRIP}",
             shape.block_size
         );
-        let len = blocks * shape.kv_heads * shape.head_block();
-        Self { shape, blocks, k: vec![0; len], v: vec![0; len] }
+        let positions = blocks * shape.kv_heads * shape.block_size;
+        let (k, v) = (vec![0; positions * shape.head_dim], vec![0; positions * shape.v_dim()]);
+        Self { shape, blocks, k, v }
     }
 
     pub fn shape(&self) -> KvShape {
@@ -82,10 +84,10 @@ impl KvLayer {
 
     /// K and V (head_dim each) of `kv_head` at `slot` of `block`: slow, for tests.
     pub fn read(&self, block: usize, kv_head: usize, slot: usize) -> (Vec<f32>, Vec<f32>) {
-        let start = self.shape.start(block, kv_head);
+        let (k_start, v_start) = (self.shape.k_start(block, kv_head), self.shape.v_start(block, kv_head));
         let single = |bits: u16| f16::from_bits(bits).to_f32();
-        let k = |d| single(self.k[start + self.shape.k_offset(slot, d)]);
-        let v = |d| single(self.v[start + self.shape.v_offset(slot, d)]);
+        let k = |d| single(self.k[k_start + self.shape.k_offset(slot, d)]);
+        let v = |d| single(self.v[v_start + slot * self.shape.v_dim() + d]);
         ((0..self.shape.head_dim).map(k).collect(), (0..self.shape.head_dim).map(v).collect())
     }
 }

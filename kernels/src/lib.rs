@@ -10,14 +10,19 @@
 
 mod activations;
 mod attention;
+mod attention_kernel;
 mod cpu;
 mod dense;
+mod dense_product;
 mod isa;
 mod kv;
 mod packed;
+mod packed_product;
 mod pool;
 pub mod reference;
 mod rope;
+mod rows;
+mod simd;
 
 pub use activations::Activations;
 pub use attention::{Attention, Span};

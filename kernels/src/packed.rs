@@ -170,6 +170,10 @@ impl Packed {
         self.k / GROUP
     }
 
+    pub(crate) fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
     /// The packed integers, 64-byte aligned.
     pub(crate) fn quants(&self) -> &[u8] {
         // SAFETY: a `Line` is 64 plain bytes.

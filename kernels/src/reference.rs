@@ -121,12 +121,12 @@ pub fn kv_write(
             let block = block_tables[span.table.start + position / shape.block_size] as usize;
             let slot = position % shape.block_size;
             for head in 0..shape.kv_heads {
-                let start = shape.start(block, head);
+                let (k_start, v_start) = (shape.k_start(block, head), shape.v_start(block, head));
                 for d in 0..shape.head_dim {
                     let i = head * shape.head_dim + d;
-                    layer.k[start + shape.k_offset(slot, d)] =
+                    layer.k[k_start + shape.k_offset(slot, d)] =
                         half::f16::from_f32(k.row(row, width)[i]).to_bits();
-                    layer.v[start + shape.v_offset(slot, d)] =
+                    layer.v[v_start + slot * shape.v_dim() + d] =
                         half::f16::from_f32(v.row(row, width)[i]).to_bits();
                 }
             }

@@ -1,0 +1,231 @@
+//! The product of int8 rows and packed weights: tiles of a few rows and one or two panels of 16 columns.
+//!
+//! Per group the integer dots are exact; then, in the order of the groups, `sum += scale * a_scale * dot` and
+//! `sum += min * a_sum`, both fused where the instruction set fuses. Every tile size does the same for a row,
+//! so the tiling cannot be seen in the result.
+
+#![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
+
+use crate::cpu::SharedMut;
+use crate::packed::{Bits, PANEL, Scales};
+use crate::simd::{Kernel, Simd, store_part};
+use crate::{Activations, GROUP, Packed};
+
+/// Rows of a task: their integers stay in the second-level cache while the panels go by.
+const ROW_BLOCK: usize = 128;
+
+/// Weight bytes that make a task worth while.
+const TASK_BYTES: usize = 24 * 1024;
+
+/// How a product is cut into tasks.
+pub(crate) struct Cut {
+    column_tasks: usize,
+    panels_each: usize,
+    row_tasks: usize,
+    rows_each: usize,
+}
+
+impl Cut {
+    pub(crate) fn new(m: usize, w: &Packed, threads: usize) -> Self {
+        let panels = w.n().div_ceil(PANEL);
+        let panel_bytes = w.groups() * w.bits().group_bytes();
+        let row_tasks = m.div_ceil(ROW_BLOCK);
+        let rows_each = m.div_ceil(row_tasks.max(1));
+        // Eight tasks a thread, so that a thread that loses its core holds up little; pairs of panels.
+        let wanted = (8 * threads).div_ceil(row_tasks.max(1));
+        let least = (TASK_BYTES / (panel_bytes * rows_each.clamp(1, 8))).max(1);
+        let panels_each = panels.div_ceil(wanted).max(least).next_multiple_of(2).min(panels.max(1));
+        Self { column_tasks: panels.div_ceil(panels_each), panels_each, row_tasks, rows_each }
+    }
+
+    pub(crate) fn tasks(&self) -> usize {
+        self.column_tasks * self.row_tasks
+    }
+}
+
+/// One task of a product.
+pub(crate) struct PackedTask<'a> {
+    pub(crate) x: &'a Activations,
+    pub(crate) w: &'a Packed,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) y: &'a SharedMut<'a, f32>,
+    pub(crate) cut: &'a Cut,
+    pub(crate) task: usize,
+}
+
+impl Kernel for PackedTask<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let panels = self.w.n().div_ceil(PANEL);
+        let row_start = self.task / self.cut.column_tasks * self.cut.rows_each;
+        let row_end = (row_start + self.cut.rows_each).min(self.x.m());
+        let panel_start = self.task % self.cut.column_tasks * self.cut.panels_each;
+        let panel_end = (panel_start + self.cut.panels_each).min(panels);
+        let mut panel = panel_start;
+        while panel < panel_end {
+            let pair = S::TILE_PANELS == 2 && panel + 2 <= panel_end;
+            let mut row = row_start;
+            while row < row_end {
+                // Tiles of nearly equal height.
+                let left = row_end - row;
+                let rows = left.div_ceil(left.div_ceil(S::TILE_ROWS));
+                // SAFETY: rows and panels exist; only this task writes them.
+                unsafe {
+                    match (pair, self.w.bits()) {
+                        (true, Bits::Four) => rows_tile::<S, 2, false>(s, &self, row, rows, panel),
+                        (true, Bits::Eight) => rows_tile::<S, 2, true>(s, &self, row, rows, panel),
+                        (false, Bits::Four) => rows_tile::<S, 1, false>(s, &self, row, rows, panel),
+                        (false, Bits::Eight) => rows_tile::<S, 1, true>(s, &self, row, rows, panel),
+                    }
+                }
+                row += rows;
+            }
+            panel += if pair { 2 } else { 1 };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_tile<S: Simd, const NR: usize, const EIGHT: bool>(
+    s: S,
+    t: &PackedTask<'_>,
+    row: usize,
+    rows: usize,
+    panel: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => tile::<S, 1, NR, EIGHT>(s, t, row, panel),
+            2 => tile::<S, 2, NR, EIGHT>(s, t, row, panel),
+            3 => tile::<S, 3, NR, EIGHT>(s, t, row, panel),
+            4 => tile::<S, 4, NR, EIGHT>(s, t, row, panel),
+            _ if S::TILE_ROWS <= 4 => unreachable!("a tile of {rows} rows; this is a bug"),
+            5 => tile::<S, 5, NR, EIGHT>(s, t, row, panel),
+            6 => tile::<S, 6, NR, EIGHT>(s, t, row, panel),
+            7 => tile::<S, 7, NR, EIGHT>(s, t, row, panel),
+            8 => tile::<S, 8, NR, EIGHT>(s, t, row, panel),
+            _ => unreachable!("a tile of {rows} rows; this is a bug"),
+        }
+    }
+}
+
+/// Scale and min of a tile's 16 columns in one group.
+#[inline(always)]
+unsafe fn scale_min<S: Simd>(s: S, w: &Packed, tile: usize) -> (S::V, S::V) {
+    // SAFETY: the tile exists: the caller's promise.
+    unsafe {
+        match w.scales() {
+            Scales::F16Centred(v) => {
+                let scale = s.load_f16(v.as_ptr().add(tile * PANEL));
+                (scale, s.mul(scale, s.splat(-f32::from(w.bits().centre()))))
+            }
+            Scales::F16(v) => {
+                let at = v.as_ptr().add(tile * PANEL * 2);
+                (s.load_f16(at), s.load_f16(at.add(PANEL)))
+            }
+            Scales::F32(v) => {
+                let at = v.as_ptr().add(tile * PANEL * 2);
+                (s.load(at), s.load(at.add(PANEL)))
+            }
+        }
+    }
+}
+
+/// `MR` rows from `row` on times `NR` panels from `panel` on.
+///
+/// # Safety
+/// They exist, and nobody else reads or writes these outputs.
+#[inline(always)]
+unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool>(
+    s: S,
+    t: &PackedTask<'_>,
+    row: usize,
+    panel: usize,
+) {
+    let (x, w) = (t.x, t.w);
+    let groups = w.groups();
+    let group_bytes = w.bits().group_bytes();
+    let quants = w.quants().as_ptr();
+    let mut sums = [[s.zero(); NR]; MR];
+    // SAFETY: all pointers below stay within row < m, group < groups, panel < panels of x and w.
+    unsafe {
+        let a = x.q.as_ptr().add(row * x.k);
+        let a_scales = x.scales.as_ptr().add(row * groups);
+        let a_sums = x.sums.as_ptr().add(row * groups);
+        for group in 0..groups {
+            let a = a.add(group * GROUP);
+            let mut at = [quants; NR];
+            for p in 0..NR {
+                at[p] = quants.add(((panel + p) * groups + group) * group_bytes);
+            }
+            let mut dots = [[s.zero(); NR]; MR];
+            if EIGHT {
+                let mut acc = [[s.dot8_zero(); NR]; MR];
+                for j in 0..8 {
+                    let mut bytes = [s.load_bytes(at[0].add(64 * j)); NR];
+                    for p in 1..NR {
+                        bytes[p] = s.load_bytes(at[p].add(64 * j));
+                    }
+                    for r in 0..MR {
+                        for p in 0..NR {
+                            acc[r][p] = s.dot8(acc[r][p], bytes[p], a.add(r * x.k + 4 * j));
+                        }
+                    }
+                }
+                for r in 0..MR {
+                    for p in 0..NR {
+                        dots[r][p] = s.dot8_f32(acc[r][p]);
+                    }
+                }
+            } else {
+                let mut acc = [[s.dot4_zero(); NR]; MR];
+                for j in 0..4 {
+                    let bytes = s.load_bytes(at[0].add(64 * j));
+                    let (mut low, mut high) = ([s.low_nibbles(bytes); NR], [s.high_nibbles(bytes); NR]);
+                    for p in 1..NR {
+                        let bytes = s.load_bytes(at[p].add(64 * j));
+                        (low[p], high[p]) = (s.low_nibbles(bytes), s.high_nibbles(bytes));
+                    }
+                    for r in 0..MR {
+                        for p in 0..NR {
+                            acc[r][p] = s.dot4(acc[r][p], low[p], a.add(r * x.k + 4 * j));
+                            acc[r][p] = s.dot4(acc[r][p], high[p], a.add(r * x.k + 16 + 4 * j));
+                        }
+                    }
+                }
+                for r in 0..MR {
+                    for p in 0..NR {
+                        dots[r][p] = s.dot4_f32(acc[r][p]);
+                    }
+                }
+            }
+            for p in 0..NR {
+                let (scale, min) = scale_min(s, w, (panel + p) * groups + group);
+                for r in 0..MR {
+                    let a_scale = s.splat(*a_scales.add(r * groups + group));
+                    let a_sum = s.splat(*a_sums.add(r * groups + group));
+                    sums[r][p] = s.fma(s.mul(scale, a_scale), dots[r][p], sums[r][p]);
+                    sums[r][p] = s.fma(min, a_sum, sums[r][p]);
+                }
+            }
+        }
+        for r in 0..MR {
+            for p in 0..NR {
+                let column = (panel + p) * PANEL;
+                let width = PANEL.min(w.n() - column);
+                let y = t.y.slice((row + r) * w.n() + column, width);
+                if width == PANEL {
+                    s.store(y.as_mut_ptr(), sums[r][p]);
+                } else {
+                    store_part(s, y.as_mut_ptr(), width, sums[r][p]);
+                }
+                if let Some(bias) = t.bias {
+                    for (y, bias) in y.iter_mut().zip(&bias[column..]) {
+                        *y += bias;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Kernels that work on single rows: quantising, norms, activations, rotation. Each row by itself, in a
+//! fixed order.
+
+use crate::simd::{Kernel, LANES, Simd, load_part, split, store_part};
+use crate::{GROUP, RopeStyle};
+
+/// Quantises one row to int8 (groups of 32).
+pub(crate) struct Quantize<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) q: &'a mut [i8],
+    pub(crate) scales: &'a mut [f32],
+    pub(crate) sums: &'a mut [f32],
+}
+
+impl Kernel for Quantize<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for group in 0..self.scales.len() {
+            let x = &self.x[group * GROUP..][..GROUP];
+            let q = &mut self.q[group * GROUP..][..GROUP];
+            // SAFETY: both slices have 2 * 16 elements.
+            unsafe {
+                let (a, b) = (s.load(x.as_ptr()), s.load(x.as_ptr().add(LANES)));
+                let amax = s.largest(s.max(s.abs(a), s.abs(b)));
+                // Under this the inverse overflows; such values are zero beside any other.
+                let inverse = if amax < f32::MIN_POSITIVE * 128.0 { 0.0 } else { 127.0 / amax };
+                let scale = if inverse == 0.0 { 0.0 } else { amax / 127.0 };
+                let v = s.splat(inverse);
+                let total = s.store_i8(q.as_mut_ptr(), s.mul(a, v))
+                    + s.store_i8(q.as_mut_ptr().add(LANES), s.mul(b, v));
+                self.scales[group] = scale;
+                self.sums[group] = scale * total as f32;
+            }
+        }
+    }
+}
+
+/// residual += delta (if any), then out = residual / rms * weight, one row.
+pub(crate) struct Norm<'a> {
+    pub(crate) x: *const f32,
+    /// Where the sum goes, and what is added.
+    pub(crate) add: Option<(*mut f32, &'a [f32])>,
+    pub(crate) weight: &'a [f32],
+    pub(crate) eps: f32,
+    /// May be `x`.
+    pub(crate) out: *mut f32,
+}
+
+impl Kernel for Norm<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.weight.len();
+        let (full, rest) = split(width);
+        let mut squares = s.zero();
+        // SAFETY: all rows have `width` elements: checked where the kernel is made. Loads come before the
+        // stores to the same place.
+        unsafe {
+            if let Some((residual, delta)) = self.add {
+                let mut i = 0;
+                while i < full {
+                    let sum = s.add(s.load(self.x.add(i)), s.load(delta.as_ptr().add(i)));
+                    s.store(residual.add(i), sum);
+                    squares = s.fma(sum, sum, squares);
+                    i += LANES;
+                }
+                if rest > 0 {
+                    let x = load_part(s, self.x.add(full), rest);
+                    let sum = s.add(x, load_part(s, delta.as_ptr().add(full), rest));
+                    store_part(s, residual.add(full), rest, sum);
+                    squares = s.fma(sum, sum, squares);
+                }
+            } else {
+                let mut i = 0;
+                while i < full {
+                    let x = s.load(self.x.add(i));
+                    squares = s.fma(x, x, squares);
+                    i += LANES;
+                }
+                if rest > 0 {
+                    let x = load_part(s, self.x.add(full), rest);
+                    squares = s.fma(x, x, squares);
+                }
+            }
+            let factor = s.splat(1.0 / (s.sum(squares) / width as f32 + self.eps).sqrt());
+            let weight = self.weight.as_ptr();
+            let mut i = 0;
+            while i < full {
+                let x = s.mul(s.load(self.x.add(i)), factor);
+                s.store(self.out.add(i), s.mul(x, s.load(weight.add(i))));
+                i += LANES;
+            }
+            if rest > 0 {
+                let x = s.mul(load_part(s, self.x.add(full), rest), factor);
+                store_part(s, self.out.add(full), rest, s.mul(x, load_part(s, weight.add(full), rest)));
+            }
+        }
+    }
+}
+
+/// out = silu(gate) * up, one row.
+pub(crate) struct SiluMul<'a> {
+    pub(crate) gate: &'a [f32],
+    pub(crate) up: &'a [f32],
+    pub(crate) out: &'a mut [f32],
+}
+
+#[inline(always)]
+fn silu_mul<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
+    let below = s.add(s.splat(1.0), s.exp(s.sub(s.zero(), gate)));
+    s.mul(s.div(gate, below), up)
+}
+
+impl Kernel for SiluMul<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let width = self.out.len();
+        assert!(self.gate.len() == width && self.up.len() == width, "rows differ; this is a bug");
+        let (full, rest) = split(width);
+        let (gate, up, out) = (self.gate.as_ptr(), self.up.as_ptr(), self.out.as_mut_ptr());
+        // SAFETY: all three rows have `width` elements.
+        unsafe {
+            let mut i = 0;
+            while i < full {
+                s.store(out.add(i), silu_mul(s, s.load(gate.add(i)), s.load(up.add(i))));
+                i += LANES;
+            }
+            if rest > 0 {
+                let (gate, up) = (load_part(s, gate.add(full), rest), load_part(s, up.add(full), rest));
+                store_part(s, out.add(full), rest, silu_mul(s, gate, up));
+            }
+        }
+    }
+}
+
+/// Rotates the heads of one row.
+pub(crate) struct Rotate<'a> {
+    /// (heads, head_dim)
+    pub(crate) x: &'a mut [f32],
+    pub(crate) head_dim: usize,
+    /// (rotary_dim / 2)
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+    pub(crate) style: RopeStyle,
+}
+
+impl Kernel for Rotate<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let half = self.cos.len();
+        assert!(self.sin.len() == half && 2 * half <= self.head_dim, "wrong angles; this is a bug");
+        for head in self.x.chunks_exact_mut(self.head_dim) {
+            match self.style {
+                RopeStyle::Interleaved => {
+                    for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(self.cos).zip(self.sin) {
+                        let (a, b) = (pair[0], pair[1]);
+                        pair[0] = a * cos - b * sin;
+                        pair[1] = a * sin + b * cos;
+                    }
+                }
+                RopeStyle::Halves => {
+                    let (first, second) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b) = (first[i], second[i]);
+                        first[i] = a * self.cos[i] - b * self.sin[i];
+                        second[i] = a * self.sin[i] + b * self.cos[i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// to = from rounded to f16.
+pub(crate) struct ToHalf<'a> {
+    pub(crate) from: &'a [f32],
+    pub(crate) to: &'a mut [u16],
+}
+
+impl Kernel for ToHalf<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert_eq!(self.from.len(), self.to.len(), "lengths differ; this is a bug");
+        let (full, rest) = split(self.from.len());
+        // SAFETY: both slices have the same length, full + rest.
+        unsafe {
+            let mut i = 0;
+            while i < full {
+                s.store_f16(self.to.as_mut_ptr().add(i), s.load(self.from.as_ptr().add(i)));
+                i += LANES;
+            }
+            if rest > 0 {
+                let mut halves = [0u16; LANES];
+                s.store_f16(halves.as_mut_ptr(), load_part(s, self.from.as_ptr().add(full), rest));
+                self.to[full..].copy_from_slice(&halves[..rest]);
+            }
+        }
+    }
+}

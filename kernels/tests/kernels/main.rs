@@ -1,0 +1,7 @@
+//! The kernels against the reference, for each instruction set of this machine.
+
+mod attention;
+mod common;
+mod packed;
+mod pool;
+mod rows;

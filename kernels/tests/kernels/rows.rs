@@ -1,0 +1,148 @@
+//! Norms, activations, rotation and the dense product against the reference, and their row invariance.
+
+use crate::common::{Random, assert_close, assert_same_bits, cpus};
+use half::{bf16, f16};
+use obol_kernels::{Cpu, Dense, DenseData, Isa, RopeScaling, RopeStyle, RopeTable, Rows, reference};
+
+#[test]
+fn norms_agree_with_the_reference_and_row_by_row() {
+    let mut random = Random(1);
+    for cpu in cpus() {
+        for (m, width) in [(1, 576), (9, 15), (33, 17), (40, 1536), (3, 64)] {
+            let what = format!("{} {m}x{width}", cpu.isa());
+            let (x, delta, weight) = (random.vec(m * width), random.vec(m * width), random.vec(width));
+            let (mut y, mut expected) = (vec![0.0; m * width], vec![0.0; m * width]);
+            cpu.rms_norm(&x, &weight, 1e-5, &mut y);
+            reference::rms_norm(&x, &weight, 1e-5, &mut expected);
+            assert_close(&y, &expected, 1e-6, &what);
+            let mut one = vec![0.0; width];
+            cpu.rms_norm(&x[(m - 1) * width..], &weight, 1e-5, &mut one);
+            assert_same_bits(&one, &y[(m - 1) * width..], &what);
+
+            let (mut residual, mut residual_expected) = (x.clone(), x.clone());
+            cpu.add_rms_norm(&mut residual, &delta, &weight, 1e-5, &mut y);
+            reference::add_rms_norm(&mut residual_expected, &delta, &weight, 1e-5, &mut expected);
+            assert_same_bits(&residual, &residual_expected, &what);
+            assert_close(&y, &expected, 1e-6, &what);
+            // The fused norm is the plain norm of the sum.
+            cpu.rms_norm(&residual, &weight, 1e-5, &mut expected);
+            assert_same_bits(&y, &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn head_norms_leave_the_rest_of_a_row() {
+    let mut random = Random(2);
+    for cpu in cpus() {
+        let (rows, stride, heads, dim) = (5, 100, 3, 24);
+        let x = random.vec(rows * stride);
+        let weight = random.vec(dim);
+        let mut y = x.clone();
+        cpu.rms_norm_heads(&mut y, stride, heads, &weight, 1e-6);
+        for row in 0..rows {
+            let (x, y) = (&x[row * stride..][..stride], &y[row * stride..][..stride]);
+            let mut expected = vec![0.0; heads * dim];
+            reference::rms_norm(&x[..heads * dim], &weight, 1e-6, &mut expected);
+            assert_close(&y[..heads * dim], &expected, 1e-6, "heads");
+            assert_same_bits(&y[heads * dim..], &x[heads * dim..], "the rest");
+        }
+    }
+}
+
+#[test]
+fn silu_agrees_with_the_reference_also_far_out() {
+    let mut random = Random(3);
+    for cpu in cpus() {
+        for (m, f) in [(1, 1536), (9, 17), (33, 96)] {
+            let mut x: Vec<f32> = random.vec(m * 2 * f).iter().map(|x| x * 20.0).collect();
+            (x[0], x[1], x[2], x[3]) = (0.0, -200.0, 200.0, -85.0);
+            let (mut y, mut expected) = (vec![0.0; m * f], vec![0.0; m * f]);
+            cpu.silu_mul(&x, f, &mut y);
+            reference::silu_mul(Rows::new(&x, 2 * f), Rows::new(&x[f..], 2 * f), f, &mut expected);
+            assert_close(&y, &expected, 1e-6, &format!("{} {m}x{f}", cpu.isa()));
+            let split = |start: usize| -> Vec<f32> {
+                x.chunks(2 * f).flat_map(|row| row[start..start + f].to_vec()).collect()
+            };
+            cpu.silu_mul_split(&split(0), &split(f), f, &mut expected);
+            assert_same_bits(&expected, &y, "gate and up apart");
+            let mut one = vec![0.0; f];
+            cpu.silu_mul(&x[(m - 1) * 2 * f..], f, &mut one);
+            assert_same_bits(&one, &y[(m - 1) * f..], "the last row alone");
+        }
+    }
+}
+
+#[test]
+fn rotation_agrees_with_the_reference() {
+    let mut random = Random(4);
+    for cpu in cpus() {
+        for (head_dim, rotary, style) in [
+            (64, 64, RopeStyle::Interleaved),
+            (64, 64, RopeStyle::Halves),
+            (80, 32, RopeStyle::Halves),
+            (24, 24, RopeStyle::Interleaved),
+        ] {
+            let table = RopeTable::new(rotary, 10_000.0, 5000, &RopeScaling::None);
+            let (rows, heads, stride) = (40, 3, 3 * head_dim + 5);
+            let positions: Vec<u32> = (0..rows).map(|_| random.below(5000) as u32).collect();
+            let x = random.vec(rows * stride);
+            let (mut y, mut expected) = (x.clone(), x.clone());
+            cpu.rope(&mut y, stride, heads, head_dim, &positions, &table, style);
+            reference::rope(&mut expected, stride, heads, head_dim, &positions, &table, style);
+            assert_close(&y, &expected, 1e-6, &format!("{} {head_dim} {style:?}", cpu.isa()));
+            let last = (rows - 1) * stride;
+            let mut one = x[last..].to_vec();
+            cpu.rope(&mut one, stride, heads, head_dim, &positions[rows - 1..], &table, style);
+            assert_same_bits(&one, &y[last..], "the last row alone");
+        }
+    }
+}
+
+#[test]
+fn frequencies_are_scaled() {
+    let plain = RopeTable::new(4, 100.0, 9, &RopeScaling::None);
+    let linear = RopeTable::new(4, 100.0, 9, &RopeScaling::Linear(4.0));
+    let factors = RopeTable::new(4, 100.0, 9, &RopeScaling::Factors(vec![1.0, 4.0]));
+    let cpu = Cpu::new(1);
+    let turn = |table: &RopeTable, position| {
+        let mut x = vec![1.0, 0.0, 1.0, 0.0];
+        cpu.rope(&mut x, 4, 1, 4, &[position], table, RopeStyle::Interleaved);
+        x
+    };
+    assert_eq!(turn(&linear, 8), turn(&plain, 2));
+    assert_eq!(turn(&factors, 8)[..2], turn(&plain, 8)[..2]);
+    assert_eq!(turn(&factors, 8)[2..], turn(&plain, 2)[2..]);
+}
+
+#[test]
+fn the_dense_product_agrees_with_the_reference_and_row_by_row() {
+    let mut random = Random(5);
+    for isa in Isa::available() {
+        for (n, k) in [(1, 32), (15, 33), (17, 576), (70, 100), (16, 1536), (3, 7)] {
+            let w = random.vec(n * k);
+            let bias = random.vec(n);
+            for kind in 0..3 {
+                let data = match kind {
+                    0 => DenseData::F32(w.clone()),
+                    1 => DenseData::F16(w.iter().map(|w| f16::from_f32(*w)).collect()),
+                    _ => DenseData::Bf16(w.iter().map(|w| bf16::from_f32(*w)).collect()),
+                };
+                let w = Dense::new(n, k, data);
+                for m in [1, 2, 7, 8, 9, 33] {
+                    let x = random.vec(m * k);
+                    let (mut y, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
+                    Cpu::with_isa(3, isa).matmul_dense(&x, &w, Some(&bias), &mut y);
+                    reference::matmul_dense(&x, &w, Some(&bias), &mut expected);
+                    let what = format!("{isa} {n}x{k} kind {kind} m={m}");
+                    assert_close(&y, &expected, 1e-7 * k as f32 + 1e-6, &what);
+                    for row in 0..m {
+                        let mut one = vec![0.0; n];
+                        Cpu::with_isa(1, isa).matmul_dense(&x[row * k..][..k], &w, Some(&bias), &mut one);
+                        assert_same_bits(&one, &y[row * n..][..n], &what);
+                    }
+                }
+            }
+        }
+    }
+}
