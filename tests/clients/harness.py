@@ -46,14 +46,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """One command of the program, to its end."""
+def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One command of the program, to its end, with these variables over ours."""
     return subprocess.run(
         [binary(), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=clean_environment(),
+        env=clean_environment() | environment,
         cwd=tempfile.gettempdir(),  # no obol.toml of this folder's
         stdin=subprocess.DEVNULL,
         check=False,

@@ -1,5 +1,6 @@
 """Crowds, hang-ups, kill -9, SIGTERM: whatever happens to clients or server, the books add up."""
 
+import http.client
 import os
 import random
 import threading
@@ -80,21 +81,25 @@ def test_64_streams_of_which_20_hang_up(start):
 
 def load_until_dead(server: harness.Server, acknowledged: dict[str, str], started: threading.Event) -> None:
     """Asks and asks; notes each cost that reached the client before the server died."""
+
+    def note(receipt: dict) -> None:
+        acknowledged[receipt["request_id"]] = receipt["cost"]["total"]
+        started.set()
+
     number = 0
     while True:
         number += 1
         body = {"model": "default", "messages": messages(number), "max_tokens": 1 + number % 12}
         try:
             if number % 2:
-                answer = server.post(CHAT, body)
-                receipt = answer.json()["usage"]["obol"]
-            else:
-                stream = server.stream(CHAT, body)
-                *_, last = stream.events()
-                receipt = last["usage"]["obol"]
-            acknowledged[receipt["request_id"]] = receipt["cost"]["total"]
-            started.set()
-        except (OSError, ValueError, harness.http.client.HTTPException):
+                note(server.post(CHAT, body).json()["usage"]["obol"])
+                continue
+            stream = server.stream(CHAT, body)
+            for event in stream.events():
+                if event.get("usage"):
+                    note(event["usage"]["obol"])
+            stream.close()
+        except (OSError, ValueError, http.client.HTTPException):
             # The connection broke, or the body did before its end: nothing was acknowledged.
             return
 
