@@ -14,6 +14,9 @@ use crate::{Activations, GROUP, Packed};
 /// Rows of a task: their integers stay in the second-level cache while the panels go by.
 const ROW_BLOCK: usize = 128;
 
+/// Most rows of a tile: with two panels the sums of both kinds just fit the registers.
+const TILE_ROWS: usize = 4;
+
 /// Weight bytes that make a task worth while.
 const TASK_BYTES: usize = 24 * 1024;
 
@@ -68,7 +71,7 @@ impl Kernel for PackedTask<'_> {
             while row < row_end {
                 // Tiles of nearly equal height.
                 let left = row_end - row;
-                let rows = left.div_ceil(left.div_ceil(S::TILE_ROWS));
+                let rows = left.div_ceil(left.div_ceil(TILE_ROWS));
                 // SAFETY: rows and panels exist; only this task writes them.
                 unsafe {
                     match (pair, self.w.bits()) {
@@ -100,11 +103,6 @@ unsafe fn rows_tile<S: Simd, const NR: usize, const EIGHT: bool>(
             2 => tile::<S, 2, NR, EIGHT>(s, t, row, panel),
             3 => tile::<S, 3, NR, EIGHT>(s, t, row, panel),
             4 => tile::<S, 4, NR, EIGHT>(s, t, row, panel),
-            _ if S::TILE_ROWS <= 4 => unreachable!("a tile of {rows} rows; this is a bug"),
-            5 => tile::<S, 5, NR, EIGHT>(s, t, row, panel),
-            6 => tile::<S, 6, NR, EIGHT>(s, t, row, panel),
-            7 => tile::<S, 7, NR, EIGHT>(s, t, row, panel),
-            8 => tile::<S, 8, NR, EIGHT>(s, t, row, panel),
             _ => unreachable!("a tile of {rows} rows; this is a bug"),
         }
     }

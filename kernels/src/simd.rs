@@ -50,8 +50,7 @@ pub(crate) trait Simd: Copy {
     /// 16 columns' dots of one group, weights up to 255
     type Dot8: Copy;
 
-    /// Rows and panels of a packed product's tile.
-    const TILE_ROWS: usize;
+    /// Panels of a packed product's tile.
     const TILE_PANELS: usize;
 
     fn splat(self, x: f32) -> Self::V;

@@ -52,7 +52,6 @@ impl Simd for Avx2 {
     /// The same of low and of high nibbles
     type Dot8 = [W; 2];
 
-    const TILE_ROWS: usize = 4;
     const TILE_PANELS: usize = 1;
 
     #[inline(always)]

@@ -29,7 +29,6 @@ impl Simd for Avx512 {
     type Dot4 = __m512i;
     type Dot8 = __m512i;
 
-    const TILE_ROWS: usize = 8;
     const TILE_PANELS: usize = 2;
 
     #[inline(always)]

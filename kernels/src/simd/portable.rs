@@ -23,7 +23,6 @@ impl Simd for Portable {
     type Dot4 = [i32; LANES];
     type Dot8 = [i32; LANES];
 
-    const TILE_ROWS: usize = 4;
     const TILE_PANELS: usize = 1;
 
     #[inline(always)]
