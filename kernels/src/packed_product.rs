@@ -108,6 +108,16 @@ unsafe fn rows_tile<S: Simd, const NR: usize, const EIGHT: bool>(
     }
 }
 
+/// Where a tile's scales lie; it need not exist.
+#[inline(always)]
+fn scale_at(w: &Packed, tile: usize) -> *const u8 {
+    match w.scales() {
+        Scales::F16Centred(v) => v.as_ptr().wrapping_add(tile * PANEL).cast(),
+        Scales::F16(v) => v.as_ptr().wrapping_add(tile * PANEL * 2).cast(),
+        Scales::F32(v) => v.as_ptr().wrapping_add(tile * PANEL * 2).cast(),
+    }
+}
+
 /// Scale and min of a tile's 16 columns in one group.
 #[inline(always)]
 unsafe fn scale_min<S: Simd>(s: S, w: &Packed, tile: usize) -> (S::V, S::V) {
@@ -145,6 +155,8 @@ unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool>(
     let groups = w.groups();
     let group_bytes = w.bits().group_bytes();
     let quants = w.quants().as_ptr();
+    // The first tile to read its panels has the next ones fetched.
+    let first = row == t.task / t.cut.column_tasks * t.cut.rows_each;
     let mut sums = [[s.zero(); NR]; MR];
     // SAFETY: all pointers below stay within row < m, group < groups, panel < panels of x and w.
     unsafe {
@@ -156,6 +168,13 @@ unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool>(
             let mut at = [quants; NR];
             for p in 0..NR {
                 at[p] = quants.add(((panel + p) * groups + group) * group_bytes);
+                if first {
+                    // The same group of the panels that come next.
+                    for line in 0..group_bytes / 64 {
+                        s.prefetch(at[p].wrapping_add(NR * groups * group_bytes + line * 64));
+                    }
+                    s.prefetch(scale_at(w, (panel + NR + p) * groups + group));
+                }
             }
             let mut dots = [[s.zero(); NR]; MR];
             if EIGHT {

@@ -96,6 +96,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn dot8(self, acc: Self::Dot8, w: Self::W, a: *const i8) -> Self::Dot8;
     fn dot8_f32(self, acc: Self::Dot8) -> Self::V;
 
+    /// Asks for the cache line at `at`, which need not exist, in the second-level cache.
+    fn prefetch(self, at: *const u8);
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)

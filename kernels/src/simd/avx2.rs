@@ -245,4 +245,9 @@ impl Simd for Avx2 {
             [total(0), total(1)]
         })
     }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        with!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
 }

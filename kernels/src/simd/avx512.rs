@@ -185,4 +185,9 @@ impl Simd for Avx512 {
     fn dot8_f32(self, acc: __m512i) -> __m512 {
         self.dot4_f32(acc)
     }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        with!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
 }

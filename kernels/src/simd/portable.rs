@@ -191,4 +191,7 @@ impl Simd for Portable {
     fn dot8_f32(self, acc: [i32; LANES]) -> V {
         acc.map(|x| x as f32)
     }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
 }
