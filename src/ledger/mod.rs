@@ -6,22 +6,41 @@
 //! Invariants: posted + open + house = the bill, at every commit; a receipt that was handed out is
 //! durable; nothing written is ever changed.
 
+mod audit;
+mod books;
+mod entry;
 mod price;
+mod query;
 mod receipt;
+mod recovery;
+mod render;
+mod report;
+mod rows;
+mod store;
+mod totals;
+mod writer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+pub use audit::{Audit, AuditTotals, audit};
 pub use price::{Prices, RateCard, RateError};
+pub use query::{Page, ReceiptFilter, ReceiptPage};
 pub use receipt::{Attribution, Line, Receipt};
+pub use report::{Balance, By, HouseRow, Report, Row, Spend, report};
+pub use totals::{ModelTotals, Totals};
+
+use writer::{Adopted, Answer, Shared, Writer};
 
 use crate::units::{RequestId, Ticket, UnixNanos};
 use crate::usage::MeterReport;
@@ -97,11 +116,38 @@ pub enum LedgerError {
     DataDir { path: PathBuf, source: std::io::Error },
     #[error("data directory {path} is in use by {holder}; stop that server or choose another --data-dir")]
     InUse { path: PathBuf, holder: String },
+    #[error("{path} is not a ledger of ours; move it away or choose another --data-dir")]
+    NotALedger { path: PathBuf },
+    #[error("{path} has schema version {found}, this build reads version 1; use the build that wrote it")]
+    SchemaVersion { path: PathBuf, found: i64 },
+    #[error("{path} is damaged ({detail}); restore it from a backup, nothing was changed")]
+    Corrupt { path: PathBuf, detail: String },
+    #[error("{path}: {source}")]
+    Database { path: PathBuf, source: rusqlite::Error },
+    #[error("there is no ledger at {path}; has a server run with this --data-dir?")]
+    NoLedger { path: PathBuf },
+    #[error("rate version {version:?} is in the ledger as {known}; a changed rate needs a new version")]
+    RateVersion { version: String, known: String },
+    #[error("cannot start a thread: {source}")]
+    Thread { source: std::io::Error },
+    #[error("the books could not be closed in time; the next start closes them")]
+    NotClosed,
+}
+
+impl LedgerError {
+    fn unreadable(path: &Path, source: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => Self::NotALedger { path },
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Self::Corrupt { path, detail: source.to_string() },
+            _ => Self::Database { path, source },
+        }
+    }
 }
 
 /// Resolves when the request's receipt is durable, or cannot be made so in time.
 #[derive(Debug)]
-pub struct ReceiptWaiter(oneshot::Receiver<Result<Arc<Receipt>, LedgerUnavailable>>);
+pub struct ReceiptWaiter(oneshot::Receiver<Answer>);
 
 impl Future for ReceiptWaiter {
     type Output = Result<Arc<Receipt>, LedgerUnavailable>;
@@ -121,46 +167,72 @@ impl ReceiptWaiter {
     }
 }
 
-struct Adopted {
-    who: Attribution,
-    waiter: oneshot::Sender<Result<Arc<Receipt>, LedgerUnavailable>>,
+/// Patience and pace; the defaults are for production.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// How long a commit or a waiter may take before the ledger counts as unavailable.
+    pub patience: Duration,
+    /// How often the checkpoint is written when no receipt is.
+    pub checkpoint: Duration,
 }
 
-struct Inner {
-    adopted: Mutex<HashMap<Ticket, Adopted>>,
-    receipts: Mutex<HashMap<RequestId, Arc<Receipt>>>,
-    method: Mutex<Option<String>>,
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { patience: Duration::from_secs(5), checkpoint: Duration::from_secs(1) }
+    }
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    /// For receipts and idempotency keys, beside the writer.
+    reader: Mutex<Connection>,
+    path: PathBuf,
     next_ticket: AtomicU64,
-    available: AtomicBool,
 }
 
-/// Handle to the ledger; cheap to clone.
+/// Handle to the ledger; cheap to clone. When the last one and the meter's sender are gone, what was
+/// reported is written and the epoch stays open: only `close` ends it.
 #[derive(Clone)]
-pub struct Ledger(Arc<Inner>);
+pub struct Ledger(Arc<Handle>);
 
 impl Ledger {
-    /// Opens the ledger in a data directory and starts an epoch. Reports of the engine's meter go to
-    /// the sender, in order.
+    /// Opens the ledger in a data directory: takes its lock, ends epochs that crashed, starts a new one.
+    /// Reports of the engine's meter go to the sender, in order.
     ///
     /// # Errors
     /// Says what is wrong with the directory or its contents; nothing is overwritten.
     pub fn open(data_dir: &Path, options: OpenOptions) -> Result<(Self, Sender<MeterReport>), LedgerError> {
-        std::fs::create_dir_all(data_dir)
-            .map_err(|source| LedgerError::DataDir { path: data_dir.to_owned(), source })?;
-        let ledger = Self(Arc::new(Inner {
-            adopted: Mutex::default(),
-            receipts: Mutex::default(),
-            method: Mutex::default(),
+        Self::open_tuned(data_dir, &options, Tuning::default())
+    }
+
+    /// `open` with another patience and pace.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_tuned(
+        data_dir: &Path,
+        options: &OpenOptions,
+        tuning: Tuning,
+    ) -> Result<(Self, Sender<MeterReport>), LedgerError> {
+        let opened = recovery::open(data_dir, options)?;
+        let (reader, path) = rows::open_for_reading(data_dir)?;
+        let shared = Arc::new(Shared::new(tuning, Totals::new(options.rate.currency())));
+        let ledger = Self(Arc::new(Handle {
+            shared: Arc::clone(&shared),
+            reader: Mutex::new(reader),
+            path,
             next_ticket: AtomicU64::new(1),
-            available: AtomicBool::new(true),
         }));
         let (sender, reports) = mpsc::channel::<MeterReport>();
-        let inner = Arc::clone(&ledger.0);
-        std::thread::spawn(move || {
-            for report in reports {
-                inner.book(&options, report);
-            }
-        });
+        let handle = Arc::downgrade(&ledger.0);
+        let handles_gone = Box::new(move || handle.strong_count() == 0);
+        let writer = Writer::new(Arc::clone(&shared), opened, handles_gone);
+        let spawned = |source| LedgerError::Thread { source };
+        std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run()).map_err(spawned)?;
+        std::thread::Builder::new()
+            .name("ledger-inbox".to_owned())
+            .spawn(move || writer::run_inbox(&shared, &reports))
+            .map_err(spawned)?;
         Ok((ledger, sender))
     }
 
@@ -170,26 +242,53 @@ impl Ledger {
     /// # Errors
     /// `AdoptError`: the request must not run.
     pub fn adopt(&self, context: RequestContext) -> Result<(Ticket, ReceiptWaiter), AdoptError> {
+        let shared = &self.0.shared;
+        if !shared.is_available() {
+            return Err(AdoptError::Unavailable);
+        }
+        let scope = context.idempotency_key.clone().map(|key| (context.key_id.clone(), key));
+        // One critical section for looking and registering: of two equal keys one is refused. A request
+        // leaves `idempotency` only after its receipt is in the database.
+        let mut adoptions = lock(&shared.adoptions);
+        if let Some((key_id, key)) = &scope {
+            let running = adoptions.idempotency.get(&(key_id.clone(), key.clone())).cloned();
+            let known = match running {
+                Some(request) => Some(request),
+                None => store::by_idempotency_key(&lock(&self.0.reader), key_id.as_deref(), key).map_err(
+                    |error| {
+                        tracing::error!(%error, "cannot look up an idempotency key");
+                        AdoptError::Unavailable
+                    },
+                )?,
+            };
+            if let Some(request) = known {
+                return Err(AdoptError::IdempotencyKeyReused { request });
+            }
+        }
         let ticket = Ticket(self.0.next_ticket.fetch_add(1, Ordering::Relaxed));
         let (waiter, receiver) = oneshot::channel();
-        lock(&self.0.adopted).insert(ticket, Adopted { who: context.into(), waiter });
+        if let Some(scope) = scope {
+            adoptions.idempotency.insert(scope, context.request.clone());
+        }
+        let adopted = Adopted { who: context.into(), waiter: Some(waiter), reported: None, booked: false };
+        adoptions.by_ticket.insert(ticket, adopted);
         Ok((ticket, ReceiptWaiter(receiver)))
     }
 
     /// Forgets an adopted request that was never submitted.
     pub fn release(&self, ticket: Ticket) {
-        lock(&self.0.adopted).remove(&ticket);
+        lock(&self.0.shared.adoptions).remove(ticket);
     }
 
-    /// Names the method by which steps are split from now on.
+    /// Stores a method and names it on every receipt from now on.
     pub fn record_method(&self, method: MethodRecord) {
-        *lock(&self.0.method) = Some(method.id);
+        self.0.shared.send_method(method);
     }
 
     /// Whether receipts can be written now; while not, new requests are refused.
     #[must_use]
     pub fn is_available(&self) -> bool {
-        self.0.available.load(Ordering::Acquire)
+        self.0.shared.is_available()
     }
 
     /// A durable receipt.
@@ -197,39 +296,33 @@ impl Ledger {
     /// # Errors
     /// When the database cannot be read.
     pub fn receipt(&self, request: &RequestId) -> Result<Option<Receipt>, LedgerError> {
-        Ok(lock(&self.0.receipts).get(request).map(|receipt| Receipt::clone(receipt)))
+        let mut found = rows::receipts(&lock(&self.0.reader), "WHERE request_id = ?1", &[&request.0])
+            .map_err(|source| LedgerError::unreadable(&self.0.path, source))?;
+        Ok(found.pop().map(|(_, receipt)| receipt))
+    }
+
+    /// Durable receipts, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn receipts(&self, filter: &ReceiptFilter, page: &Page) -> Result<ReceiptPage, LedgerError> {
+        query::receipts(&lock(&self.0.reader), filter, page)
+            .map_err(|source| LedgerError::unreadable(&self.0.path, source))
+    }
+
+    /// What the books of this epoch say, as of the last commit.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        lock(&self.0.shared.totals).clone()
     }
 
     /// Posts what is open, ends the epoch cleanly and lets the data directory go. The engine must
-    /// have sent its last snapshot.
+    /// have sent its last snapshot. Blocks for as long as a commit may take.
     ///
     /// # Errors
     /// When the end could not be written in time; the next start treats it as a crash.
     pub fn close(&self) -> Result<(), LedgerError> {
-        self.0.available.store(false, Ordering::Release);
-        Ok(())
-    }
-}
-
-impl Inner {
-    fn book(&self, options: &OpenOptions, report: MeterReport) {
-        let prices = options.rate.prices(report.snapshot.pool);
-        for usage in report.finished {
-            let Some(adopted) = lock(&self.adopted).remove(&usage.ticket) else { continue };
-            let line = Line::price(&options.device.id, &options.rate, &prices, usage.device(), usage.kv);
-            let receipt = Arc::new(Receipt {
-                attribution: adopted.who,
-                usage,
-                device: options.device.id.clone(),
-                bytes_per_block: report.snapshot.pool.map_or(0, |pool| pool.bytes_per_block),
-                lines: vec![line],
-                currency: options.rate.currency().to_owned(),
-                method_id: lock(&self.method).clone(),
-            });
-            lock(&self.receipts).insert(receipt.request().clone(), Arc::clone(&receipt));
-            // A client that left does not read its receipt.
-            drop(adopted.waiter.send(Ok(receipt)));
-        }
+        if self.0.shared.close() { Ok(()) } else { Err(LedgerError::NotClosed) }
     }
 }
 

@@ -15,8 +15,8 @@ use crate::usage::PoolInfo;
 const ONE: u128 = 1_000_000_000_000;
 const PLACES: usize = 12;
 const NANOS_PER_HOUR: u128 = 3_600_000_000_000;
-/// Keeps a year of one device inside the `i64` of a ledger row a hundred times over.
-const DEVICE_HOUR_MAX: u128 = 100_000 * ONE;
+/// Keeps a month of one device inside the `i64` of a ledger row.
+const DEVICE_HOUR_MAX: u128 = 10_000 * ONE;
 
 /// Why a rate card was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +57,7 @@ impl RateCard {
     ) -> Result<Self, RateError> {
         let hour = parse_decimal("device_hour", device_hour)?;
         if hour > DEVICE_HOUR_MAX {
-            return Err(too_large("device_hour", device_hour, "100000"));
+            return Err(too_large("device_hour", device_hour, "10000"));
         }
         let share = parse_decimal("kv_share", kv_share)?;
         if share > ONE {
@@ -223,7 +223,7 @@ fn gcd(mut a: u128, mut b: u128) -> u128 {
 
 /// Quotient and remainder of `a*b / d`, the product taken in 256 bits. Panics when the quotient
 /// does not fit.
-fn mul_div(a: u128, b: u128, d: u128) -> (u128, u128) {
+pub(super) fn mul_div(a: u128, b: u128, d: u128) -> (u128, u128) {
     if let Some(product) = a.checked_mul(b) {
         return (product / d, product % d);
     }

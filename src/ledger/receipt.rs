@@ -31,6 +31,26 @@ pub struct Attribution {
     pub endpoint: String,
 }
 
+impl Attribution {
+    /// For work that the meter reports under a ticket that was never given out: a bug, booked all the
+    /// same. The id is new, since the reported one may stand on another receipt.
+    pub(super) fn unknown(usage: &Usage) -> Self {
+        Self {
+            request: RequestId::new(),
+            client_request_id: None,
+            idempotency_key: None,
+            key_id: None,
+            tenant: "unknown".to_owned(),
+            user: None,
+            metadata: BTreeMap::from([("reported_request".to_owned(), usage.request.0.clone())]),
+            tags: BTreeMap::new(),
+            model: "unknown".to_owned(),
+            precision: "unknown".to_owned(),
+            endpoint: "unknown".to_owned(),
+        }
+    }
+}
+
 impl From<RequestContext> for Attribution {
     fn from(context: RequestContext) -> Self {
         Self {

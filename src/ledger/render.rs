@@ -1,0 +1,177 @@
+//! A report as text: table, JSON, CSV. Exact decimals everywhere; nothing is computed here.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::report::{By, Report, Row};
+use crate::units::BlockNanos;
+
+const COLUMNS: [&str; 8] = [
+    "requests",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "gpu_seconds",
+    "kv_byte_seconds",
+    "usage_cost",
+    "loaded_cost",
+];
+
+fn cells(row: &Row) -> [String; 8] {
+    let spend = &row.spend;
+    [
+        spend.requests.to_string(),
+        spend.prompt_tokens.to_string(),
+        spend.cached_tokens.to_string(),
+        spend.completion_tokens.to_string(),
+        spend.device_time.seconds(),
+        BlockNanos(spend.kv_byte_nanos).byte_seconds(1),
+        spend.usage_cost.decimal(),
+        spend.loaded_cost.decimal(),
+    ]
+}
+
+impl Report {
+    /// Aligned columns for a terminal: spend, then the house, then how it adds up to the bill.
+    #[must_use]
+    pub fn to_table(&self) -> String {
+        let names = self.by.iter().map(|by| by.as_str());
+        let header: Vec<String> = names.chain(["currency"]).chain(COLUMNS).map(str::to_owned).collect();
+        let rows = self.rows.iter().map(|row| {
+            let group = row.group.iter().map(|value| shown(value));
+            group.chain([row.currency.clone()]).chain(cells(row)).collect()
+        });
+        let mut text = aligned(header, rows.collect(), self.by.len() + 1);
+        text.push('\n');
+        let header = ["house account", "currency", "gpu_seconds", "kv_block_seconds", "cost"];
+        let house = self.house.iter().map(|house| {
+            vec![
+                house.account.clone(),
+                house.currency.clone(),
+                house.time.seconds(),
+                house.kv.byte_seconds(1),
+                house.money.decimal(),
+            ]
+        });
+        text += &aligned(header.map(str::to_owned).to_vec(), house.collect(), 2);
+        for (currency, sum) in &self.balances {
+            let _infallible = write!(
+                text,
+                "\nbill {} {currency} = requests {} + house {} + open {}\n  of the house, {} in hours without requests\n",
+                sum.bill.decimal(),
+                sum.usage.decimal(),
+                sum.house.decimal(),
+                sum.open.decimal(),
+                sum.unallocated.decimal()
+            );
+        }
+        text
+    }
+
+    /// One JSON document: `rows`, `house`, `balances`.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let rows = self.rows.iter().map(|row| {
+            let mut object: Map<String, Value> = self
+                .by
+                .iter()
+                .zip(&row.group)
+                .map(|(by, value)| (by.as_str().to_owned(), json!(value)))
+                .collect();
+            object.insert("currency".to_owned(), json!(row.currency));
+            for (index, (column, cell)) in COLUMNS.iter().zip(cells(row)).enumerate() {
+                // Counts are numbers, quantities and money decimal strings.
+                let value = if index < 4 { json!(cell.parse::<u64>().ok()) } else { json!(cell) };
+                object.insert((*column).to_owned(), value);
+            }
+            Value::Object(object)
+        });
+        let house = self.house.iter().map(|house| {
+            json!({
+                "account": house.account, "currency": house.currency, "gpu_seconds": house.time.seconds(),
+                "kv_block_seconds": house.kv.byte_seconds(1), "cost": house.money.decimal(),
+            })
+        });
+        let balances = self.balances.iter().map(|(currency, sum)| {
+            json!({
+                "currency": currency, "bill": sum.bill.decimal(), "usage": sum.usage.decimal(),
+                "house": sum.house.decimal(), "open": sum.open.decimal(), "unallocated": sum.unallocated.decimal(),
+            })
+        });
+        json!({
+            "by": self.by.iter().map(|by| by.as_str()).collect::<Vec<_>>(),
+            "rows": rows.collect::<Vec<_>>(),
+            "house": house.collect::<Vec<_>>(),
+            "balances": balances.collect::<Vec<_>>(),
+        })
+    }
+
+    /// RFC 4180: the spend rows, then one row for each house account with its name in the first group
+    /// column (`account` where nothing is grouped) and only the columns that it has.
+    #[must_use]
+    pub fn to_csv(&self) -> String {
+        let names: Vec<&str> = if self.by.is_empty() {
+            vec!["account"]
+        } else {
+            self.by.iter().copied().map(By::as_str).collect()
+        };
+        let mut text = String::new();
+        let mut line = |cells: Vec<String>| {
+            let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
+            text += &cells.join(",");
+            text += "\r\n";
+        };
+        line(names.iter().copied().chain(["currency"]).chain(COLUMNS).map(str::to_owned).collect());
+        for row in &self.rows {
+            let group = if self.by.is_empty() { vec!["requests".to_owned()] } else { row.group.clone() };
+            line(group.into_iter().chain([row.currency.clone()]).chain(cells(row)).collect());
+        }
+        for house in &self.house {
+            let mut cells = vec![String::new(); names.len()];
+            cells[0].clone_from(&house.account);
+            cells.push(house.currency.clone());
+            cells.extend(vec![String::new(); 4]);
+            cells.extend([house.time.seconds(), String::new(), String::new(), house.money.decimal()]);
+            line(cells);
+        }
+        text
+    }
+}
+
+fn shown(value: &str) -> String {
+    if value.is_empty() { "-".to_owned() } else { value.chars().filter(|c| !c.is_control()).collect() }
+}
+
+/// A cell that a spreadsheet takes as text: quoted where needed, and no formula.
+fn quoted(cell: &str) -> String {
+    let guarded = if cell.starts_with(['=', '+', '-', '@']) { format!("'{cell}") } else { cell.to_owned() };
+    if guarded.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", guarded.replace('"', "\"\""))
+    } else {
+        guarded
+    }
+}
+
+/// Columns padded to their widest cell; the first `left` to the left, the rest to the right.
+fn aligned(header: Vec<String>, rows: Vec<Vec<String>>, left: usize) -> String {
+    let lines: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(
+                |(column, (cell, &width))| {
+                    if column < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,465 @@
+//! The database, written: opening it safely, the append-only schema, one transaction a commit.
+//!
+//! Does not know: prices, waiters, when to commit.
+//! Invariants: a file that is not our ledger is never written to; a commit is all or nothing; rows are
+//! only ever added, except those of the checkpoint.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+
+use super::books::{Books, Record};
+use super::entry::Transaction;
+use super::price::RateCard;
+use super::receipt::Receipt;
+use super::rows::split;
+use super::{DeviceInfo, LedgerError, MethodRecord};
+use crate::units::{RequestId, Ticket, UnixNanos};
+
+pub(super) const FILE: &str = "ledger.db";
+/// "OBOL".
+const APPLICATION_ID: i64 = 0x4F42_4F4C;
+pub(super) const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+const APPEND_ONLY: [&str; 11] = [
+    "rates",
+    "epochs",
+    "pools",
+    "epoch_ends",
+    "methods",
+    "accounts",
+    "transactions",
+    "entries",
+    "bills",
+    "receipts",
+    "receipt_lines",
+];
+/// Larger files are not read through at the start: that would take seconds.
+const CHECKED_AT_OPEN_MAX: u64 = 64 << 20;
+/// How long a commit waits for a lock that another process holds before it counts as failed.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+
+pub(super) type SqlResult<T> = Result<T, rusqlite::Error>;
+
+pub(super) struct Store {
+    connection: Connection,
+    accounts: HashMap<String, i64>,
+}
+
+impl Store {
+    /// Opens or creates the ledger's database for writing.
+    pub(super) fn open(path: &Path) -> Result<Self, LedgerError> {
+        let broken = |source| LedgerError::unreadable(path, source);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags).map_err(broken)?;
+        connection.busy_timeout(LOCK_PATIENCE).map_err(broken)?;
+        let empty = identify(&connection, path)?;
+        if !empty && std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_AT_OPEN_MAX) {
+            let verdict: String =
+                connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(broken)?;
+            if verdict != "ok" {
+                return Err(LedgerError::Corrupt { path: path.to_owned(), detail: verdict });
+            }
+        }
+        configure(&connection).map_err(broken)?;
+        if empty {
+            create(&mut connection).map_err(broken)?;
+        }
+        Ok(Self { connection, accounts: HashMap::new() })
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Appends the records, and writes where the device stands after them. All or nothing.
+    pub(super) fn commit(
+        &mut self,
+        records: &[Record],
+        methods: &[MethodRecord],
+        books: Option<&Books>,
+        attribution: &mut dyn FnMut(Ticket) -> Option<String>,
+    ) -> SqlResult<()> {
+        let result = self.try_commit(records, methods, books, attribution);
+        if result.is_err() {
+            // Accounts that the failed transaction made do not exist.
+            self.accounts.clear();
+        }
+        result
+    }
+
+    fn try_commit(
+        &mut self,
+        records: &[Record],
+        methods: &[MethodRecord],
+        books: Option<&Books>,
+        attribution: &mut dyn FnMut(Ticket) -> Option<String>,
+    ) -> SqlResult<()> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut writer = Writer { connection: &transaction, accounts: &mut self.accounts };
+        for method in methods {
+            writer.method(method)?;
+        }
+        for record in records {
+            writer.record(record)?;
+        }
+        if let Some(books) = books {
+            writer.checkpoint(books, attribution)?;
+        }
+        transaction.commit()
+    }
+
+    /// Starts an epoch: its rate, itself, its first checkpoint. Returns the books' id of it.
+    pub(super) fn open_epoch(
+        &mut self,
+        boot_id: &str,
+        device: &DeviceInfo,
+        rate: &RateCard,
+        wall: UnixNanos,
+    ) -> SqlResult<i64> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute(
+            "INSERT INTO rates (version, device_hour_picos, kv_share_parts, currency) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO NOTHING",
+            params![
+                rate.version(),
+                i64::try_from(rate.device_hour().0).expect("limited by RateCard::parse"),
+                rate.kv_share_parts(),
+                rate.currency()
+            ],
+        )?;
+        transaction.execute(
+            "INSERT INTO epochs (boot_id, device, device_kind, device_name, rate_version, started_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![boot_id, device.id, device.kind, device.name, rate.version(), wall.0],
+        )?;
+        let id = transaction.last_insert_rowid();
+        let epoch = super::books::Epoch { id, device: device.id.clone(), rate: rate.clone() };
+        let writer = Writer { connection: &transaction, accounts: &mut self.accounts };
+        writer.checkpoint(&Books::open(epoch, wall, 1), &mut |_| None)?;
+        transaction.commit()?;
+        Ok(id)
+    }
+
+    pub(super) fn next_transaction(&self) -> SqlResult<i64> {
+        self.connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM transactions", [], |row| row.get(0))
+    }
+}
+
+/// Refuses a file that is not our ledger; says whether it is still empty. Only reads.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<bool, LedgerError> {
+    let number = |sql: &str| -> Result<i64, LedgerError> {
+        connection
+            .query_row(sql, [], |row| row.get(0))
+            .map_err(|source| LedgerError::unreadable(path, source))
+    };
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
+    let application = number("PRAGMA application_id")?;
+    let version = number("PRAGMA user_version")?;
+    if tables == 0 && application == 0 && version == 0 {
+        return Ok(true);
+    }
+    if application != APPLICATION_ID {
+        return Err(LedgerError::NotALedger { path: path.to_owned() });
+    }
+    if version != SCHEMA_VERSION {
+        return Err(LedgerError::SchemaVersion { path: path.to_owned(), found: version });
+    }
+    Ok(false)
+}
+
+fn configure(connection: &Connection) -> SqlResult<()> {
+    connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+    connection.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA recursive_triggers = ON;
+         PRAGMA trusted_schema = OFF;",
+    )?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+fn create(connection: &mut Connection) -> SqlResult<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(SCHEMA)?;
+    for table in APPEND_ONLY {
+        for verb in ["UPDATE", "DELETE"] {
+            transaction.execute_batch(&format!(
+                "CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
+                 BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;"
+            ))?;
+        }
+    }
+    transaction.execute_batch(&format!(
+        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+    ))?;
+    transaction.commit()
+}
+
+/// A commit in progress.
+struct Writer<'a> {
+    connection: &'a Connection,
+    accounts: &'a mut HashMap<String, i64>,
+}
+
+impl Writer<'_> {
+    fn insert(&self, sql: &str, values: impl rusqlite::Params) -> SqlResult<()> {
+        self.connection.prepare_cached(sql)?.execute(values).map(drop)
+    }
+
+    fn method(&self, method: &MethodRecord) -> SqlResult<()> {
+        self.insert(
+            "INSERT INTO methods (id, json) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            params![method.id, method.json],
+        )
+    }
+
+    fn record(&mut self, record: &Record) -> SqlResult<()> {
+        match record {
+            Record::Pool { epoch, pool } => self.insert(
+                "INSERT INTO pools (epoch, blocks, bytes_per_block, since_ns) VALUES (?1, ?2, ?3, ?4)",
+                params![epoch, pool.blocks, pool.bytes_per_block, pool.since.0],
+            ),
+            Record::Receipt { receipt, transaction } => {
+                self.transaction(transaction)?;
+                self.receipt(transaction, receipt)?;
+                self.insert(
+                    "DELETE FROM open_accruals WHERE epoch = ?1 AND ticket = ?2",
+                    params![transaction.epoch, receipt.usage.ticket.0],
+                )
+            }
+            Record::House(transaction) => self.transaction(transaction),
+            Record::Bill { transaction, from, to } => {
+                self.transaction(transaction)?;
+                self.insert(
+                    "INSERT INTO bills (tx, from_ns, to_ns) VALUES (?1, ?2, ?3)",
+                    params![transaction.id, from.0, to.0],
+                )
+            }
+            Record::End { epoch, clean, end, wall } => {
+                let reason = if *clean { "clean" } else { "crash" };
+                self.insert(
+                    "INSERT INTO epoch_ends (epoch, reason, end_ns, ended_at) VALUES (?1, ?2, ?3, ?4)",
+                    params![epoch, reason, end.0, wall.0],
+                )?;
+                self.insert("DELETE FROM open_accruals WHERE epoch = ?1", params![epoch])?;
+                self.insert("DELETE FROM checkpoint WHERE epoch = ?1", params![epoch])
+            }
+        }
+    }
+
+    fn transaction(&mut self, transaction: &Transaction) -> SqlResult<()> {
+        self.insert(
+            "INSERT INTO transactions (id, kind, epoch, hour, wall) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![
+                transaction.id,
+                transaction.kind.as_str(),
+                transaction.epoch,
+                transaction.hour,
+                transaction.wall.0
+            ],
+        )?;
+        for entry in &transaction.entries {
+            let account = self.account(&entry.account)?;
+            let (hi, lo) = split(entry.amounts.kv.0)?;
+            self.insert(
+                "INSERT INTO entries (tx, account, side, device_ns, block_ns_hi, block_ns_lo, picos)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    transaction.id,
+                    account,
+                    entry.side.as_str(),
+                    entry.amounts.time.0,
+                    hi,
+                    lo,
+                    picos(entry.amounts.money.0)?
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn account(&mut self, name: &str) -> SqlResult<i64> {
+        if let Some(&id) = self.accounts.get(name) {
+            return Ok(id);
+        }
+        let known = self
+            .connection
+            .prepare_cached("SELECT id FROM accounts WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))
+            .optional()?;
+        let id = if let Some(id) = known {
+            id
+        } else {
+            self.insert("INSERT INTO accounts (name) VALUES (?1)", [name])?;
+            self.connection.last_insert_rowid()
+        };
+        self.accounts.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    fn receipt(&self, transaction: &Transaction, receipt: &Receipt) -> SqlResult<()> {
+        let (who, used) = (&receipt.attribution, &receipt.usage);
+        let (hi, lo) = split(used.kv.0)?;
+        self.insert(
+            "INSERT INTO receipts (tx, request_id, ticket, client_request_id, idempotency_key, key_id, tenant,
+             user, metadata, tags, model, precision, endpoint, status, seed, prompt_tokens, cached_tokens,
+             completion_tokens, draft_accepted, draft_rejected, prefill_ns, decode_ns, steps, block_ns_hi,
+             block_ns_lo, bytes_per_block, kv_peak_blocks, queue_ns, ttft_ns, wall_ns, submitted_at,
+             finished_at, saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
+             ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37)",
+            params![
+                transaction.id,
+                who.request.0,
+                used.ticket.0,
+                who.client_request_id,
+                who.idempotency_key,
+                who.key_id,
+                who.tenant,
+                who.user,
+                json(&who.metadata)?,
+                json(&who.tags)?,
+                who.model,
+                who.precision,
+                who.endpoint,
+                used.status.as_str(),
+                used.seed.cast_signed(),
+                used.tokens.prompt,
+                used.tokens.cached,
+                used.tokens.completion,
+                used.tokens.draft_accepted,
+                used.tokens.draft_rejected,
+                used.prefill.0,
+                used.decode.0,
+                used.steps,
+                hi,
+                lo,
+                receipt.bytes_per_block,
+                used.kv_peak_blocks,
+                used.queue.0,
+                used.ttft.map(|time| time.0),
+                used.wall.0,
+                used.submitted_at.0,
+                used.finished_at.0,
+                used.saved_by_prefix_cache.0,
+                used.saved_by_batching.0,
+                receipt.device,
+                receipt.currency,
+                receipt.method_id
+            ],
+        )?;
+        for (number, line) in (0_i64..).zip(&receipt.lines) {
+            let (hi, lo) = split(line.kv.0)?;
+            self.insert(
+                "INSERT INTO receipt_lines (tx, line, device, rate_version, device_ns, block_ns_hi,
+                 block_ns_lo, time_picos, memory_picos) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                params![
+                    transaction.id,
+                    number,
+                    line.device,
+                    line.rate_version,
+                    line.device_time.0,
+                    hi,
+                    lo,
+                    picos(line.time.0)?,
+                    picos(line.memory.0)?
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(
+        &self,
+        books: &Books,
+        attribution: &mut dyn FnMut(Ticket) -> Option<String>,
+    ) -> SqlResult<()> {
+        let (last, epoch) = (&books.last, books.epoch.id);
+        let time = last.house_time.map(|time| time.0);
+        let [cached, free, carry] =
+            [split(last.house_kv[0].0)?, split(last.house_kv[1].0)?, split(last.house_kv[2].0)?];
+        let settled = split(last.settled_kv.0)?;
+        let money = split(u128::try_from(books.settled_money.0).expect("receipts cost nothing negative"))?;
+        self.insert(
+            "INSERT OR REPLACE INTO checkpoint (device, epoch, hour, wall, now_ns, host_gap_ns, idle_ns,
+             load_ns, warmup_ns, preemption_ns, cached_hi, cached_lo, free_hi, free_lo, carry_hi, carry_lo,
+             settled_ns, settled_hi, settled_lo, money_hi, money_lo)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
+             ?20, ?21)",
+            params![
+                books.epoch.device,
+                epoch,
+                books.hour,
+                last.wall.0,
+                last.now.0,
+                time[0],
+                time[1],
+                time[2],
+                time[3],
+                time[4],
+                cached.0,
+                cached.1,
+                free.0,
+                free.1,
+                carry.0,
+                carry.1,
+                last.settled_device.0,
+                settled.0,
+                settled.1,
+                money.0,
+                money.1
+            ],
+        )?;
+        for open in &last.open {
+            let (hi, lo) = split(open.kv.0)?;
+            let mut update = self.connection.prepare_cached(
+                "UPDATE open_accruals SET device_ns = ?3, block_ns_hi = ?4, block_ns_lo = ?5
+                 WHERE epoch = ?1 AND ticket = ?2",
+            )?;
+            if update.execute(params![epoch, open.ticket.0, open.device.0, hi, lo])? == 0 {
+                self.insert(
+                    "INSERT INTO open_accruals (epoch, ticket, request_id, device_ns, block_ns_hi, block_ns_lo,
+                     attribution) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    params![
+                        epoch,
+                        open.ticket.0,
+                        open.request.0,
+                        open.device.0,
+                        hi,
+                        lo,
+                        attribution(open.ticket)
+                    ],
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The receipt that an idempotency key stands on, in the key's scope.
+pub(super) fn by_idempotency_key(
+    connection: &Connection,
+    key_id: Option<&str>,
+    idempotency_key: &str,
+) -> SqlResult<Option<RequestId>> {
+    connection
+        .prepare_cached(
+            "SELECT request_id FROM receipts
+             WHERE coalesce(key_id, '') = ?1 AND idempotency_key = ?2 AND idempotency_key IS NOT NULL",
+        )?
+        .query_row(params![key_id.unwrap_or(""), idempotency_key], |row| row.get(0))
+        .map(RequestId)
+        .optional()
+}
+
+fn picos(money: i128) -> SqlResult<i64> {
+    i64::try_from(money).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+fn json(pairs: &std::collections::BTreeMap<String, String>) -> SqlResult<String> {
+    serde_json::to_string(pairs).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
