@@ -29,15 +29,15 @@ pub(super) fn payer(status: Finish, tenant: &str) -> String {
 
 /// Quantities of the three commodities; never negative, the side says the sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Amounts {
-    pub time: DeviceNanos,
-    pub kv: BlockNanos,
-    pub money: Picos,
+pub(super) struct Amounts {
+    pub(super) time: DeviceNanos,
+    pub(super) kv: BlockNanos,
+    pub(super) money: Picos,
 }
 
 impl Amounts {
     #[must_use]
-    pub fn is_zero(&self) -> bool {
+    pub(super) fn is_zero(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -51,7 +51,7 @@ impl std::ops::AddAssign for Amounts {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(super) enum Side {
     Debit,
     Credit,
 }
@@ -66,14 +66,14 @@ impl Side {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub account: String,
-    pub side: Side,
-    pub amounts: Amounts,
+pub(super) struct Entry {
+    pub(super) account: String,
+    pub(super) side: Side,
+    pub(super) amounts: Amounts,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// One finished request.
     Receipt,
     /// What nobody requested, since the last close.
@@ -94,14 +94,14 @@ impl Kind {
 
 /// Balanced entries of one occasion.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transaction {
-    pub id: i64,
-    pub kind: Kind,
-    pub epoch: i64,
+pub(super) struct Transaction {
+    pub(super) id: i64,
+    pub(super) kind: Kind,
+    pub(super) epoch: i64,
     /// Clock hour, hours since 1970-01-01T00Z.
-    pub hour: u64,
-    pub wall: UnixNanos,
-    pub entries: Vec<Entry>,
+    pub(super) hour: u64,
+    pub(super) wall: UnixNanos,
+    pub(super) entries: Vec<Entry>,
 }
 
 impl Transaction {

@@ -145,6 +145,14 @@ impl Store {
         Ok(id)
     }
 
+    /// Moves everything from the write-ahead log into the one file. What it cannot move stays in the log.
+    pub(super) fn fold(&self) {
+        let folded = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        if let Err(error) = folded {
+            tracing::debug!(%error, "the write-ahead log stays beside the ledger");
+        }
+    }
+
     pub(super) fn next_transaction(&self) -> SqlResult<i64> {
         self.connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM transactions", [], |row| row.get(0))
     }

@@ -297,6 +297,7 @@ impl Writer {
             }
             if self.records.is_empty() {
                 if self.ending {
+                    self.store.fold();
                     return true;
                 }
                 if self.meter_gone && (self.handles_gone)() {
