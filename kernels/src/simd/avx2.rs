@@ -82,10 +82,14 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_bf16(self, from: *const u16) -> V {
-        with!([from, from.add(8)].map(|from| {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        }))
+        with!({
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        })
     }
 
     #[inline(always)]
@@ -163,10 +167,15 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn exp2_int(self, v: V) -> V {
-        with!(v.map(|v| {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-        }))
+        with!({
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_cvtps_epi32(v[0]), bias);
+            let high = _mm256_add_epi32(_mm256_cvtps_epi32(v[1]), bias);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
+            ]
+        })
     }
 
     #[inline(always)]
