@@ -299,3 +299,140 @@ impl fmt::Display for RateCard {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Big integers the slow way: 16-bit digits, lowest first.
+    fn digits(mut value: u128) -> Vec<u64> {
+        let mut digits = Vec::new();
+        while value > 0 {
+            digits.push((value & 0xFFFF) as u64);
+            value >>= 16;
+        }
+        digits
+    }
+
+    fn carried(mut digits: Vec<u64>) -> Vec<u64> {
+        let mut index = 0;
+        while index < digits.len() {
+            let carry = digits[index] >> 16;
+            digits[index] &= 0xFFFF;
+            if carry > 0 {
+                if index + 1 == digits.len() {
+                    digits.push(0);
+                }
+                digits[index + 1] += carry;
+            }
+            index += 1;
+        }
+        while digits.last() == Some(&0) {
+            digits.pop();
+        }
+        digits
+    }
+
+    fn product_plus(a: u128, b: u128, c: u128) -> Vec<u64> {
+        let (a, b, c) = (digits(a), digits(b), digits(c));
+        let mut sum = vec![0; a.len() + b.len() + c.len() + 1];
+        for (i, x) in a.iter().enumerate() {
+            for (j, y) in b.iter().enumerate() {
+                sum[i + j] += x * y;
+            }
+        }
+        for (i, x) in c.iter().enumerate() {
+            sum[i] += x;
+        }
+        carried(sum)
+    }
+
+    /// SplitMix64, widened; of every size.
+    fn random(state: &mut u64) -> u128 {
+        let mut next = || {
+            *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = *state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ (z >> 31)
+        };
+        let value = u128::from(next()) << 64 | u128::from(next());
+        value >> (next() % 128)
+    }
+
+    #[test]
+    fn products_and_quotients_are_exact_beyond_128_bits() {
+        let mut state = 1;
+        let mut beyond = 0;
+        for _ in 0..20_000 {
+            let (a, b, d) = (random(&mut state), random(&mut state), random(&mut state).max(1));
+            if wide_mul(a, b).0 >= d {
+                continue;
+            }
+            beyond += u32::from(a.checked_mul(b).is_none());
+            let (quotient, remainder) = mul_div(a, b, d);
+            assert!(remainder < d);
+            assert_eq!(product_plus(a, b, 0), product_plus(quotient, d, remainder), "{a} * {b} / {d}");
+        }
+        assert!(beyond > 2_000, "only {beyond} products passed 128 bits");
+        assert_eq!(mul_div(u128::MAX, u128::MAX, u128::MAX), (u128::MAX, 0));
+    }
+
+    #[test]
+    fn decimals_are_exact_or_refused() {
+        let card = |hour, share| RateCard::parse(hour, share, "USD", None);
+        let ok = card("2.500000000001", "0.20").unwrap();
+        assert_eq!(ok.device_hour(), Picos(2_500_000_000_001));
+        assert_eq!(ok.kv_share_parts(), 200_000_000_000);
+        assert_eq!(ok.version(), "USD 2.500000000001/h kv 0.2");
+        assert_eq!(card("10", "1").unwrap().device_hour_decimal(), "10");
+        let refused = |hour, share, says: &str| {
+            let error = card(hour, share).unwrap_err().to_string();
+            assert!(error.contains(says), "{hour} {share}: {error}");
+        };
+        for text in ["", ".5", "5.", "-1", "+1", "1e3", "1,5", "NaN", " 1", "1.2.3", "\u{663}"] {
+            refused(text, "0.2", "device_hour");
+            refused("1", text, "kv_share");
+        }
+        refused("0.0000000000001", "0", "12 decimal places");
+        refused("10000.1", "0", "at most 10000");
+        refused("9999999999999999999999", "0", "20 digits");
+        refused("1", "1.000000000001", "at most 1");
+        assert!(RateCard::parse("1", "0", "usd", None).is_err());
+        assert!(RateCard::parse("1", "0", "USD", Some("")).is_err());
+    }
+
+    #[test]
+    fn an_hour_costs_its_price_through_either_share() {
+        for (hour, share, blocks) in
+            [("2.5", "0.2", 1_000), ("0.07", "1", 7), ("9999.999999999999", "0", 100_003)]
+        {
+            let card = RateCard::parse(hour, share, "USD", None).unwrap();
+            let pool = PoolInfo { blocks, bytes_per_block: 1, since: DeviceNanos(0) };
+            let (prices, span) = (card.prices(Some(pool)), 3_600_000_000_000);
+            let time = prices.time(DeviceNanos(span));
+            let memory = prices.memory(BlockNanos(u128::from(blocks) * u128::from(span)));
+            let lost = card.device_hour() - time - memory;
+            assert!((0..2).contains(&lost.0), "{hour} {share}: {lost:?}");
+            assert_eq!(card.bill(DeviceNanos(0), DeviceNanos(span)), card.device_hour());
+            assert_eq!(card.prices(None).time(DeviceNanos(span)), card.device_hour());
+        }
+        // $2.50 an hour is 694.44 picos a microsecond.
+        let card = RateCard::parse("2.5", "0", "USD", None).unwrap();
+        assert_eq!(card.prices(None).time(DeviceNanos(1_000_000)), Picos(694_444));
+    }
+
+    #[test]
+    fn bills_of_adjoining_intervals_add_up() {
+        let card = RateCard::parse("0.071234567891", "0.2", "EUR", None).unwrap();
+        let mut state = 5;
+        let mut at = DeviceNanos(0);
+        let mut sum = Picos(0);
+        for _ in 0..1_000 {
+            let next = at + DeviceNanos((random(&mut state) % 10_000_000_000) as u64);
+            sum += card.bill(at, next);
+            at = next;
+        }
+        assert_eq!(sum, card.bill(DeviceNanos(0), at));
+    }
+}

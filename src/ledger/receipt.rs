@@ -251,3 +251,86 @@ fn line_json(line: &Line) -> Value {
 fn milliseconds(time: DeviceNanos) -> String {
     format!("{}.{:06}", time.0 / 1_000_000, time.0 % 1_000_000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Finish;
+    use crate::units::{Ticket, UnixNanos};
+    use crate::usage::{PoolInfo, TokenCounts};
+
+    fn receipt(currency: &str) -> Receipt {
+        let rate = RateCard::parse("2.5", "0.2", currency, Some("2026-11")).unwrap();
+        let pool = PoolInfo { blocks: 1_000, bytes_per_block: 4_096, since: DeviceNanos(0) };
+        let usage = Usage {
+            request: RequestId("r1".to_owned()),
+            ticket: Ticket(1),
+            status: Finish::Stop,
+            seed: u64::MAX,
+            tokens: TokenCounts { prompt: 5, cached: 2, completion: 3, draft_accepted: 0, draft_rejected: 0 },
+            prefill: DeviceNanos(1_500_000_000),
+            decode: DeviceNanos(1),
+            steps: 4,
+            kv: BlockNanos(3_000_000_001),
+            kv_peak_blocks: 2,
+            queue: DeviceNanos(1_000_000),
+            ttft: Some(DeviceNanos(3_500_000)),
+            wall: DeviceNanos(10_000_001),
+            submitted_at: UnixNanos(1_790_000_000_999_999_999),
+            finished_at: UnixNanos(1_790_000_001_000_000_000),
+            saved_by_prefix_cache: DeviceNanos(7),
+            saved_by_batching: DeviceNanos(0),
+        };
+        let line = Line::price("cpu", &rate, &rate.prices(Some(pool)), usage.device(), usage.kv);
+        Receipt {
+            attribution: Attribution { tenant: "anonymous".to_owned(), ..Attribution::unknown(&usage) },
+            usage,
+            device: "cpu".to_owned(),
+            bytes_per_block: pool.bytes_per_block,
+            lines: vec![line],
+            currency: currency.to_owned(),
+            method_id: None,
+        }
+    }
+
+    #[test]
+    fn json_has_the_documented_fields_and_formats() {
+        let mut receipt = receipt("USD");
+        receipt.attribution.request = RequestId("r1".to_owned());
+        let want = json!({
+            "request_id": "r1", "client_request_id": null, "created": 1_790_000_000_u64, "model": "unknown",
+            "precision": "unknown", "device": "cpu", "key_id": null, "tenant": "anonymous", "tags": {},
+            "status": "stop", "seed": u64::MAX,
+            "tokens": {"prompt": 5, "cached": 2, "completion": 3, "draft_accepted": 0, "draft_rejected": 0},
+            "gpu_seconds": "1.500000001",
+            "device_ns": {"prefill": "1500000000", "decode": "1", "total": "1500000001"},
+            "steps": 4, "kv_byte_seconds": "12288.000004096", "kv_peak_bytes": 8192,
+            "queue_seconds": "0.001000000", "ttft_seconds": "0.003500000", "wall_seconds": "0.010000001",
+            "cost": {"total": "0.000833749999", "time": "0.000833333333", "memory": "0.000000416666",
+                     "currency": "USD"},
+            "lines": [{"device": "cpu", "rate_version": "2026-11", "device_ns": "1500000001",
+                       "block_ns": "3000000001", "time": "0.000833333333", "memory": "0.000000416666"}],
+            "method_id": null, "saved": {"prefix_cache": "0.000000007", "batching": "0.000000000"},
+            "energy_mj": null,
+        });
+        assert_eq!(receipt.to_json(), want);
+    }
+
+    #[test]
+    fn headers_say_what_the_receipt_says() {
+        let receipt = receipt("USD");
+        let headers: BTreeMap<_, _> = receipt.headers().into_iter().collect();
+        let json = receipt.to_json();
+        assert_eq!(headers["x-obol-cost"], json["cost"]["total"]);
+        assert_eq!(headers["x-litellm-response-cost"], json["cost"]["total"]);
+        assert_eq!(headers["x-obol-gpu-seconds"], json["gpu_seconds"]);
+        assert_eq!(headers["x-obol-kv-byte-seconds"], json["kv_byte_seconds"]);
+        assert_eq!(headers["x-obol-kv-peak-bytes"], "8192");
+        assert_eq!(headers["x-obol-cached-tokens"], "2");
+        let timing = "queue;dur=1.000000, prefill;dur=2.500000, decode;dur=6.500001, \
+                      gpu;dur=1500.000001;desc=\"share\"";
+        assert_eq!(headers["server-timing"], timing);
+        let euros = self::receipt("EUR");
+        assert!(euros.headers().iter().all(|(name, _)| *name != "x-litellm-response-cost"));
+    }
+}
