@@ -118,7 +118,7 @@ impl Meter {
         // Whatever was carried is given out again.
         kv += std::mem::take(&mut self.at.house_kv[2]).0;
         if !self.open.is_empty() {
-            let idle = if time > 1_000_000_000 { time - 1_000_000_000 } else { 0 };
+            let idle = time.saturating_sub(1_000_000_000);
             self.at.house_time[1] += DeviceNanos(idle);
             let idle_kv = u128::from(blocks) * u128::from(idle);
             self.at.house_kv[1] += BlockNanos(idle_kv);
