@@ -1,16 +1,6 @@
 //! The ragged batch of one step, and what every language model does with it.
 
-use std::ops::Range;
-
-/// One sequence's part of a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
-    /// Its rows in `tokens` and `positions`: consecutive positions of one sequence.
-    pub rows: Range<usize>,
-    /// Its block table in `block_tables`: block `position / block_size` holds `position`.
-    /// Covers every position up to the last row's.
-    pub table: Range<usize>,
-}
+pub use obol_kernels::Span;
 
 /// The work of one step: prefill chunks and decodes mixed, tokens packed in one dimension.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
+use half::{bf16, f16};
 use memmap2::Mmap;
 
 use crate::error::LoadError;
@@ -118,6 +119,32 @@ impl GgufFile {
             ))
         })?;
         Ok(TensorView { name: name.into(), dtype: info.ggml_dtype, shape, data })
+    }
+
+    /// A small F32, F16 or BF16 tensor (a norm's weight, a bias) as f32.
+    ///
+    /// # Errors
+    /// When there is none, it has another shape or a quantised type.
+    pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.tensor(name)?;
+        tensor.expect_shape(shape)?;
+        let halves = |value: fn([u8; 2]) -> f32| {
+            tensor.data.chunks_exact(2).map(|b| value([b[0], b[1]])).collect::<Vec<f32>>()
+        };
+        match tensor.dtype {
+            GgmlDType::F32 => Ok(tensor
+                .data
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect()),
+            GgmlDType::F16 => Ok(halves(|b| f16::from_le_bytes(b).to_f32())),
+            GgmlDType::BF16 => Ok(halves(|b| bf16::from_le_bytes(b).to_f32())),
+            other => Err(LoadError::TensorType {
+                tensor: name.into(),
+                dtype: type_name(other),
+                supported: "F32, F16, BF16",
+            }),
+        }
     }
 
     // ---- metadata: `find_x` is None where the key is absent, `x` is an error then ----
@@ -239,6 +266,34 @@ impl GgufFile {
             Some(read) => Ok(Some(read)),
             None => Err(LoadError::KeyType { key: key.into(), expected, found: describe(value) }),
         }
+    }
+}
+
+impl TensorView<'_> {
+    /// # Errors
+    /// When the tensor has another shape.
+    pub fn expect_shape(&self, expected: &[usize]) -> Result<(), LoadError> {
+        if self.shape == expected {
+            return Ok(());
+        }
+        Err(LoadError::TensorShape {
+            tensor: self.name.clone(),
+            expected: expected.into(),
+            found: self.shape.clone(),
+        })
+    }
+}
+
+/// A tensor type's name as GGUF tools write it.
+pub fn type_name(dtype: GgmlDType) -> String {
+    match dtype {
+        GgmlDType::Q2K => "Q2_K".into(),
+        GgmlDType::Q3K => "Q3_K".into(),
+        GgmlDType::Q4K => "Q4_K".into(),
+        GgmlDType::Q5K => "Q5_K".into(),
+        GgmlDType::Q6K => "Q6_K".into(),
+        GgmlDType::Q8K => "Q8_K".into(),
+        other => format!("{other:?}"),
     }
 }
 

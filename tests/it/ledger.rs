@@ -3,9 +3,7 @@
 mod world;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -452,59 +450,4 @@ fn pages_and_filters() {
     assert!(printed.to_csv().contains("\"ann, \"\"the\"\" tester\",stop,USD,"), "{}", printed.to_csv());
     assert!(printed.to_table().contains("house:rounding"), "{}", printed.to_table());
     assert_eq!(printed.to_json()["rows"].as_array().unwrap().len(), printed.rows.len());
-}
-
-/// Not a test of its own: the process that `killed_processes_lose_no_acknowledged_receipt` kills. It works
-/// in its current directory and names each receipt that it was handed.
-#[test]
-#[ignore = "runs until it is killed"]
-fn victim() {
-    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let wall = u64::try_from(wall.as_nanos()).unwrap();
-    let boot = RequestId::new().0;
-    let (ledger, sender) = open(Path::new("."), &options(&boot, rate("0.07"), wall));
-    let mut world = World::new(wall, wall, &boot);
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(20) {
-        world.step(&ledger, &sender);
-        world.waiting.retain_mut(|waiter| match waiter.now_or_never() {
-            Some(receipt) => {
-                println!("\nacknowledged {}", receipt.unwrap().request());
-                false
-            }
-            None => true,
-        });
-    }
-}
-
-#[test]
-fn killed_processes_lose_no_acknowledged_receipt() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut acknowledged = Vec::new();
-    let mut random = Random(42);
-    for round in 0..15 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["ledger::victim", "--exact", "--ignored", "--nocapture"])
-            .current_dir(dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let enough = 1 + random.below(60) as usize;
-        let ids = lines.by_ref().filter_map(|line| line.strip_prefix("acknowledged ").map(str::to_owned));
-        acknowledged.extend(ids.take(enough));
-        std::thread::sleep(Duration::from_micros(random.below(3_000)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // The last line may be torn: only whole ids count.
-        let rest = lines.filter_map(|line| line.strip_prefix("acknowledged ").map(str::to_owned));
-        acknowledged.extend(rest.filter(|id| id.len() == 48));
-        reconciled(dir.path(), &format!("round {round}, killed"));
-    }
-    let (ledger, _sender) = open(dir.path(), &options("after", rate("0.07"), START));
-    reconciled(dir.path(), "after all");
-    assert!(acknowledged.len() > 100);
-    for id in acknowledged {
-        assert!(ledger.receipt(&RequestId(id.clone())).unwrap().is_some(), "{id} was acknowledged");
-    }
 }

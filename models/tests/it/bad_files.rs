@@ -1,0 +1,299 @@
+//! Broken, hostile and unsuitable GGUF files: each an error that says what is wrong, never a panic.
+
+use std::fs;
+
+use obol_kernels::Cpu;
+use obol_models::Decoder;
+use obol_models::gguf::GgufFile;
+
+use crate::support::fixture;
+
+const U32: u32 = 4;
+const F32: u32 = 6;
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+/// A GGUF file in parts, so that a test can spoil any of them.
+#[derive(Clone)]
+struct Parts {
+    magic: [u8; 4],
+    version: u32,
+    tensor_count: Option<u64>,
+    key_count: Option<u64>,
+    /// (name, value type, value's bytes)
+    keys: Vec<(String, u32, Vec<u8>)>,
+    tensors: Vec<Tensor>,
+}
+
+#[derive(Clone)]
+struct Tensor {
+    name: String,
+    /// Innermost first, as in the file.
+    dims: Vec<u64>,
+    dtype: u32,
+    offset: Option<u64>,
+    data: Vec<u8>,
+}
+
+fn string(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn tensor(name: &str, dims: &[u64], dtype: u32, block: (u64, u64)) -> Tensor {
+    let bytes = dims.iter().product::<u64>() / block.0 * block.1;
+    Tensor { name: name.into(), dims: dims.into(), dtype, offset: None, data: vec![0; bytes as usize] }
+}
+
+impl Parts {
+    /// A good llama model of one layer: width 32, 2 heads, ffn 64, vocabulary 8.
+    fn good() -> Self {
+        let dense = |name: &str, dims: &[u64]| tensor(name, dims, 0, (1, 4));
+        let q4 = |name: &str, dims: &[u64]| tensor(name, dims, 3, (32, 20));
+        let key = |name: &str, value: u32| (format!("llama.{name}"), U32, value.to_le_bytes().to_vec());
+        Self {
+            magic: *b"GGUF",
+            version: 3,
+            tensor_count: None,
+            key_count: None,
+            keys: vec![
+                ("general.architecture".into(), STRING, string("llama")),
+                key("block_count", 1),
+                key("context_length", 64),
+                key("embedding_length", 32),
+                key("feed_forward_length", 64),
+                key("attention.head_count", 2),
+                key("attention.head_count_kv", 1),
+                ("llama.attention.layer_norm_rms_epsilon".into(), F32, 1e-5f32.to_le_bytes().to_vec()),
+            ],
+            tensors: vec![
+                dense("token_embd.weight", &[32, 8]),
+                dense("output_norm.weight", &[32]),
+                dense("blk.0.attn_norm.weight", &[32]),
+                q4("blk.0.attn_q.weight", &[32, 32]),
+                q4("blk.0.attn_k.weight", &[32, 16]),
+                q4("blk.0.attn_v.weight", &[32, 16]),
+                q4("blk.0.attn_output.weight", &[32, 32]),
+                dense("blk.0.ffn_norm.weight", &[32]),
+                q4("blk.0.ffn_gate.weight", &[32, 64]),
+                q4("blk.0.ffn_up.weight", &[32, 64]),
+                q4("blk.0.ffn_down.weight", &[64, 32]),
+            ],
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut out = self.magic.to_vec();
+        out.extend(self.version.to_le_bytes());
+        out.extend(self.tensor_count.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.key_count.unwrap_or(self.keys.len() as u64).to_le_bytes());
+        for (name, value_type, value) in &self.keys {
+            out.extend(string(name));
+            out.extend(value_type.to_le_bytes());
+            out.extend(value);
+        }
+        let mut data = Vec::new();
+        for tensor in &self.tensors {
+            out.extend(string(&tensor.name));
+            out.extend((tensor.dims.len() as u32).to_le_bytes());
+            tensor.dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
+            out.extend(tensor.dtype.to_le_bytes());
+            out.extend(tensor.offset.unwrap_or(data.len() as u64).to_le_bytes());
+            data.extend(&tensor.data);
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(data);
+        out
+    }
+
+    fn set(&mut self, name: &str, value_type: u32, value: &[u8]) {
+        self.keys.retain(|key| key.0 != name);
+        self.keys.push((name.into(), value_type, value.into()));
+    }
+
+    fn set_u32(&mut self, name: &str, value: u32) {
+        self.set(name, U32, &value.to_le_bytes());
+    }
+
+    fn tensor(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("a tensor of the good file")
+    }
+}
+
+/// Loads a file of these bytes as far as it goes.
+fn load(bytes: &[u8]) -> Result<(), String> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, bytes).expect("a temporary file");
+    let file = GgufFile::open(&path).map_err(|error| error.to_string())?;
+    Decoder::load(&file, Cpu::new(1), None).map(drop).map_err(|error| error.to_string())
+}
+
+/// The good file with `change` fails with an error that contains `message`.
+#[track_caller]
+fn check(message: &str, change: impl FnOnce(&mut Parts)) {
+    let mut parts = Parts::good();
+    change(&mut parts);
+    match load(&parts.bytes()) {
+        Ok(()) => panic!("loaded, expected: {message}"),
+        Err(error) => assert!(error.contains(message), "expected: {message}\ngot: {error}"),
+    }
+}
+
+#[test]
+fn the_good_file_is_good() {
+    assert_eq!(load(&Parts::good().bytes()), Ok(()));
+}
+
+#[test]
+fn what_is_no_gguf_file_is_refused() {
+    for bytes in [&b""[..], b"G", b"GGUF", b"GGUF\x03\0\0\0", b"PK\x03\x04 a zip file", &[0; 100]] {
+        load(bytes).expect_err("no GGUF file");
+    }
+    check("begins with \"GGML\"", |parts| parts.magic = *b"GGML");
+    check("version 1", |parts| parts.version = 1);
+    check("version 77", |parts| parts.version = 77);
+    check("big-endian", |parts| parts.version = 3u32.swap_bytes());
+    let missing = GgufFile::open(&fixture("no_such_file.gguf")).map(drop).expect_err("no file");
+    assert!(missing.to_string().contains("no_such_file.gguf"));
+    GgufFile::open(&fixture("")).map(drop).expect_err("a directory");
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let good = fs::read(fixture("llama_mixed.gguf")).expect("the fixture");
+    assert_eq!(load(&good), Ok(()));
+    for len in (0..3000).chain((3000..good.len() - 32).step_by(997)) {
+        let error = load(&good[..len]).expect_err("a cut file");
+        let clear = error.contains("broken or incomplete") || error.contains("not a GGUF file");
+        assert!(clear, "cut at {len}: {error}");
+    }
+}
+
+/// Any answer will do, but it must be an answer.
+#[test]
+fn a_header_with_spoiled_bytes_is_survived() {
+    let good = Parts::good().bytes();
+    let header = good.len() - Parts::good().tensors.iter().map(|tensor| tensor.data.len()).sum::<usize>();
+    for at in 0..header {
+        for spoil in [0, 0x7f, 0xff, good[at] ^ 1, good[at] ^ 0x80] {
+            let mut bytes = good.clone();
+            bytes[at] = spoil;
+            drop(load(&bytes));
+        }
+    }
+}
+
+#[test]
+fn absurd_counts_and_lengths_are_refused() {
+    for absurd in [1 << 20, u64::from(u32::MAX), 1 << 60, u64::MAX] {
+        check("more than fit", |parts| parts.tensor_count = Some(absurd));
+        check("more than fit", |parts| parts.key_count = Some(absurd));
+        check("llama.x", |parts| parts.set("llama.x", STRING, &absurd.to_le_bytes()));
+        for item_type in [0, U32, 7, STRING, ARRAY, 12] {
+            let array = [&item_type.to_le_bytes()[..], &absurd.to_le_bytes()].concat();
+            check("llama.x", |parts| parts.set("llama.x", ARRAY, &array));
+        }
+        check("ffn_norm", |parts| parts.tensor("blk.0.ffn_norm.weight").offset = Some(absurd));
+        check("attn_q", |parts| parts.tensor("blk.0.attn_q.weight").dims = vec![absurd & !31, 32]);
+        check("attn_q", |parts| parts.tensor("blk.0.attn_q.weight").dims = vec![32, absurd, absurd]);
+    }
+    check("nested too deep", |parts| {
+        let one_more = [&ARRAY.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
+        parts.set("a", ARRAY, &one_more.repeat(1000));
+    });
+    check("has 5 dimensions", |parts| parts.tensor("output_norm.weight").dims = vec![1; 5]);
+    check("output_norm", |parts| parts.tensor("output_norm.weight").dims = vec![]);
+    check("attn_q", |parts| parts.tensor("blk.0.attn_q.weight").dims = vec![0, 32]);
+    check("whole blocks of 32", |parts| parts.tensor("blk.0.attn_q.weight").dims = vec![33, 32]);
+}
+
+#[test]
+fn keys_that_are_missing_twice_there_or_wrong_are_named() {
+    for (name, ..) in Parts::good().keys {
+        if name.ends_with("head_count_kv") {
+            continue;
+        }
+        check(&format!("no key `{name}`"), |parts| parts.keys.retain(|key| key.0 != name));
+        check(&format!("`{name}` should hold"), |parts| {
+            parts.set(&name, ARRAY, &[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        });
+        check(&format!("`{name}` occurs twice"), |parts| {
+            let again = parts.keys.iter().find(|key| key.0 == name).expect("the key").clone();
+            parts.keys.push(again);
+        });
+    }
+    check("unknown value type 99", |parts| parts.set("a", 99, &[0; 8]));
+    check("general.alignment", |parts| parts.set_u32("general.alignment", 0));
+    check("general.alignment", |parts| parts.set_u32("general.alignment", 48));
+    check("`mamba` is not supported; supported: llama, qwen2", |parts| {
+        parts.set("general.architecture", STRING, &string("mamba"));
+    });
+}
+
+#[test]
+fn sizes_that_contradict_are_named() {
+    for name in ["block_count", "context_length", "embedding_length", "feed_forward_length"] {
+        check(&format!("llama.{name}"), |parts| parts.set_u32(&format!("llama.{name}"), 0));
+        check(&format!("llama.{name}"), |parts| parts.set_u32(&format!("llama.{name}"), u32::MAX));
+    }
+    check("head_count", |parts| parts.set_u32("llama.attention.head_count", 3));
+    check("head_count", |parts| parts.set_u32("llama.attention.head_count", u32::MAX));
+    check("head_count_kv", |parts| parts.set_u32("llama.attention.head_count_kv", 3));
+    check("head_count_kv", |parts| parts.set_u32("llama.attention.head_count_kv", 0));
+    check("dimension_count", |parts| parts.set_u32("llama.rope.dimension_count", 18));
+    check("dimension_count", |parts| parts.set_u32("llama.rope.dimension_count", 7));
+    check("vocab_size", |parts| parts.set_u32("llama.vocab_size", 9));
+    check("value_length", |parts| parts.set_u32("llama.attention.value_length", 4));
+    check("experts", |parts| parts.set_u32("llama.expert_count", 8));
+    check("rope.scaling.type", |parts| parts.set("llama.rope.scaling.type", STRING, &string("yarn")));
+    check("rope.scaling.factor", |parts| parts.set("llama.rope.scaling.type", STRING, &string("linear")));
+    for bad in [f32::NAN, f32::INFINITY, -1.0] {
+        let eps = "llama.attention.layer_norm_rms_epsilon";
+        check(eps, |parts| parts.set(eps, F32, &bad.to_le_bytes()));
+        check("freq_base", |parts| parts.set("llama.rope.freq_base", F32, &bad.to_le_bytes()));
+    }
+}
+
+#[test]
+fn tensors_that_are_missing_wrong_or_too_many_are_named() {
+    for good in Parts::good().tensors {
+        let name = good.name.as_str();
+        check(&format!("`{name}`"), |parts| parts.tensors.retain(|tensor| tensor.name != name));
+        check(&format!("`{name}` occurs twice"), |parts| parts.tensors.push(good.clone()));
+        check(&format!("`{name}`"), |parts| {
+            let tensor = parts.tensor(name);
+            tensor.dims = vec![64, 7];
+            tensor.data.resize(64 * 7 * 4, 0);
+        });
+    }
+    check("blk.1.attn_norm.weight", |parts| {
+        parts.tensors.push(tensor("blk.1.attn_norm.weight", &[32], 0, (1, 4)));
+    });
+    check("blk.0.attn_q_norm.weight", |parts| {
+        parts.tensors.push(tensor("blk.0.attn_q_norm.weight", &[16], 0, (1, 4)));
+    });
+    check("`blk.0.attn_v.weight` has the type IQ4_XS", |parts| {
+        parts.tensor("blk.0.attn_v.weight").dtype = 23
+    });
+    check("`blk.0.attn_v.weight` has the type unknown", |parts| {
+        parts.tensor("blk.0.attn_v.weight").dtype = 999
+    });
+    check("`blk.0.attn_norm.weight` has the type Q8_0", |parts| {
+        parts.tensor("blk.0.attn_norm.weight").dtype = 8
+    });
+    check("supported: F32, F16, BF16, Q4_0", |parts| {
+        parts.set_u32("llama.embedding_length", 256);
+        for tensor in &mut parts.tensors {
+            tensor.dims.iter_mut().for_each(|dim| *dim = if *dim == 32 { 256 } else { *dim });
+            let (block, bytes) = if tensor.dtype == 3 { (32, 20) } else { (1, 4) };
+            tensor.data = vec![0; (tensor.dims.iter().product::<u64>() / block * bytes) as usize];
+        }
+        for (name, rows) in [("blk.0.attn_k.weight", 128), ("blk.0.attn_v.weight", 128)] {
+            *parts.tensor(name) = tensor(name, &[256, rows], 14, (256, 210));
+        }
+    });
+    check("`blk.0.ffn_up.weight`: a scale is not a number", |parts| {
+        parts.tensor("blk.0.ffn_up.weight").data[20..22].copy_from_slice(&[0, 0x7e]);
+    });
+}

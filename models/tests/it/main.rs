@@ -1,0 +1,5 @@
+//! What the crate promises, tested through its public interface.
+
+mod bad_files;
+mod decoder;
+mod support;
