@@ -2,13 +2,17 @@
 
 pub mod batch;
 mod blocks;
+pub mod catalog;
+pub mod chat_template;
 mod decoder;
 pub mod error;
 pub mod fake;
+pub mod fetch;
 pub mod gguf;
 mod gguf_check;
 mod kv_pool;
 mod linear;
 pub mod spec;
+pub mod tokenizer;
 
 pub use decoder::Decoder;
