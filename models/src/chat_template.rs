@@ -6,11 +6,12 @@
 //! given order), loop controls, Python's string and mapping methods, `{% generation %}` ignored; the names
 //! `messages`, `tools`, `documents`, `add_generation_prompt`, `bos_token`, `eos_token`.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind};
 
 mod json;
 
@@ -92,20 +93,21 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Refused`] when the template raises an exception, [`TemplateError::Render`] when it fails
     /// (mostly: a field it needs is missing or of another type).
-    pub fn render(&self, messages: &serde_json::Value, options: &TemplateOptions) -> Result<String, TemplateError> {
+    pub fn render(
+        &self,
+        messages: &serde_json::Value,
+        options: &TemplateOptions,
+    ) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
-        let extra = Value::from_serialize(&options.extra);
-        let names = context! {
-            messages => Value::from_serialize(messages),
-            ..extra,
-            ..context! {
-                add_generation_prompt => options.add_generation_prompt,
-                tools => options.tools.as_ref().map(Value::from_serialize),
-                documents => (),
-                bos_token => self.bos,
-                eos_token => self.eos,
-            }
-        };
+        let mut names = BTreeMap::from([
+            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
+            ("tools", options.tools.as_ref().map_or(Value::from(()), json::to_value)),
+            ("documents", Value::from(())),
+            ("bos_token", Value::from(self.bos.as_str())),
+            ("eos_token", Value::from(self.eos.as_str())),
+        ]);
+        names.extend(options.extra.iter().map(|(name, value)| (name.as_str(), json::to_value(value))));
+        names.insert("messages", json::to_value(messages));
         template.render(names).map_err(|error| failure(&error))
     }
 }

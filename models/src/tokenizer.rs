@@ -115,7 +115,9 @@ impl Tokenizer {
     pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
         let model = file.string("tokenizer.ggml.model")?;
         if model != "gpt2" {
-            return Err(LoadError::Tokenizer(format!("its kind `{model}` is not supported; supported: gpt2 (byte-level BPE)")));
+            return Err(LoadError::Tokenizer(format!(
+                "its kind `{model}` is not supported; supported: gpt2 (byte-level BPE)"
+            )));
         }
         let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
         let kinds = file.find_i32s("tokenizer.ggml.token_type")?.unwrap_or_default();
@@ -152,7 +154,8 @@ impl Tokenizer {
         } else if kinds.len() != size {
             return fail(format!("it has {size} tokens but {} token types", kinds.len()));
         }
-        let named = [vocabulary.bos, vocabulary.eos].into_iter().flatten().chain(vocabulary.ends.iter().copied());
+        let named =
+            [vocabulary.bos, vocabulary.eos].into_iter().flatten().chain(vocabulary.ends.iter().copied());
         for id in named.clone() {
             if id as usize >= size {
                 return fail(format!("the special token id {id} is not below the vocabulary's size {size}"));

@@ -1,9 +1,27 @@
-//! The `tojson` filter as chat templates expect it: Python's `json.dumps(value, ensure_ascii=False)`.
+//! JSON into templates' values, and the `tojson` filter as chat templates expect it: Python's `json.dumps(value, ensure_ascii=False)`.
 
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
+
+/// The template's value for `json`; mappings keep their order.
+pub(super) fn to_value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(yes) => Value::from(*yes),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Value::from(number),
+            (None, Some(number)) => Value::from(number),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(to_value).collect(),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(key, field)| (key.as_str(), to_value(field))))
+        }
+    }
+}
 
 /// `value | tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`
 pub(super) fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, Error> {

@@ -15,7 +15,8 @@ fn chatml_has_its_shape() {
     let messages = json!([{ "role": "system", "content": "Be short." }, { "role": "user", "content": "Hi" }]);
     let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
     let text = ChatTemplate::chatml().render(&messages, &options).expect("renders");
-    let expected = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+    let expected =
+        "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(text, expected);
 }
 
@@ -29,7 +30,10 @@ fn the_conventions_of_chat_templates_hold() {
     check("{% generation %}x{% endgeneration %}", "x");
     check("{% if tools is none and documents is none and not add_generation_prompt %}ok{% endif %}", "ok");
     check("{% if nothing is defined %}no{% else %}yes{% endif %}", "yes");
-    check("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1");
+    check(
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "1",
+    );
     check("{{ '<b>&' }}", "<b>&");
 }
 
@@ -40,7 +44,10 @@ fn values_are_written_as_python_writes_them() {
 
 #[test]
 fn tojson_is_pythons() {
-    check("{{ {'b': [1, 2.5, none, true], 'a': '<é\\n\"'} | tojson }}", r#"{"b": [1, 2.5, null, true], "a": "<é\n\""}"#);
+    check(
+        "{{ {'b': [1, 2.5, none, true], 'a': '<é\\n\"'} | tojson }}",
+        r#"{"b": [1, 2.5, null, true], "a": "<é\n\""}"#,
+    );
     check("{{ {'b': 1, 'a': [2]} | tojson(indent=2) }}", "{\n  \"b\": 1,\n  \"a\": [\n    2\n  ]\n}");
     check("{{ {'b': {}, 'a': []} | tojson(sort_keys=true, separators=(',', ':')) }}", r#"{"a":[],"b":{}}"#);
     check("{{ 'é😀' | tojson(ensure_ascii=True) }}", r#""\u00e9\ud83d\ude00""#);
@@ -51,12 +58,16 @@ fn tojson_is_pythons() {
 #[test]
 fn the_order_of_a_messages_fields_is_kept() {
     let messages = serde_json::from_str(r#"[{"z": 1, "a": {"y": 2, "b": 3}}]"#).expect("JSON");
-    assert_eq!(render("{{ messages[0] | tojson }}", messages).as_deref(), Ok(r#"{"z": 1, "a": {"y": 2, "b": 3}}"#));
+    assert_eq!(
+        render("{{ messages[0] | tojson }}", messages).as_deref(),
+        Ok(r#"{"z": 1, "a": {"y": 2, "b": 3}}"#)
+    );
 }
 
 #[test]
 fn extra_names_and_tools_reach_the_template() {
-    let template = ChatTemplate::new("{{ enable_thinking }} {{ tools[0].name }} {{ messages | length }}", "", "");
+    let template =
+        ChatTemplate::new("{{ enable_thinking }} {{ tools[0].name }} {{ messages | length }}", "", "");
     let extra = json!({ "enable_thinking": false, "messages": [1, 2, 3] });
     let options = TemplateOptions {
         tools: Some(json!([{ "name": "f" }])),

@@ -159,8 +159,8 @@ fn pip_failure(job: &Job<'_>, work: &WorkDir) -> SourceError {
             job.options.python.display()
         ));
     }
-    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines.clone().find(|line| line.starts_with("ERROR")).or_else(|| lines.last());
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines.clone().find(|line| line.starts_with("ERROR")).or_else(|| lines.next_back());
     SourceError::Failed(format!("pip failed: {}", line.unwrap_or("it said nothing")))
 }
 

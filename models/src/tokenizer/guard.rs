@@ -99,7 +99,8 @@ impl Shield {
     fn apply_to_text(&self, guard: Guard, text: &str) -> String {
         let mut guarded = self.break_tokens(guard, text);
         let tail_start = text.len().saturating_sub(self.prefix_len_max);
-        let mut tails = text.char_indices().rev().map(|(start, _)| start).take_while(|&start| start >= tail_start);
+        let mut tails =
+            text.char_indices().rev().map(|(start, _)| start).take_while(|&start| start >= tail_start);
         if tails.any(|start| self.prefixes.contains(&text[start..])) {
             guarded.push(guard.mark);
         }

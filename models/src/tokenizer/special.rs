@@ -32,7 +32,8 @@ pub(super) enum Fragment<'t> {
 impl SpecialTokens {
     pub(super) fn new(tokens: &[String], kinds: &[TokenKind]) -> Result<Self, String> {
         let of_kind = |wanted: &[TokenKind]| -> Vec<&str> {
-            let pairs = tokens.iter().zip(kinds).filter(|(text, kind)| wanted.contains(kind) && !text.is_empty());
+            let pairs =
+                tokens.iter().zip(kinds).filter(|(text, kind)| wanted.contains(kind) && !text.is_empty());
             pairs.map(|(text, _)| text.as_str()).collect()
         };
         let control = of_kind(&[TokenKind::Control, TokenKind::Unknown]);
@@ -53,7 +54,12 @@ impl SpecialTokens {
     }
 
     /// Calls `fragment` with the parts of `text` in order: tokens, and the texts between them (never empty).
-    pub(super) fn partition<'t>(&self, text: &'t str, control: bool, fragment: &mut impl FnMut(Fragment<'t>)) {
+    pub(super) fn partition<'t>(
+        &self,
+        text: &'t str,
+        control: bool,
+        fragment: &mut impl FnMut(Fragment<'t>),
+    ) {
         let pattern = if control { &self.all } else { &self.user_defined };
         let mut at = 0;
         for found in pattern.iter().flat_map(|pattern| pattern.find_iter(text)) {
@@ -77,5 +83,7 @@ fn any_of(mut texts: Vec<&str>) -> Result<Option<Regex>, String> {
     texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
     let pattern = texts.iter().map(|text| regex::escape(text)).collect::<Vec<_>>().join("|");
     let built = RegexBuilder::new(&pattern).size_limit(PATTERN_BYTES_MAX).build();
-    built.map(Some).map_err(|error| format!("its {} special tokens cannot be searched for: {error}", texts.len()))
+    built
+        .map(Some)
+        .map_err(|error| format!("its {} special tokens cannot be searched for: {error}", texts.len()))
 }

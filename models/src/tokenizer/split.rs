@@ -10,7 +10,8 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 /// Llama 3's: contractions in any case, a leading sign kept with its word, digits by three.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 /// Qwen2's: as Llama 3's with single digits.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 /// Qwen3.5's: as Qwen2's with marks kept in their word.
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
@@ -89,7 +90,8 @@ impl Splitter {
     /// The pre-tokenizer of that name; an error lists the names there are.
     pub(super) fn by_name(name: &str) -> Result<Self, String> {
         let Some(family) = FAMILIES.iter().find(|family| family.names.contains(&name)) else {
-            let known = FAMILIES.iter().flat_map(|family| family.names).copied().collect::<Vec<_>>().join(", ");
+            let known =
+                FAMILIES.iter().flat_map(|family| family.names).copied().collect::<Vec<_>>().join(", ");
             return Err(format!("the pre-tokenizer `{name}` is not supported; supported: {known}"));
         };
         let stage = |pattern: &&str| Stage {
