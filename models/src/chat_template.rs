@@ -96,7 +96,7 @@ impl ChatTemplate {
     pub fn render(
         &self,
         messages: &serde_json::Value,
-        options: &TemplateOptions,
+        options: TemplateOptions,
     ) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
         let mut names = BTreeMap::from([

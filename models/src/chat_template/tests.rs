@@ -2,7 +2,7 @@ use super::*;
 use serde_json::json;
 
 fn render(source: &str, messages: serde_json::Value) -> Result<String, TemplateError> {
-    ChatTemplate::new(source, "<s>", "</s>")?.render(&messages, &TemplateOptions::default())
+    ChatTemplate::new(source, "<s>", "</s>")?.render(&messages, TemplateOptions::default())
 }
 
 fn check(source: &str, expected: &str) {
@@ -14,7 +14,7 @@ fn check(source: &str, expected: &str) {
 fn chatml_has_its_shape() {
     let messages = json!([{ "role": "system", "content": "Be short." }, { "role": "user", "content": "Hi" }]);
     let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
-    let text = ChatTemplate::chatml().render(&messages, &options).expect("renders");
+    let text = ChatTemplate::chatml().render(&messages, options).expect("renders");
     let expected =
         "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(text, expected);
@@ -74,7 +74,7 @@ fn extra_names_and_tools_reach_the_template() {
         extra: extra.as_object().expect("an object").clone(),
         ..TemplateOptions::default()
     };
-    assert_eq!(template.expect("parses").render(&json!([]), &options).as_deref(), Ok("False f 0"));
+    assert_eq!(template.expect("parses").render(&json!([]), options).as_deref(), Ok("False f 0"));
 }
 
 #[test]

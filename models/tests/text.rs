@@ -1,0 +1,130 @@
+//! Tokenizers and chat templates against other implementations: llama.cpp's vectors, the tokenizers crate, and real
+//! templates. Needs what `scripts/test` fetches.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use obol_models::chat_template::{ChatTemplate, TemplateError, TemplateOptions};
+use obol_models::gguf::GgufFile;
+use obol_models::tokenizer::{Special, Tokenizer};
+use serde_json::json;
+
+const PLAIN: Special = Special { parse: false, add: false };
+
+fn path_from(variable: &str) -> PathBuf {
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("{variable} is not set: run this test through scripts/test, which sets it"))
+}
+
+fn test_model() -> GgufFile {
+    GgufFile::open(&path_from("OBOL_TEST_MODEL")).expect("the test model opens")
+}
+
+fn vocabs() -> PathBuf {
+    path_from("OBOL_TEST_DATA").join("vocabs")
+}
+
+fn vocab(name: &str) -> Tokenizer {
+    let path = vocabs().join(format!("ggml-vocab-{name}.gguf"));
+    assert!(path.exists(), "{} is missing: scripts/fetch-test-vocabs fetches it", path.display());
+    Tokenizer::from_gguf(&GgufFile::open(&path).expect("the vocabulary opens")).expect("the vocabulary is supported")
+}
+
+fn check_vectors(name: &str, texts: &str) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vocabs");
+    let read = |file: String| std::fs::read_to_string(fixtures.join(file)).expect("the fixture is committed");
+    let (texts, ids) = (read(texts.to_owned()), read(format!("{name}.ids")));
+    let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
+    // The line of the last, empty text may be missing its newline.
+    let ids: Vec<Vec<u32>> = ids
+        .split('\n')
+        .map(|line| line.split_whitespace().map(|id| id.parse().expect("a number")).collect())
+        .collect();
+    let tokenizer = vocab(name);
+    assert!(texts.len() >= 40 && ids.len() >= texts.len(), "{} texts, {} lines of ids", texts.len(), ids.len());
+    for (text, ids) in texts.iter().zip(&ids) {
+        let found = tokenizer.encode(text, PLAIN);
+        assert_eq!(&found, ids, "{name}: {text:?}");
+        assert_eq!(tokenizer.decode(&found, false), **text, "{name}");
+    }
+}
+
+#[test]
+fn ids_equal_those_of_llama_cpp() {
+    for name in ["gpt-2", "llama-bpe", "qwen2", "starcoder", "falcon", "mpt", "refact", "command-r"] {
+        check_vectors(name, "texts.txt");
+    }
+    check_vectors("qwen35", "texts-qwen35.txt");
+}
+
+#[test]
+fn the_default_model_is_tokenised_without_a_space_before() {
+    let tokenizer = Tokenizer::from_gguf(&test_model()).expect("supported");
+    assert_eq!(tokenizer.encode("Hello world", PLAIN), [19556, 905]);
+    let ids = [33, 34, 35, 36, 37, 29856, 79, 6299, 8866, 1792];
+    assert_eq!(tokenizer.encode("12345 foo_bar\n\n  x", PLAIN), ids);
+    assert_eq!(tokenizer.decode(&ids, false), "12345 foo_bar\n\n  x");
+    assert_eq!(tokenizer.encode("Hello world", Special { parse: true, add: true }), [19556, 905]);
+    assert_eq!((tokenizer.bos(), tokenizer.end_tokens(), tokenizer.vocab_size()), (Some(1), &[0, 2][..], 49152));
+}
+
+#[test]
+fn the_default_models_template_gives_its_golden_prompt() {
+    let file = test_model();
+    let source = file.string("tokenizer.chat_template").expect("the file has a template");
+    let template = ChatTemplate::new(source, "<|im_start|>", "<|im_end|>").expect("parses");
+    let options = || TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
+    let text = template.render(&json!([{ "role": "user", "content": "Hi" }]), options()).expect("renders");
+    let golden = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+                  <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(text, golden);
+    let messages = json!([{ "role": "system", "content": "S" }, { "role": "user", "content": "U" },
+        { "role": "assistant", "content": "A" }]);
+    let text = template.render(&messages, TemplateOptions::default()).expect("renders");
+    let golden = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n";
+    assert_eq!(text, golden);
+}
+
+/// Every template of the collection parses, and a plain conversation comes out in order or is refused in words.
+#[test]
+fn real_templates_render_a_plain_conversation() {
+    let dir = vocabs().join("templates");
+    let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}; run scripts/test", dir.display()));
+    let messages = json!([
+        { "role": "user", "content": "question-1" },
+        { "role": "assistant", "content": "answer-1" },
+        { "role": "user", "content": "question-2" },
+    ]);
+    let (mut rendered, mut failed) = (0, Vec::new());
+    for path in files.map(|file| file.expect("readable").path()) {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let source = std::fs::read_to_string(&path).expect("a text");
+        let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
+        match ChatTemplate::new(&source, "<s>", "</s>").and_then(|template| template.render(&messages, options)) {
+            Ok(text) => {
+                let places = ["question-1", "answer-1", "question-2"].map(|part| text.find(part));
+                assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {text}");
+                rendered += 1;
+            }
+            Err(TemplateError::Refused(_)) => {}
+            Err(error) => failed.push(format!("{name}: {error}")),
+        }
+    }
+    assert!(failed.is_empty(), "{rendered} rendered, but:\n{}", failed.join("\n"));
+    assert!(rendered >= 60, "only {rendered}");
+}
+
+/// The prompt of 8,192 tokens that fills the default model's context.
+#[test]
+fn encoding_a_full_context_takes_milliseconds() {
+    let tokenizer = Tokenizer::from_gguf(&test_model()).expect("supported");
+    let text = "The quick brown fox (born in 1987) doesn't jump over lazy dogs; it walks around them.\n".repeat(600);
+    let started = Instant::now();
+    let ids = tokenizer.encode(&text, PLAIN);
+    let took = started.elapsed();
+    println!("{} tokens, {} bytes in {took:?}", ids.len(), text.len());
+    assert!(ids.len() > 8192);
+    assert!(took.as_millis() < 200, "{} tokens took {took:?}", ids.len());
+    assert_eq!(tokenizer.decode(&ids, false), text);
+}

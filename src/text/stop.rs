@@ -1,0 +1,130 @@
+//! Stop strings in a growing text. What may be the beginning of one is held back until it is clear.
+//!
+//! Invariants: the stop string that is complete first ends the text, before its first character (of several that are
+//! complete at once, the longest); so the result does not depend on how the text was cut into pieces.
+
+/// Watches one answer.
+#[derive(Debug)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    /// The longest end of the text so far that begins a stop string.
+    held: String,
+}
+
+/// Text that is certain to be part of the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Released {
+    /// May be empty.
+    pub text: String,
+    /// A stop string was found: the answer ends after `text`. Do not push on.
+    pub stopped: bool,
+}
+
+impl StopMatcher {
+    /// Empty stop strings are ignored.
+    #[must_use]
+    pub fn new(stops: &[String]) -> Self {
+        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+    }
+
+    /// Adds text to the answer.
+    #[must_use]
+    pub fn push(&mut self, text: &str) -> Released {
+        self.held.push_str(text);
+        let found = |stop: &String| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start));
+        if let Some((_, start)) = self.stops.iter().filter_map(found).min() {
+            self.held.truncate(start);
+            return Released { text: std::mem::take(&mut self.held), stopped: true };
+        }
+        let keep = self.stops.iter().map(|stop| self.begun(stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        Released { text: std::mem::replace(&mut self.held, rest), stopped: false }
+    }
+
+    /// The end of the answer: what was held back is text after all.
+    #[must_use]
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Length of the longest proper beginning of `stop` that ends the held text.
+    fn begun(&self, stop: &str) -> usize {
+        let borders = stop.char_indices().skip(1).map(|(at, _)| at).rev();
+        borders.into_iter().find(|&at| self.held.ends_with(&stop[..at])).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::Random;
+
+    /// The texts released for each piece, then the rest; `!` marks where it stopped.
+    fn check(stops: &[&str], pieces: &[&str], expected: &[&str]) {
+        let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
+        let mut matcher = StopMatcher::new(&stops);
+        let mut texts = Vec::new();
+        for piece in pieces {
+            let released = matcher.push(piece);
+            texts.push(released.text + if released.stopped { "!" } else { "" });
+            if released.stopped {
+                break;
+            }
+        }
+        texts.push(matcher.finish());
+        assert_eq!(texts, expected, "{stops:?} {pieces:?}");
+    }
+
+    #[test]
+    fn text_that_may_be_a_stop_waits() {
+        check(&["END"], &["a", "bE", "N", "x"], &["a", "b", "", "ENx", ""]);
+        check(&["END"], &["aE", "ND", "x"], &["a", "!", ""]);
+        check(&["END"], &["aE", "N"], &["a", "", "EN"]);
+        check(&["aab"], &["aaa", "ab"], &["a", "a!", ""]);
+        check(&["\n\n", "User:"], &["hi\n", "User", ":"], &["hi", "\n", "!", ""]);
+        check(&["é!"], &["xé", "?"], &["x", "é?", ""]);
+        check(&[], &["all", "of it"], &["all", "of it", ""]);
+        check(&[""], &["all"], &["all", ""]);
+    }
+
+    #[test]
+    fn the_stop_that_is_complete_first_counts() {
+        check(&["abcd", "bc"], &["abcd"], &["a!", ""]);
+        check(&["abcd", "bc"], &["a", "b", "c", "d"], &["", "", "a!", ""]);
+        check(&["bc", "abc"], &["xabc"], &["x!", ""]);
+    }
+
+    #[test]
+    fn any_cutting_gives_what_watching_character_by_character_gives() {
+        const LETTERS: [&str; 4] = ["a", "b", "c", "é"];
+        let word = |random: &mut Random, len: usize| -> String { (0..len).map(|_| LETTERS[random.below(4)]).collect() };
+        for seed in 1..5000 {
+            let mut random = Random(seed);
+            let mut stops = Vec::new();
+            for _ in 0..random.below(4) {
+                let len = 1 + random.below(4);
+                stops.push(word(&mut random, len));
+            }
+            let len = random.below(14);
+            let text = word(&mut random, len);
+            let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+            let cut = ends.into_iter().find_map(|end| {
+                let done = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str()));
+                done.map(|stop| end - stop.len()).min()
+            });
+
+            let mut matcher = StopMatcher::new(&stops);
+            let (mut answer, mut stopped) = (String::new(), false);
+            let mut chars = text.chars().peekable();
+            while chars.peek().is_some() && !stopped {
+                let piece: String = chars.by_ref().take(1 + random.below(3)).collect();
+                let released = matcher.push(&piece);
+                answer.push_str(&released.text);
+                stopped = released.stopped;
+            }
+            answer.push_str(&matcher.finish());
+            assert_eq!(answer, text[..cut.unwrap_or(text.len())], "seed {seed}: {text} {stops:?}");
+            assert_eq!(stopped, cut.is_some(), "seed {seed}: {text} {stops:?}");
+        }
+    }
+}
