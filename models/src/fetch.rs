@@ -213,7 +213,9 @@ impl Job<'_> {
     fn is_there(&self, target: &Path) -> Result<bool, FetchError> {
         let metadata = match std::fs::metadata(target) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(false);
+            }
             Err(error) => return Err(self.file_error(target, error)),
         };
         if metadata.len() != self.entry.bytes {

@@ -28,7 +28,8 @@ fn vocabs() -> PathBuf {
 fn vocab(name: &str) -> Tokenizer {
     let path = vocabs().join(format!("ggml-vocab-{name}.gguf"));
     assert!(path.exists(), "{} is missing: scripts/fetch-test-vocabs fetches it", path.display());
-    Tokenizer::from_gguf(&GgufFile::open(&path).expect("the vocabulary opens")).expect("the vocabulary is supported")
+    Tokenizer::from_gguf(&GgufFile::open(&path).expect("the vocabulary opens"))
+        .expect("the vocabulary is supported")
 }
 
 fn check_vectors(name: &str, texts: &str) {
@@ -42,7 +43,12 @@ fn check_vectors(name: &str, texts: &str) {
         .map(|line| line.split_whitespace().map(|id| id.parse().expect("a number")).collect())
         .collect();
     let tokenizer = vocab(name);
-    assert!(texts.len() >= 40 && ids.len() >= texts.len(), "{} texts, {} lines of ids", texts.len(), ids.len());
+    assert!(
+        texts.len() >= 40 && ids.len() >= texts.len(),
+        "{} texts, {} lines of ids",
+        texts.len(),
+        ids.len()
+    );
     for (text, ids) in texts.iter().zip(&ids) {
         let found = tokenizer.encode(text, PLAIN);
         assert_eq!(&found, ids, "{name}: {text:?}");
@@ -66,7 +72,10 @@ fn the_default_model_is_tokenised_without_a_space_before() {
     assert_eq!(tokenizer.encode("12345 foo_bar\n\n  x", PLAIN), ids);
     assert_eq!(tokenizer.decode(&ids, false), "12345 foo_bar\n\n  x");
     assert_eq!(tokenizer.encode("Hello world", Special { parse: true, add: true }), [19556, 905]);
-    assert_eq!((tokenizer.bos(), tokenizer.end_tokens(), tokenizer.vocab_size()), (Some(1), &[0, 2][..], 49152));
+    assert_eq!(
+        (tokenizer.bos(), tokenizer.end_tokens(), tokenizer.vocab_size()),
+        (Some(1), &[0, 2][..], 49152)
+    );
 }
 
 #[test]
@@ -90,7 +99,8 @@ fn the_default_models_template_gives_its_golden_prompt() {
 #[test]
 fn real_templates_render_a_plain_conversation() {
     let dir = vocabs().join("templates");
-    let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}; run scripts/test", dir.display()));
+    let files =
+        std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}; run scripts/test", dir.display()));
     let messages = json!([
         { "role": "user", "content": "question-1" },
         { "role": "assistant", "content": "answer-1" },
@@ -101,7 +111,9 @@ fn real_templates_render_a_plain_conversation() {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let source = std::fs::read_to_string(&path).expect("a text");
         let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
-        match ChatTemplate::new(&source, "<s>", "</s>").and_then(|template| template.render(&messages, options)) {
+        match ChatTemplate::new(&source, "<s>", "</s>")
+            .and_then(|template| template.render(&messages, options))
+        {
             Ok(text) => {
                 let places = ["question-1", "answer-1", "question-2"].map(|part| text.find(part));
                 assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {text}");
@@ -119,7 +131,8 @@ fn real_templates_render_a_plain_conversation() {
 #[test]
 fn encoding_a_full_context_takes_milliseconds() {
     let tokenizer = Tokenizer::from_gguf(&test_model()).expect("supported");
-    let text = "The quick brown fox (born in 1987) doesn't jump over lazy dogs; it walks around them.\n".repeat(600);
+    let text =
+        "The quick brown fox (born in 1987) doesn't jump over lazy dogs; it walks around them.\n".repeat(600);
     let started = Instant::now();
     let ids = tokenizer.encode(&text, PLAIN);
     let took = started.elapsed();
