@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod ledger;
 pub mod request;
+pub mod text;
 pub mod units;
 pub mod usage;
 

@@ -69,6 +69,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", json::tojson);
+        // None is not iterable in Python; templates ask this before they take the tools' length.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment
             .add_template_owned(NAME, without_generation_blocks(source))
             .map_err(|error| TemplateError::Parse(describe(&error)))?;

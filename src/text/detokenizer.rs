@@ -80,10 +80,12 @@ mod tests {
 
     #[test]
     fn any_cutting_gives_the_text_of_the_whole() {
-        const PARTS: &[&[u8]] = &[b"a", "é".as_bytes(), "€".as_bytes(), "😀".as_bytes(), b"\xFF", b"\xE2\x82", b"\x80"];
+        const PARTS: &[&[u8]] =
+            &[b"a", "é".as_bytes(), "€".as_bytes(), "😀".as_bytes(), b"\xFF", b"\xE2\x82", b"\x80"];
         for seed in 1..2000 {
             let mut random = Random(seed);
-            let bytes: Vec<u8> = (0..random.below(8)).flat_map(|_| PARTS[random.below(PARTS.len())]).copied().collect();
+            let bytes: Vec<u8> =
+                (0..random.below(8)).flat_map(|_| PARTS[random.below(PARTS.len())]).copied().collect();
             let mut detokenizer = Detokenizer::new();
             let (mut text, mut at) = (String::new(), 0);
             while at < bytes.len() {

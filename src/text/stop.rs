@@ -97,7 +97,9 @@ mod tests {
     #[test]
     fn any_cutting_gives_what_watching_character_by_character_gives() {
         const LETTERS: [&str; 4] = ["a", "b", "c", "é"];
-        let word = |random: &mut Random, len: usize| -> String { (0..len).map(|_| LETTERS[random.below(4)]).collect() };
+        let word = |random: &mut Random, len: usize| -> String {
+            (0..len).map(|_| LETTERS[random.below(4)]).collect()
+        };
         for seed in 1..5000 {
             let mut random = Random(seed);
             let mut stops = Vec::new();

@@ -29,6 +29,7 @@ fn the_conventions_of_chat_templates_hold() {
     check("{{ messages[0].get('nothing', 'else') }}", "else");
     check("{% generation %}x{% endgeneration %}", "x");
     check("{% if tools is none and documents is none and not add_generation_prompt %}ok{% endif %}", "ok");
+    check("{{ tools is iterable }} {{ messages is iterable }} {{ 1 is iterable }}", "False True False");
     check("{% if nothing is defined %}no{% else %}yes{% endif %}", "yes");
     check(
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
