@@ -49,8 +49,8 @@ impl StopMatcher {
 
     /// Length of the longest proper beginning of `stop` that ends the held text.
     fn begun(&self, stop: &str) -> usize {
-        let borders = stop.char_indices().skip(1).map(|(at, _)| at).rev();
-        borders.into_iter().find(|&at| self.held.ends_with(&stop[..at])).unwrap_or(0)
+        let mut ends = stop.char_indices().rev().map(|(at, _)| at); // the last is 0: nothing begun
+        ends.find(|&at| self.held.ends_with(&stop[..at])).unwrap_or(0)
     }
 }
 
