@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod ledger;
+pub mod metrics;
 pub mod request;
 pub mod text;
 pub mod units;
@@ -10,3 +11,7 @@ pub mod usage;
 pub mod meter;
 
 pub mod engine;
+
+pub mod pipeline;
+
+pub mod http;

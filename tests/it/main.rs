@@ -1,5 +1,11 @@
 //! The one integration binary: every test that looks at the crates from outside.
 
 mod engine_sim;
+mod http_answers;
+mod http_errors;
+mod http_probes;
+mod http_sockets;
+mod http_tokens;
+mod http_world;
 mod ledger;
 mod tidy;

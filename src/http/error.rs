@@ -1,0 +1,197 @@
+//! Errors as OpenAI's clients know them: the only place where status codes, `type` and `code` are made.
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::fields::Invalid;
+use crate::pipeline::Failure;
+
+/// Everything a request can be refused with.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    Invalid(Invalid),
+    Failed(Failure),
+    /// The model is still being loaded.
+    Loading,
+    UnknownPath {
+        method: String,
+        path: String,
+    },
+    MethodNotAllowed {
+        method: String,
+        path: String,
+    },
+    ReceiptNotFound {
+        id: String,
+    },
+    BodyTooLarge {
+        bytes_max: usize,
+    },
+    BodyTooSlow {
+        seconds_max: u64,
+    },
+    BodyUnreadable,
+    /// The engine's thread does not answer.
+    EngineSilent,
+    /// The ledger's database cannot be read.
+    LedgerUnreadable,
+    /// A handler panicked: a bug, already logged.
+    Bug,
+}
+
+impl From<Invalid> for ApiError {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// What goes over the wire for one error.
+struct Wire {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after: Option<u32>,
+}
+
+impl Wire {
+    fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: String) -> Self {
+        Self { status, kind, code, param: None, message, retry_after: None }
+    }
+
+    fn invalid(status: StatusCode, code: Option<&'static str>, message: String) -> Self {
+        Self::new(status, "invalid_request_error", code, message)
+    }
+
+    fn unavailable(code: &'static str, message: String, retry_after: u32) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", Some(code), message)
+        }
+    }
+
+    fn about(self, param: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..self }
+    }
+}
+
+impl ApiError {
+    fn wire(self) -> Wire {
+        match self {
+            Self::Invalid(Invalid { param, message }) => {
+                Wire { param, ..Wire::invalid(StatusCode::BAD_REQUEST, None, message) }
+            }
+            Self::Failed(failure) => failed(failure),
+            Self::Loading => Wire::unavailable("loading", "the model is still loading; retry soon".into(), 1),
+            Self::UnknownPath { method, path } => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, format!("unknown URL: {method} {path}"))
+            }
+            Self::MethodNotAllowed { method, path } => Wire::invalid(
+                StatusCode::METHOD_NOT_ALLOWED,
+                None,
+                format!("{method} is not allowed on {path}; see the `allow` header"),
+            ),
+            Self::ReceiptNotFound { id } => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, format!("no receipt with the id `{id}`"))
+                    .about("id")
+            }
+            Self::BodyTooLarge { bytes_max } => Wire::invalid(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Some("request_too_large"),
+                format!("the body is over {bytes_max} bytes, the most this server reads"),
+            ),
+            Self::BodyTooSlow { seconds_max } => Wire::invalid(
+                StatusCode::REQUEST_TIMEOUT,
+                None,
+                format!("the body did not arrive within {seconds_max} s"),
+            ),
+            Self::BodyUnreadable => {
+                Wire::invalid(StatusCode::BAD_REQUEST, None, "the body could not be read to its end".into())
+            }
+            Self::EngineSilent => Wire::unavailable("engine_down", "the engine does not answer".into(), 5),
+            Self::LedgerUnreadable => {
+                Wire::unavailable("ledger_unavailable", "the ledger cannot be read".into(), 5)
+            }
+            Self::Bug => {
+                Wire::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, "internal error".into())
+            }
+        }
+    }
+
+    /// The error object alone, as it is sent in the middle of a stream.
+    pub(crate) fn into_object(self) -> Value {
+        object(&self.wire())
+    }
+}
+
+fn failed(failure: Failure) -> Wire {
+    let message = failure.to_string();
+    match failure {
+        Failure::ModelNotFound { .. } => {
+            Wire::invalid(StatusCode::NOT_FOUND, Some("model_not_found"), message).about("model")
+        }
+        Failure::Invalid { param, .. } => Wire::invalid(StatusCode::BAD_REQUEST, None, message).about(param),
+        Failure::PromptTooLong { param, .. } | Failure::AnswerTooLong { param, .. } => {
+            Wire::invalid(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).about(param)
+        }
+        Failure::IdempotencyKeyReused { .. } => {
+            Wire::invalid(StatusCode::CONFLICT, Some("idempotency_key_reused"), message)
+        }
+        Failure::QueueFull { .. } => Wire {
+            retry_after: Some(1),
+            ..Wire::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message)
+        },
+        Failure::Draining | Failure::Cancelled => Wire::unavailable("draining", message, 5),
+        Failure::LedgerUnavailable => Wire::unavailable("ledger_unavailable", message, 5),
+        Failure::Engine => Wire::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message),
+    }
+}
+
+/// Turns what the framework refused by itself (wrong method, undecodable path) into our error object;
+/// headers such as `allow` stay.
+pub(crate) fn in_our_shape(response: Response, method: &Method, path: &str) -> Response {
+    let status = response.status();
+    let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if ours || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (method, path) = (method.to_string(), path.to_owned());
+    let error = match status {
+        StatusCode::METHOD_NOT_ALLOWED => ApiError::MethodNotAllowed { method, path },
+        StatusCode::BAD_REQUEST => ApiError::UnknownPath { method, path },
+        _ => ApiError::Bug,
+    };
+    let mut shaped = error.into_response();
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        shaped.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    shaped
+}
+
+fn object(wire: &Wire) -> Value {
+    json!({"error": {"message": wire.message, "type": wire.kind, "param": wire.param, "code": wire.code}})
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let wire = self.wire();
+        let mut response = (wire.status, Json(object(&wire))).into_response();
+        if let Some(seconds) = wire.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if wire.status == StatusCode::REQUEST_TIMEOUT {
+            // The rest of the body is not wanted: the connection cannot be used again.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

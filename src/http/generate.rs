@@ -1,0 +1,91 @@
+//! The two generating endpoints: parse, run, answer whole or as a stream.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::request;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use bytes::Bytes;
+
+use super::error::ApiError;
+use super::openai::{Choice, Delivery, Reply, Shape, parse_chat, parse_completion};
+use super::{Server, body, origin, sse};
+use crate::ledger::Receipt;
+use crate::pipeline::{self, Answer, App, Ask, Failure, Piece};
+use crate::units::RequestId;
+
+pub(super) async fn chat(
+    State(server): State<Arc<Server>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, bytes) = received(&server, request).await?;
+    let app = server.app()?;
+    let origin = origin::origin(&head.headers, id, "/v1/chat/completions")?;
+    let (ask, delivery) = parse_chat(&bytes, &server.rules(app), origin)?;
+    answer(&server, app, Shape::Chat, ask, delivery, &head).await
+}
+
+pub(super) async fn completions(
+    State(server): State<Arc<Server>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, bytes) = received(&server, request).await?;
+    let app = server.app()?;
+    let origin = origin::origin(&head.headers, id, "/v1/completions")?;
+    let (ask, delivery) = parse_completion(&bytes, &server.rules(app), origin)?;
+    answer(&server, app, Shape::Completion, ask, delivery, &head).await
+}
+
+async fn received(server: &Server, request: Request) -> Result<(request::Parts, Bytes), ApiError> {
+    let (head, body) = request.into_parts();
+    // A server that cannot answer does not read megabytes first.
+    server.app()?.check_accepting()?;
+    let bytes = body::read(&server.config, &head.headers, body).await?;
+    Ok((head, bytes))
+}
+
+async fn answer(
+    server: &Server,
+    app: &Arc<App>,
+    shape: Shape,
+    ask: Ask,
+    delivery: Delivery,
+    head: &request::Parts,
+) -> Result<Response, ApiError> {
+    let reply = Reply::new(app, shape, &ask.origin.request, ask.sampling.logprobs.is_some());
+    let choices = ask.choices;
+    let answer = pipeline::run(app, ask).await?;
+    if delivery.stream {
+        let keep_alive = server.config.keep_alive;
+        return Ok(sse::response(answer, reply, delivery, choices, keep_alive, &head.headers));
+    }
+    let (choices, receipt) = collect(answer, choices).await?;
+    let mut response = Json(reply.body(choices, &receipt)).into_response();
+    response.headers_mut().extend(sse::cost_headers(&receipt));
+    Ok(response)
+}
+
+/// The whole answer. Dropping this future (the client left) drops the answer, which cancels it.
+async fn collect(mut answer: Answer, choices: u32) -> Result<(Vec<Choice>, Arc<Receipt>), Failure> {
+    let mut whole: Vec<Choice> = (0..choices).map(|_| Choice::default()).collect();
+    while let Some(piece) = answer.next().await {
+        match piece? {
+            Piece::Text { choice, text, scored } => {
+                let choice = &mut whole[choice as usize];
+                choice.text.push_str(&text);
+                choice.scored.extend(scored);
+            }
+            Piece::Finished { choice, text, scored, finish } => {
+                let choice = &mut whole[choice as usize];
+                choice.text.push_str(&text);
+                choice.scored.extend(scored);
+                choice.finish = Some(finish);
+            }
+            Piece::Settled(receipt) => return Ok((whole, receipt)),
+        }
+    }
+    Err(Failure::LedgerUnavailable)
+}

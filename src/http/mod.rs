@@ -1,0 +1,137 @@
+//! HTTP: requests in, JSON and event streams out. Knows no SQL, no device and no price; what a request
+//! costs it reads from the receipt.
+//!
+//! Invariants: every response carries `x-request-id`, `x-obol-device` and `x-obol-currency`; every error
+//! is OpenAI's error object, made in `error`; a body is never read past its limit.
+
+mod body;
+mod envelope;
+mod error;
+mod fields;
+mod generate;
+mod health;
+mod models;
+mod openai;
+mod origin;
+mod receipts;
+mod scrape;
+mod sse;
+mod tokens;
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+
+use crate::pipeline::App;
+use error::ApiError;
+pub use fields::UnknownFields;
+use openai::Rules;
+
+/// What the HTTP side is configured with; fixed before the model is loaded.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// The device's id, for `x-obol-device`.
+    pub device: String,
+    /// ISO code of the rate card's currency, for `x-obol-currency`.
+    pub currency: String,
+    pub unknown_fields: UnknownFields,
+    pub body_bytes_max: usize,
+    /// How long a body may take to arrive.
+    pub body_time_max: Duration,
+    /// Most choices (`n`) of one request.
+    pub choices_max: u32,
+    /// Silence on a stream after which a comment is sent, so that proxies keep it open.
+    pub keep_alive: Duration,
+}
+
+impl HttpConfig {
+    #[must_use]
+    pub fn new(device: impl Into<String>, currency: impl Into<String>) -> Self {
+        Self {
+            device: device.into(),
+            currency: currency.into(),
+            unknown_fields: UnknownFields::Reject,
+            body_bytes_max: 8 << 20,
+            body_time_max: Duration::from_secs(30),
+            choices_max: 16,
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The server before and after its model is loaded.
+pub struct Server {
+    config: HttpConfig,
+    app: OnceLock<Arc<App>>,
+}
+
+impl Server {
+    /// Answers probes; everything else is 503 `loading` until `ready`.
+    #[must_use]
+    pub fn loading(config: HttpConfig) -> Arc<Self> {
+        Arc::new(Self { config, app: OnceLock::new() })
+    }
+
+    /// From now on requests are served.
+    ///
+    /// # Panics
+    /// When called twice: a server has one model for life.
+    pub fn ready(&self, app: Arc<App>) {
+        assert!(self.app.set(app).is_ok(), "the server is ready already; this is a bug");
+    }
+
+    fn app(&self) -> Result<&Arc<App>, ApiError> {
+        self.app.get().ok_or(ApiError::Loading)
+    }
+
+    fn rules(&self, app: &App) -> Rules {
+        Rules {
+            unknown: self.config.unknown_fields,
+            vocab_size: app.tokenizer().vocab_size(),
+            choices_max: self.config.choices_max,
+        }
+    }
+}
+
+/// All routes, with the envelope around them.
+pub fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(generate::chat))
+        .route("/v1/completions", post(generate::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/requests", get(receipts::list))
+        .route("/v1/requests/{id}", get(receipts::one))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(scrape::metrics))
+        .fallback(envelope::unknown_path)
+        .layer(from_fn_with_state(Arc::clone(&server), envelope::envelope))
+        .with_state(server)
+}
+
+/// Serves until `shutdown` resolves, then until the last connection is done.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    server: Arc<Server>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let listener = listener.tap_io(|connection| {
+        // Tokens are small and should leave at once; a connection without it is slower, not broken.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY on a connection");
+        }
+    });
+    axum::serve(listener, router(server)).with_graceful_shutdown(shutdown).await
+}

@@ -1,0 +1,64 @@
+//! `POST /tokenize` and `/detokenize`: the model's own tokenizer, as generation uses it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, Invalid};
+use super::openai::{messages_of, tokens_at};
+use super::{Server, body};
+use crate::pipeline::{self, Prompt};
+
+/// Answers `{tokens, count, max_model_len}` for a text, or for messages as the template writes them.
+pub(super) async fn tokenize(
+    State(server): State<Arc<Server>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let app = server.app()?;
+    let (head, body) = request.into_parts();
+    let body = body::read(&server.config, &head.headers, body).await?;
+    let unknown = server.config.unknown_fields;
+    let mut fields = Fields::parse(&body)?;
+    if let Some(model) = fields.string("model")? {
+        app.check_model(&model)?;
+    }
+    let add_special = fields.boolean("add_special_tokens")?;
+    let prompt = match (fields.string("prompt")?, fields.array("messages")?) {
+        (Some(text), None) => Prompt::Text { text, add_special: add_special.unwrap_or(true) },
+        (None, Some(_)) if add_special == Some(true) => {
+            let message = "`add_special_tokens` is for `prompt`: chat templates write theirs themselves";
+            return Err(Invalid::new("add_special_tokens", message).into());
+        }
+        (None, Some(messages)) => Prompt::Chat(messages_of(messages, unknown)?),
+        _ => return Err(Invalid::new("prompt", "give either `prompt` or `messages`").into()),
+    };
+    fields.finish(unknown)?;
+    let tokens = pipeline::tokenize(app, prompt).await?;
+    Ok(Json(json!({
+        "count": tokens.len(),
+        "max_model_len": app.served().context_length,
+        "tokens": tokens,
+    })))
+}
+
+/// Answers `{prompt}`: the text of the tokens, special ones written out.
+pub(super) async fn detokenize(
+    State(server): State<Arc<Server>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let app = server.app()?;
+    let (head, body) = request.into_parts();
+    let body = body::read(&server.config, &head.headers, body).await?;
+    let mut fields = Fields::parse(&body)?;
+    if let Some(model) = fields.string("model")? {
+        app.check_model(&model)?;
+    }
+    let items = fields.array("tokens")?;
+    let items = items.ok_or_else(|| Invalid::new("tokens", "`tokens` is required: an array of token ids"))?;
+    fields.finish(server.config.unknown_fields)?;
+    let tokens = tokens_at("tokens", &items, app.tokenizer().vocab_size())?;
+    Ok(Json(json!({"prompt": app.tokenizer().decode(&tokens, false)})))
+}

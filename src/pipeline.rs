@@ -1,0 +1,229 @@
+//! A request's whole way through the server, one function: `run`; and its end: `settle`.
+//!
+//! Knows no HTTP and no API's JSON. Invariants: a request is adopted by the ledger before the engine
+//! sees it; settling lives in a task of its own, so a client that leaves takes nothing with it; the
+//! answer's last piece is the durable receipt, or a failure.
+
+mod app;
+mod ask;
+mod choice;
+mod failure;
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use app::Open;
+pub use app::{App, Parts, Served};
+pub use ask::{Ask, Length, Origin, Prompt};
+pub use choice::Scored;
+pub use failure::Failure;
+
+use crate::engine::EventStream;
+use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
+use crate::metrics::Metrics;
+use crate::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use crate::units::RequestId;
+use choice::ChoiceText;
+
+/// The tenant of every request while there are no keys.
+const ANONYMOUS: &str = "anonymous";
+
+/// Takes a request all the way to the engine; what comes back streams the answer.
+///
+/// # Errors
+/// Whatever stands in the way before the engine has it; nothing has been charged then.
+pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
+    let open = app.opened();
+    app.check_accepting()?;
+    app.check_model(&ask.model)?;
+    let seat = app.engine().reserve()?;
+    let param = ask.prompt.param();
+    let prompt = tokenize(app, ask.prompt).await?;
+    let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length)?;
+    let id = ask.origin.request.clone();
+    let (ticket, receipt) = app.ledger().adopt(context_of(app, ask.origin))?;
+    // From here to the settler there is no await: an adopted request is always submitted and settled.
+    let prompt_tokens = prompt.len();
+    let events = seat.submit(NewRequest {
+        ticket,
+        prompt: prompt.into(),
+        choices: ask.choices,
+        sampling: Sampling { seed: ask.seed.unwrap_or_else(|| drawn_seed(&id)), ..ask.sampling },
+        stops: Stops {
+            max_tokens,
+            min_tokens: ask.length.min_tokens,
+            ignore_eos: ask.ignore_eos,
+            stop_token_ids: ask.stop_token_ids,
+        },
+        salt: CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", ANONYMOUS.as_bytes())),
+        id,
+    });
+    let (settled, receipt_durable) = oneshot::channel();
+    tokio::spawn(settle(receipt, app.metrics().clone(), ask.choices, settled));
+    Ok(Answer {
+        app: Arc::clone(app),
+        _open: open,
+        prompt_tokens,
+        completion_tokens: 0,
+        choices: (0..ask.choices).map(|_| ChoiceText::new(&ask.stop)).collect(),
+        running: ask.choices,
+        failure: None,
+        events,
+        receipt: Some(receipt_durable),
+    })
+}
+
+/// The one place where a request ends: its receipt is durable, and every metric comes from it.
+async fn settle(
+    receipt: ReceiptWaiter,
+    metrics: Metrics,
+    choices: u32,
+    settled: oneshot::Sender<Result<Arc<Receipt>, LedgerUnavailable>>,
+) {
+    let outcome = receipt.await;
+    if let Ok(receipt) = &outcome {
+        metrics.settled(&receipt.attribution.model, &receipt.usage, choices);
+    }
+    // The client may be gone; the receipt stands without it.
+    let _ = settled.send(outcome);
+}
+
+/// What an answer is made of, in order.
+#[derive(Debug)]
+pub enum Piece {
+    /// More of a choice's text. With log-probabilities asked for, `scored` has the tokens it is
+    /// made of; text is empty where a token's bytes are still part of a character.
+    Text { choice: u32, text: String, scored: Vec<Scored> },
+    /// A choice is complete, with the last of its text; each is exactly once.
+    Finished { choice: u32, text: String, scored: Vec<Scored>, finish: Finish },
+    /// The receipt is durable: the last piece of every complete answer.
+    Settled(Arc<Receipt>),
+}
+
+/// A running request. Dropping it cancels what still runs; settling goes on without it.
+pub struct Answer {
+    app: Arc<App>,
+    _open: Open,
+    prompt_tokens: usize,
+    completion_tokens: u64,
+    choices: Vec<ChoiceText>,
+    running: u32,
+    /// Why the answer is not whole; told after the receipt is durable.
+    failure: Option<Failure>,
+    events: EventStream,
+    /// `None` once the answer has ended.
+    receipt: Option<oneshot::Receiver<Result<Arc<Receipt>, LedgerUnavailable>>>,
+}
+
+impl Answer {
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Tokens of all choices so far. The receipt's count may be higher: it includes end tokens.
+    #[must_use]
+    pub fn completion_tokens(&self) -> u64 {
+        self.completion_tokens
+    }
+
+    /// The next piece; `None` after the last one. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the answer cannot be completed; that is its last piece.
+    pub async fn next(&mut self) -> Option<Result<Piece, Failure>> {
+        self.receipt.as_ref()?;
+        while self.running > 0 {
+            let Some(event) = self.events.next().await else {
+                self.receipt = None;
+                return Some(Err(Failure::Engine));
+            };
+            if let Some(piece) = self.piece_of(event) {
+                return Some(Ok(piece));
+            }
+        }
+        let outcome = self.receipt.as_mut()?.await;
+        self.receipt = None;
+        let settled = match (outcome, self.failure.take()) {
+            (Ok(Ok(_)), Some(failure)) => Err(failure),
+            (Ok(Ok(receipt)), None) => Ok(Piece::Settled(receipt)),
+            (Ok(Err(LedgerUnavailable)) | Err(_), _) => Err(Failure::LedgerUnavailable),
+        };
+        Some(settled)
+    }
+
+    fn piece_of(&mut self, event: Event) -> Option<Piece> {
+        let (Event::Token { choice, .. } | Event::Finished { choice, .. }) = event;
+        let state = self.choices.get_mut(choice as usize).expect("the engine reports our choices only");
+        match event {
+            Event::Token { token, logprobs, .. } => {
+                self.completion_tokens += 1;
+                let grown = state.push(&self.app, token, logprobs);
+                if grown.stopped {
+                    self.events.stop_choice(choice);
+                }
+                (!grown.is_empty()).then_some(Piece::Text { choice, text: grown.text, scored: grown.scored })
+            }
+            Event::Finished { finish, .. } => {
+                self.running -= 1;
+                match finish {
+                    Finish::Error => self.failure = Some(Failure::Engine),
+                    Finish::Cancelled => self.failure = Some(Failure::Cancelled),
+                    Finish::Stop | Finish::Length | Finish::Budget => {}
+                }
+                let tail = state.finish();
+                // The engine may have reached the length before it heard of the stop string.
+                let finish = if state.stopped() && finish == Finish::Length { Finish::Stop } else { finish };
+                Some(Piece::Finished { choice, text: tail.text, scored: tail.scored, finish })
+            }
+        }
+    }
+}
+
+/// The tokens of a prompt: template and tokenizer, on a thread that may be busy for a while; few of
+/// them at once.
+///
+/// # Errors
+/// `Invalid` when the template refuses the messages, or there is none.
+pub async fn tokenize(app: &Arc<App>, prompt: Prompt) -> Result<Vec<u32>, Failure> {
+    if let Prompt::Tokens(tokens) = prompt {
+        return Ok(tokens);
+    }
+    let permit = app.tokenizing().await;
+    let app = Arc::clone(app);
+    let work = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        app.tokens_of(&prompt)
+    });
+    match work.await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Only a runtime that is being shut down cancels blocking work.
+        Err(_) => Err(Failure::Draining),
+    }
+}
+
+fn context_of(app: &App, origin: Origin) -> RequestContext {
+    RequestContext {
+        request: origin.request,
+        client_request_id: origin.client_request_id,
+        idempotency_key: origin.idempotency_key,
+        key_id: None,
+        tenant: ANONYMOUS.to_owned(),
+        user: origin.user,
+        metadata: origin.metadata,
+        tags: origin.tags,
+        model: app.served().id.clone(),
+        precision: app.served().precision.clone(),
+        endpoint: origin.endpoint,
+    }
+}
+
+/// A seed for a request that brought none: from its id, which is random, in 53 bits so that every
+/// JSON reader carries it whole.
+fn drawn_seed(id: &RequestId) -> u64 {
+    let hash = blake3::hash(id.0.as_bytes());
+    let head: [u8; 8] = hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes");
+    u64::from_le_bytes(head) >> 11
+}

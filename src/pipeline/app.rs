@@ -1,0 +1,193 @@
+//! What a running server is made of, as its requests see it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use obol_models::chat_template::{ChatTemplate, TemplateOptions};
+use obol_models::tokenizer::Tokenizer;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::{Failure, Prompt};
+use crate::clock::Clock;
+use crate::engine::{self, EngineHandle};
+use crate::ledger::{AdoptError, Ledger};
+use crate::metrics::Metrics;
+use crate::text::prompt::{encode, render_and_encode};
+
+/// The model as clients see it.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// What `/v1/models` lists and receipts say.
+    pub id: String,
+    /// Other names that requests may use. `default` always works.
+    pub aliases: Vec<String>,
+    /// Unix seconds, for `created` in `/v1/models`.
+    pub created: u64,
+    /// How the weights are held, as `Q4_1`.
+    pub precision: String,
+    /// The device's id on receipts and in `x-obol-device`.
+    pub device: String,
+    /// Tokens that prompt and answer may have together.
+    pub context_length: usize,
+    /// Whether an answer is the same, bit for bit, whatever shares its batch.
+    pub row_invariant: bool,
+    /// Changes when the model's file does; becomes `system_fingerprint`.
+    pub fingerprint: String,
+}
+
+/// What `App` is put together from.
+pub struct Parts {
+    pub engine: EngineHandle,
+    pub ledger: Ledger,
+    pub tokenizer: Arc<Tokenizer>,
+    /// `None`: the model has no chat template, and chat requests are refused.
+    pub template: Option<ChatTemplate>,
+    pub served: Served,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Metrics,
+    /// Prompts that are templated and tokenised at the same time.
+    pub tokenizing_max: usize,
+}
+
+/// A loaded model behind an engine and a ledger. Shared by all requests.
+pub struct App {
+    parts: Parts,
+    tokenizing: Arc<Semaphore>,
+    draining: AtomicBool,
+    /// Requests between their first check and the end of their answer.
+    open: watch::Sender<usize>,
+}
+
+/// Counts as an open request for as long as it lives.
+pub(super) struct Open(Arc<App>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+impl App {
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let tokenizing = Arc::new(Semaphore::new(parts.tokenizing_max.max(1)));
+        let draining = AtomicBool::new(false);
+        Arc::new(Self { parts, tokenizing, draining, open: watch::Sender::new(0) })
+    }
+
+    #[must_use]
+    pub fn engine(&self) -> &EngineHandle {
+        &self.parts.engine
+    }
+
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.parts.ledger
+    }
+
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.parts.tokenizer
+    }
+
+    #[must_use]
+    pub fn served(&self) -> &Served {
+        &self.parts.served
+    }
+
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.parts.metrics
+    }
+
+    #[must_use]
+    pub fn clock(&self) -> &dyn Clock {
+        self.parts.clock.as_ref()
+    }
+
+    /// From now on new requests are refused; running ones go on, until `idle`.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.parts.engine.drain();
+    }
+
+    /// Resolves when no answer is under way: each has been given out whole, or its client has left.
+    pub async fn idle(&self) {
+        let mut open = self.open.subscribe();
+        // The sender lives as long as `self`.
+        let _sender_lives = open.wait_for(|open| *open == 0).await;
+    }
+
+    pub(super) fn opened(self: &Arc<Self>) -> Open {
+        self.open.send_modify(|open| *open += 1);
+        Open(Arc::clone(self))
+    }
+
+    /// Whether a request would be taken, seats apart.
+    ///
+    /// # Errors
+    /// `Draining` or `LedgerUnavailable`.
+    pub fn check_accepting(&self) -> Result<(), Failure> {
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(Failure::Draining);
+        }
+        if !self.parts.ledger.is_available() {
+            return Err(Failure::LedgerUnavailable);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When `asked` is none of the served model's names.
+    pub fn check_model(&self, asked: &str) -> Result<(), Failure> {
+        let served = &self.parts.served;
+        if asked == served.id || asked == "default" || served.aliases.iter().any(|alias| alias == asked) {
+            return Ok(());
+        }
+        Err(Failure::ModelNotFound { asked: asked.to_owned(), served: served.id.clone() })
+    }
+
+    /// A place among those that may tokenise now.
+    pub(super) async fn tokenizing(&self) -> OwnedSemaphorePermit {
+        let places = Arc::clone(&self.tokenizing);
+        places.acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Template and tokenizer. Takes long for long prompts: not for async threads.
+    ///
+    /// # Errors
+    /// `Invalid` when the template refuses the messages, or there is none.
+    pub(super) fn tokens_of(&self, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
+        match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+            Prompt::Text { text, add_special } => Ok(encode(self.tokenizer(), text, *add_special)),
+            Prompt::Chat(messages) => {
+                let template = self.parts.template.as_ref().ok_or_else(|| {
+                    Failure::invalid("messages", "this model has no chat template; use /v1/completions")
+                })?;
+                let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
+                render_and_encode(template, self.tokenizer(), messages, options)
+                    .map_err(|error| Failure::invalid("messages", error.to_string()))
+            }
+        }
+    }
+}
+
+impl From<engine::Refused> for Failure {
+    fn from(refused: engine::Refused) -> Self {
+        match refused {
+            engine::Refused::QueueFull { waiting } => Self::QueueFull { waiting },
+            engine::Refused::Draining => Self::Draining,
+            engine::Refused::Dead => Self::Engine,
+        }
+    }
+}
+
+impl From<AdoptError> for Failure {
+    fn from(error: AdoptError) -> Self {
+        match error {
+            AdoptError::IdempotencyKeyReused { request } => Self::IdempotencyKeyReused { request },
+            AdoptError::Unavailable => Self::LedgerUnavailable,
+        }
+    }
+}

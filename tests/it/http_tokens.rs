@@ -1,0 +1,32 @@
+//! A vocabulary of bytes, so that any text is a prompt and any token is text, and a template to go with it.
+
+use obol_models::chat_template::ChatTemplate;
+use obol_models::tokenizer::{TokenKind, Tokenizer, Vocabulary};
+
+/// Token id = byte; the ids from 256 on are control tokens.
+pub(crate) fn tokenizer() -> Tokenizer {
+    let mut tokens: Vec<String> = Vec::new();
+    let mut moved = 256;
+    for byte in 0..=255_u32 {
+        // The byte alphabet of GPT-2: what has no glyph is moved past 255.
+        let shown = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let code = if shown { byte } else { moved };
+        moved += u32::from(!shown);
+        tokens.push(char::from_u32(code).expect("a character").to_string());
+    }
+    let mut kinds = vec![TokenKind::Normal; 256];
+    for control in ["<|im_start|>", "<|im_end|>"] {
+        tokens.push(control.to_owned());
+        kinds.push(TokenKind::Control);
+    }
+    let vocabulary = Vocabulary { tokens, kinds, pre: "gpt-2".to_owned(), ..Vocabulary::default() };
+    Tokenizer::new(&vocabulary).expect("a whole vocabulary")
+}
+
+pub(crate) fn template() -> ChatTemplate {
+    let source = "{% for m in messages %}{% if m.role == 'tool' and m.content == 'raise' %}\
+        {{ raise_exception('no such tool') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+        {% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}\
+        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    ChatTemplate::new(source, "", "").expect("a good template")
+}

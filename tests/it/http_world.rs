@@ -1,0 +1,221 @@
+//! A whole server over the fake model, for the HTTP tests: real engine, real ledger, no sockets unless
+//! asked for.
+//!
+//! Tokens are bytes, so any text is a prompt; what the model answers is a hash of it, byte salad.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use http_body_util::BodyExt;
+use obol::clock::{Clock, SystemClock};
+use obol::engine::{self, EngineConfig, EngineHandle};
+use obol::http::{HttpConfig, Server, router};
+use obol::ledger::{DeviceInfo, Ledger, OpenOptions, RateCard};
+use obol::meter::calibration::Calibration;
+use obol::meter::partition::Partition;
+use obol::meter::share::Coefficients;
+use obol::metrics::Metrics;
+use obol::pipeline::{App, Parts, Served};
+use obol_models::batch::CausalLm;
+use obol_models::fake::FakeModel;
+use serde_json::Value;
+use tower::ServiceExt;
+
+pub(crate) const CONTEXT: usize = 256;
+
+/// What a test may want otherwise.
+pub(crate) struct Options {
+    pub(crate) queue_depth: usize,
+    /// How long a step takes at least.
+    pub(crate) step: Duration,
+    /// The n-th forward pass fails, or panics.
+    pub(crate) fail_at: Option<u64>,
+    pub(crate) panic_at: Option<u64>,
+    pub(crate) http: HttpConfig,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queue_depth: 64,
+            step: Duration::ZERO,
+            fail_at: None,
+            panic_at: None,
+            http: HttpConfig::new("cpu", "USD"),
+        }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) app: Arc<App>,
+    pub(crate) server: Arc<Server>,
+    pub(crate) engine: EngineHandle,
+    pub(crate) ledger: Ledger,
+    router: Router,
+    _data_dir: tempfile::TempDir,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.engine.shutdown();
+    }
+}
+
+pub(crate) fn world() -> World {
+    world_with(Options::default())
+}
+
+pub(crate) fn world_with(options: Options) -> World {
+    let data_dir = tempfile::tempdir().expect("a temporary directory");
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let open = OpenOptions {
+        device: DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a test".into() },
+        rate: RateCard::parse("2.50", "0.20", "USD", Some("test")).expect("a good rate card"),
+        wall: clock.wall(),
+        boot_id: "boot".into(),
+    };
+    let (ledger, reports) = Ledger::open(data_dir.path(), open).expect("a ledger");
+    let (blocks, block_size) = (64, 16);
+    let tokenizer = crate::http_tokens::tokenizer();
+    let mut model = FakeModel::new(tokenizer.vocab_size(), CONTEXT, 7);
+    if let Some(forward) = options.fail_at {
+        model = model.fail_at(forward);
+    }
+    if let Some(forward) = options.panic_at {
+        model = model.panic_at(forward);
+    }
+    let step = options.step;
+    let mut model = model.on_forward(move |_| std::thread::sleep(step));
+    model.allocate_kv(blocks, block_size).expect("a small pool");
+    let engine = EngineHandle::start(engine::Parts {
+        config: EngineConfig {
+            blocks,
+            block_size,
+            bytes_per_block: model.kv_bytes_per_token() * block_size as u64,
+            max_model_len: CONTEXT,
+            max_sequences: 16,
+            step_tokens: 64,
+            queue_depth: options.queue_depth,
+            prefix_caching: true,
+            end_tokens: Vec::new(),
+        },
+        model: Box::new(model),
+        calibration: Calibration::uniform(Coefficients { step: 1000, token: 10, attention: 1, logits: 5 }),
+        clock: Arc::clone(&clock),
+        partition: Partition::default(),
+        reports,
+    });
+    let app = App::new(Parts {
+        engine: engine.clone(),
+        ledger: ledger.clone(),
+        tokenizer: Arc::new(tokenizer),
+        template: Some(crate::http_tokens::template()),
+        served: Served {
+            id: "fake/model".into(),
+            aliases: vec!["fake".into()],
+            created: 1_700_000_000,
+            precision: "Q4_1".into(),
+            device: "cpu".into(),
+            context_length: CONTEXT,
+            row_invariant: true,
+            fingerprint: "0123456789abcdef".into(),
+        },
+        clock,
+        metrics: Metrics::new(),
+        tokenizing_max: 2,
+    });
+    let server = Server::loading(options.http);
+    server.ready(Arc::clone(&app));
+    let router = router(Arc::clone(&server));
+    World { app, server, engine, ledger, router, _data_dir: data_dir }
+}
+
+/// A response, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) trailers: Option<HeaderMap>,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// `data:` events; `[DONE]` as a string.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let datas = self.text.split("\n\n").filter_map(|frame| frame.strip_prefix("data: "));
+        datas.map(|data| serde_json::from_str(data).unwrap_or_else(|_| Value::String(data.into()))).collect()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no header {name}")).to_str().expect("ASCII")
+    }
+}
+
+impl World {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.expect("the router never fails");
+        let (head, body) = response.into_parts();
+        let collected = body.collect().await.expect("the body comes to its end");
+        let trailers = collected.trailers().cloned();
+        let text = String::from_utf8(collected.to_bytes().to_vec()).expect("UTF-8");
+        Answer { status: head.status, headers: head.headers, trailers, text }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Request::get(path).body(Body::empty()).expect("a request")).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.post_text(path, body.to_string()).await
+    }
+
+    pub(crate) async fn post_text(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(Request::post(path).body(body.into()).expect("a request")).await
+    }
+
+    pub(crate) async fn chat(&self, body: Value) -> Answer {
+        self.post("/v1/chat/completions", body).await
+    }
+
+    /// Serves on a free port of loopback; on a thread of its own, until the process ends.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        let server = Arc::clone(&self.server);
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+                tell.send(listener.local_addr().expect("an address")).expect("the test waits");
+                obol::http::serve(listener, server, std::future::pending()).await
+            })
+        });
+        told.recv().expect("the server listens")
+    }
+
+    /// Waits until nothing runs or waits and no block is held.
+    pub(crate) fn wait_until_idle(&self) {
+        wait_until("the engine to be idle", || {
+            let stats = self.engine.stats();
+            stats.running == 0 && stats.waiting == 0 && stats.blocks.held == 0
+        });
+    }
+}
+
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(10), "waited 10 s for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
