@@ -119,16 +119,13 @@ async fn transfer(
     }
 }
 
-/// The error with its causes: the outermost text alone rarely says that there is no connection.
+/// One line for people. A transport error's outer texts repeat the address; what failed is its innermost cause.
 fn explain(error: &HFError) -> String {
-    let mut text = error.to_string();
+    let mut root: Option<&dyn std::error::Error> = None;
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
+        root = Some(inner);
         cause = inner.source();
     }
-    text
+    root.map_or_else(|| error.to_string(), |root| format!("no connection, or it broke off: {root}"))
 }
