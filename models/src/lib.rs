@@ -12,6 +12,7 @@ pub mod gguf;
 mod gguf_check;
 mod kv_pool;
 mod linear;
+pub mod load;
 pub mod spec;
 pub mod tokenizer;
 

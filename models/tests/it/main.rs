@@ -2,4 +2,6 @@
 
 mod bad_files;
 mod decoder;
+mod load;
+mod parts;
 mod support;
