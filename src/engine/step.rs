@@ -213,6 +213,9 @@ impl Engine {
     /// Views of the queues for the pure scheduler.
     fn plan(&self) -> StepPlan {
         let config = &self.parts.config;
+        let available = self.blocks.available();
+        // What a preemption would free matters only when blocks may run out in this step.
+        let tight = available < self.running.len() + config.step_tokens.div_ceil(config.block_size);
         let running: Vec<Running> = self
             .running
             .iter()
@@ -220,7 +223,7 @@ impl Engine {
                 computed: s.computed,
                 length: s.tokens.len(),
                 blocks: s.lease.len(),
-                exclusive: s.lease.exclusive(),
+                exclusive: if tight { s.lease.exclusive() } else { 0 },
             })
             .collect();
         // More than can be admitted need not be looked at; siblings that wait do not count.
@@ -247,7 +250,7 @@ impl Engine {
             sequences: config.max_sequences,
             block_size: config.block_size,
         };
-        scheduler::plan(&running, &waiting, self.blocks.available(), &limits)
+        scheduler::plan(&running, &waiting, available, &limits)
     }
 
     /// Carries the plan out: preempts, admits, takes blocks. Returns (index in `running`, tokens).

@@ -1,0 +1,121 @@
+//! The commands: what a person types, turned into calls. Each has an example in its help.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod books;
+mod model;
+mod parts;
+mod serve;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{PlaceFlags, ServeFlags};
+
+/// An LLM inference server that charges every request its exact device time and KV-cache memory.
+///
+/// `obol` alone serves the default model on http://127.0.0.1:8080.
+#[derive(Debug, Parser)]
+#[command(name = "obol", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model behind an OpenAI-compatible API
+    ///
+    /// Settings come from flags, then OBOL_* variables, then the configuration file ([serve], [rates]).
+    #[command(
+        after_help = "Example:\n  obol serve --model smollm2-135m-instruct --listen 127.0.0.1:8080 --kv-memory 2GiB"
+    )]
+    Serve {
+        #[command(flatten)]
+        serve: Box<ServeFlags>,
+        #[command(flatten)]
+        places: PlaceFlags,
+    },
+    /// Fetch a model with progress and checksum
+    #[command(after_help = "Example:\n  obol pull smollm2-135m-instruct")]
+    Pull {
+        /// Name in the catalog; without one, the default model
+        name: Option<String>,
+        /// Print the name and the file's path as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Spend by model, day and more, with idle and house time
+    #[command(after_help = "Example:\n  obol report --by model,day\n  obol report --by user --format csv")]
+    Report {
+        #[command(flatten)]
+        report: books::ReportFlags,
+        #[command(flatten)]
+        places: PlaceFlags,
+    },
+    /// Rebuild every balance from the ledger and compare: `reconciled: difference 0`, or exit code 1
+    #[command(after_help = "Example:\n  obol audit --data-dir /var/lib/obol")]
+    Audit {
+        /// Print the figures as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        places: PlaceFlags,
+    },
+}
+
+/// Directories that the environment names, read once by `main`.
+#[derive(Debug, Clone)]
+pub struct Directories {
+    pub data: PathBuf,
+    pub models: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode {
+    if arguments.len() == 1 {
+        arguments.push("serve".into());
+    }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let outcome = match cli.command {
+        Command::Serve { serve, places } => serve::run(*serve, &places, directories),
+        Command::Pull { name, json } => model::pull(name.as_deref(), json, directories),
+        Command::Report { report, places } => books::report(&report, &places, directories),
+        Command::Audit { json, places } => books::audit(json, &places, directories),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("obol: {failure}");
+            match failure {
+                Failure::Usage(_) => ExitCode::from(2),
+                Failure::Failed(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Failure {
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+
+    fn usage(error: impl std::fmt::Display) -> Self {
+        Self::Usage(error.to_string())
+    }
+}

@@ -1,0 +1,167 @@
+//! From a model file to a running engine: load, size the KV pool, calibrate. Each phase is booked.
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use obol_models::batch::CausalLm;
+use obol_models::load::{LoadOptions, Loaded, ModelInfo, load};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::engine::{EngineConfig, EngineHandle, Parts};
+use crate::meter::calibration::{self, Calibration};
+use crate::meter::partition::Partition;
+use crate::units::{BlockNanos, DeviceNanos};
+use crate::usage::{HouseTime, MeterReport, Snapshot};
+
+use super::Failure;
+
+/// How long calibrating may take.
+const CALIBRATION: Duration = Duration::from_millis(1500);
+
+/// The KV cache gets one part in this many of the free memory when nobody says otherwise.
+const KV_FRACTION: u64 = 4;
+
+/// The meter before there is an engine: time is booked as loading or warm-up.
+pub(super) struct Early {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) partition: Partition,
+    pub(super) reports: mpsc::Sender<MeterReport>,
+}
+
+impl Early {
+    /// Start-up ends here without an engine: the time so far is the house's.
+    pub(super) fn give_up(mut self) {
+        self.partition.book(HouseTime::Load, self.clock.now());
+        let snapshot = Snapshot {
+            now: self.partition.cursor(),
+            wall: self.clock.wall(),
+            pool: None,
+            house_time: *self.partition.house(),
+            house_kv: [BlockNanos::ZERO; 3],
+            settled_device: DeviceNanos::ZERO,
+            settled_kv: BlockNanos::ZERO,
+            open: Vec::new(),
+        };
+        if self.reports.send(MeterReport { finished: Vec::new(), snapshot }).is_err() {
+            tracing::error!("the ledger is gone; the time of this start is not booked");
+        }
+    }
+}
+
+/// A model that is sized and calibrated.
+pub(super) struct Ready {
+    pub(super) model: Box<dyn CausalLm>,
+    pub(super) config: EngineConfig,
+    pub(super) calibration: Calibration,
+}
+
+/// Loads the model file.
+pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result<Loaded, Failure> {
+    let options = LoadOptions { threads, max_model_len: config.max_model_len };
+    load(file, &options).map_err(|error| Failure::failed(format!("cannot load {}: {error}", file.display())))
+}
+
+/// Makes the KV pool and calibrates.
+pub(super) fn prepare(
+    mut model: Box<dyn CausalLm>,
+    info: &ModelInfo,
+    end_tokens: &[u32],
+    config: &Config,
+    threads: usize,
+    early: &mut Early,
+) -> Result<Ready, Failure> {
+    let sizes = size(model.as_ref(), end_tokens, config)?;
+    model.allocate_kv(sizes.blocks, sizes.block_size).map_err(|error| {
+        Failure::failed(format!("no memory for the KV cache ({error}); give it less with --kv-memory"))
+    })?;
+    early.partition.book(HouseTime::Load, early.clock.now());
+    let build = env!("CARGO_PKG_VERSION");
+    let key = format!("{} {} cpu {threads} {} {build}", info.fingerprint, info.precision, sizes.block_size);
+    let name = format!("{}.json", &blake3::hash(key.as_bytes()).to_hex()[..24]);
+    let file = config.data_dir.join("calibration").join(name);
+    let calibration = match calibration::cached(&file) {
+        Some(calibration) => calibration,
+        None => {
+            let fresh = calibration::measure(model.as_mut(), sizes.blocks, sizes.block_size, CALIBRATION)
+                .map_err(|error| Failure::failed(format!("calibration: {error}")))?;
+            if let Err(error) = calibration::keep(&fresh, &file) {
+                let file = file.display();
+                tracing::warn!("calibration could not be kept in {file}: {error}; it is measured again next time");
+            }
+            fresh
+        }
+    };
+    early.partition.book(HouseTime::Warmup, early.clock.now());
+    Ok(Ready { model, config: sizes, calibration })
+}
+
+/// Decides how many blocks there are and how long a request may be.
+fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<EngineConfig, Failure> {
+    let context = model.context_length();
+    let longest = config.max_model_len.unwrap_or(context);
+    if longest > context {
+        return Err(Failure::usage(format!(
+            "max_model_len: {longest} is more than the model's context of {context}"
+        )));
+    }
+    let bytes_per_block = model.kv_bytes_per_token() * config.block_size as u64;
+    let useful = (config.max_sequences * longest.div_ceil(config.block_size)) as u64;
+    let memory = config.kv_memory.unwrap_or_else(|| free_memory() / KV_FRACTION);
+    let blocks = usize::try_from((memory / bytes_per_block).min(useful)).map_err(Failure::failed)?;
+    let capacity = blocks * config.block_size;
+    if blocks < 2 {
+        return Err(Failure::failed(format!(
+            "the KV cache would have {blocks} blocks of {bytes_per_block} bytes; \
+             give it at least {} bytes with --kv-memory",
+            2 * bytes_per_block
+        )));
+    }
+    if config.max_model_len.is_some_and(|wanted| wanted > capacity) {
+        return Err(Failure::usage(format!(
+            "max_model_len: the KV cache holds {capacity} tokens, not {longest}; \
+             raise --kv-memory or lower --max-model-len"
+        )));
+    }
+    Ok(EngineConfig {
+        blocks,
+        block_size: config.block_size,
+        bytes_per_block,
+        max_model_len: longest.min(capacity),
+        max_sequences: config.max_sequences,
+        step_tokens: config.step_tokens,
+        queue_depth: config.queue_depth,
+        prefix_caching: config.prefix_caching,
+        end_tokens: end_tokens.to_vec(),
+    })
+}
+
+/// Memory that this process can still take: the machine's available memory, or less in a container.
+fn free_memory() -> u64 {
+    const FALLBACK: u64 = 2 << 30;
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    });
+    let limit = number("/sys/fs/cgroup/memory.max")
+        .zip(number("/sys/fs/cgroup/memory.current"))
+        .map(|(max, current)| max.saturating_sub(current));
+    match (available, limit) {
+        (Some(machine), Some(container)) => machine.min(container),
+        (one, other) => one.or(other).unwrap_or(FALLBACK),
+    }
+}
+
+/// Starts the engine; from here on its thread owns the meter.
+pub(super) fn start(ready: Ready, early: Early) -> EngineHandle {
+    EngineHandle::start(Parts {
+        model: ready.model,
+        config: ready.config,
+        calibration: ready.calibration,
+        clock: early.clock,
+        partition: early.partition,
+        reports: early.reports,
+    })
+}

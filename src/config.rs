@@ -1,0 +1,335 @@
+//! Every setting, once: flags over `OBOL_*` variables over the file over the default, resolved before
+//! anything starts and never changed. Knows no part of the server; what only loading can tell
+//! (blocks, bytes a block) is not here.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+/// The price of a CPU device when the configuration names none, per hour.
+pub const DEFAULT_DEVICE_HOUR: &str = "0.10";
+pub const DEFAULT_KV_SHARE: &str = "0.20";
+pub const DEFAULT_CURRENCY: &str = "USD";
+pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("configuration file {path}: {source}")]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{name}: {problem}")]
+    Value { name: &'static str, problem: String },
+}
+
+/// Which device computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    Auto,
+    Cpu,
+}
+
+/// What happens to request fields that this server does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownFields {
+    Reject,
+    Ignore,
+}
+
+/// What flags and environment say about serving; the file has the same names with underscores.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServeFlags {
+    /// Model by catalog name, or a GGUF file
+    #[arg(long, env = "OBOL_MODEL", value_name = "NAME|FILE")]
+    pub model: Option<String>,
+    /// Name under which clients ask for the model
+    #[arg(long, env = "OBOL_SERVED_MODEL_NAME", value_name = "NAME")]
+    pub served_model_name: Option<String>,
+    /// Address to listen on [default: 127.0.0.1:8080]
+    #[arg(long, env = "OBOL_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Listen on another address than loopback without keys: anybody who reaches it can spend
+    #[arg(long, env = "OBOL_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub insecure_open: Option<bool>,
+    /// Device that computes [default: auto]
+    #[arg(long, env = "OBOL_DEVICE")]
+    pub device: Option<Device>,
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, env = "OBOL_THREADS")]
+    pub threads: Option<usize>,
+    /// Longest prompt and answer together, in tokens [default: the model's context, if the KV cache holds it]
+    #[arg(long, env = "OBOL_MAX_MODEL_LEN", value_name = "TOKENS")]
+    pub max_model_len: Option<usize>,
+    /// Most sequences in one step [default: 64]
+    #[arg(long, env = "OBOL_MAX_SEQUENCES")]
+    pub max_sequences: Option<usize>,
+    /// Most tokens computed in one step, decodes and prefill chunks together [default: 512]
+    #[arg(long, env = "OBOL_STEP_TOKENS", value_name = "TOKENS")]
+    pub step_tokens: Option<usize>,
+    /// Requests that may wait; one more gets 429 [default: 1024]
+    #[arg(long, env = "OBOL_QUEUE_DEPTH")]
+    pub queue_depth: Option<usize>,
+    /// Memory for the KV cache, like 512MiB or 4GiB [default: a quarter of what is free]
+    #[arg(long, env = "OBOL_KV_MEMORY", value_name = "BYTES")]
+    pub kv_memory: Option<String>,
+    /// Tokens in a KV block [default: 16]
+    #[arg(long, env = "OBOL_BLOCK_SIZE", value_name = "TOKENS")]
+    pub block_size: Option<usize>,
+    /// Reuse the KV of equal prefixes [default: true]
+    #[arg(long, env = "OBOL_PREFIX_CACHING", value_name = "BOOL")]
+    pub prefix_caching: Option<bool>,
+    /// Largest request body, like 8MiB [default: 8MiB]
+    #[arg(long, env = "OBOL_MAX_BODY", value_name = "BYTES")]
+    pub max_body: Option<String>,
+    /// Request fields that the server does not know [default: reject]
+    #[arg(long, env = "OBOL_UNKNOWN_FIELDS")]
+    pub unknown_fields: Option<UnknownFields>,
+    /// Seconds that running requests get to finish after SIGTERM [default: 30]
+    #[arg(long, env = "OBOL_DRAIN_TIMEOUT", value_name = "SECONDS")]
+    pub drain_timeout: Option<u64>,
+}
+
+/// Where models and the ledger are kept.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlaceFlags {
+    /// Directory of the ledger [default: obol under the user's data directory]
+    #[arg(long, env = "OBOL_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file [default: obol.toml in the working directory, if it exists]
+    #[arg(long, env = "OBOL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    #[serde(default)]
+    serve: ServeFlags,
+    #[serde(default)]
+    rates: RatesFile,
+}
+
+/// A decimal as people write it in TOML: "2.50", 2.50 or 2.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Decimal {
+    Text(String),
+    Integer(i64),
+    /// The shortest decimal that reads back as this float: what was written, up to 15 digits.
+    Float(f64),
+}
+
+impl Decimal {
+    fn text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Integer(number) => number.to_string(),
+            Self::Float(number) => number.to_string(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RatesFile {
+    device_hour: Option<Decimal>,
+    kv_share: Option<Decimal>,
+    currency: Option<String>,
+}
+
+/// The rate card's text; the ledger parses it exactly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rates {
+    pub device_hour: String,
+    pub kv_share: String,
+    pub currency: String,
+    /// Nobody configured a price: the default for a CPU device is used.
+    pub is_default: bool,
+}
+
+/// Everything resolved.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub model: String,
+    pub served_model_name: Option<String>,
+    pub listen: SocketAddr,
+    pub device: Device,
+    pub threads: Option<usize>,
+    pub max_model_len: Option<usize>,
+    pub max_sequences: usize,
+    pub step_tokens: usize,
+    pub queue_depth: usize,
+    pub kv_memory: Option<u64>,
+    pub block_size: usize,
+    pub prefix_caching: bool,
+    pub max_body: usize,
+    pub unknown_fields: UnknownFields,
+    pub drain_timeout: Duration,
+    pub data_dir: PathBuf,
+    pub rates: Rates,
+}
+
+/// The ledger's directory for commands that only read it.
+///
+/// # Errors
+/// When the configuration file cannot be read or understood.
+pub fn data_dir(places: &PlaceFlags, default: PathBuf) -> Result<PathBuf, ConfigError> {
+    let file = read_file(places.config.as_deref())?;
+    Ok(places.data_dir.clone().or(file.data_dir).unwrap_or(default))
+}
+
+impl Config {
+    /// # Errors
+    /// Names the setting that is wrong and what it may be.
+    pub fn resolve(flags: ServeFlags, places: &PlaceFlags, default_data_dir: PathBuf) -> Result<Self, ConfigError> {
+        let file = read_file(places.config.as_deref())?;
+        let serve = file.serve;
+        let config = Self {
+            model: flags.model.or(serve.model).unwrap_or_else(|| DEFAULT_MODEL.into()),
+            served_model_name: flags.served_model_name.or(serve.served_model_name),
+            listen: flags.listen.or(serve.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            device: flags.device.or(serve.device).unwrap_or(Device::Auto),
+            threads: flags.threads.or(serve.threads),
+            max_model_len: flags.max_model_len.or(serve.max_model_len),
+            max_sequences: flags.max_sequences.or(serve.max_sequences).unwrap_or(64),
+            step_tokens: flags.step_tokens.or(serve.step_tokens).unwrap_or(512),
+            queue_depth: flags.queue_depth.or(serve.queue_depth).unwrap_or(1024),
+            kv_memory: bytes("kv_memory", flags.kv_memory.or(serve.kv_memory))?,
+            block_size: flags.block_size.or(serve.block_size).unwrap_or(16),
+            prefix_caching: flags.prefix_caching.or(serve.prefix_caching).unwrap_or(true),
+            max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),
+            unknown_fields: flags.unknown_fields.or(serve.unknown_fields).unwrap_or(UnknownFields::Reject),
+            drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),
+            data_dir: places.data_dir.clone().or(file.data_dir).unwrap_or(default_data_dir),
+            rates: Rates {
+                is_default: file.rates.device_hour.is_none(),
+                device_hour: file.rates.device_hour.map_or_else(|| DEFAULT_DEVICE_HOUR.into(), Decimal::text),
+                kv_share: file.rates.kv_share.map_or_else(|| DEFAULT_KV_SHARE.into(), Decimal::text),
+                currency: file.rates.currency.unwrap_or_else(|| DEFAULT_CURRENCY.into()),
+            },
+        };
+        let insecure = flags.insecure_open.or(serve.insecure_open).unwrap_or(false);
+        config.check(insecure)?;
+        Ok(config)
+    }
+
+    fn check(&self, insecure_open: bool) -> Result<(), ConfigError> {
+        let wrong = |name, problem: String| Err(ConfigError::Value { name, problem });
+        if !self.listen.ip().is_loopback() && !insecure_open {
+            return wrong(
+                "listen",
+                format!(
+                    "{} is open to other machines and there are no keys yet; listen on 127.0.0.1, \
+                     or say --insecure-open if only trusted clients reach it",
+                    self.listen
+                ),
+            );
+        }
+        if !(1..=4096).contains(&self.max_sequences) {
+            return wrong("max_sequences", format!("{} is not between 1 and 4096", self.max_sequences));
+        }
+        if self.step_tokens < self.max_sequences || self.step_tokens > 1 << 16 {
+            return wrong(
+                "step_tokens",
+                format!("{} is not between max_sequences ({}) and 65536", self.step_tokens, self.max_sequences),
+            );
+        }
+        if self.queue_depth == 0 {
+            return wrong("queue_depth", "0 would refuse every request; use at least 1".into());
+        }
+        if !matches!(self.block_size, 8 | 16 | 32 | 64) {
+            return wrong("block_size", format!("{} is not 8, 16, 32 or 64", self.block_size));
+        }
+        if self.threads.is_some_and(|t| t == 0 || t > 1024) {
+            return wrong("threads", "must be between 1 and 1024".into());
+        }
+        if self.max_model_len.is_some_and(|n| n < 2) {
+            return wrong("max_model_len", "must be at least 2: a token of prompt and one of answer".into());
+        }
+        Ok(())
+    }
+}
+
+/// An explicit file must exist; `obol.toml` in the working directory may.
+fn read_file(path: Option<&Path>) -> Result<File, ConfigError> {
+    let (path, required) = path.map_or((Path::new("obol.toml"), false), |path| (path, true));
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(File::default()),
+        Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
+    };
+    toml::from_str(&text)
+        .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+}
+
+/// `512MiB`, `4GiB`, `1.5GB`, `1048576`.
+fn bytes(name: &'static str, text: Option<String>) -> Result<Option<u64>, ConfigError> {
+    let Some(text) = text else { return Ok(None) };
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let scale: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1048576.0,
+        "g" | "gib" => 1073741824.0,
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>().map(|n| n * scale) {
+        Ok(value) if (1.0..1e15).contains(&value) => Ok(Some(value as u64)),
+        _ => Err(ConfigError::Value {
+            name,
+            problem: format!("`{text}` is not a size; write a number with KiB, MiB, GiB, KB, MB or GB"),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(file: &str, flags: ServeFlags) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("obol.toml");
+        fs::write(&path, file).unwrap();
+        Config::resolve(flags, &PlaceFlags { data_dir: None, config: Some(path) }, "data".into())
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let flags = ServeFlags { max_sequences: Some(3), ..ServeFlags::default() };
+        let file = "data_dir = 'x'\n[serve]\nmax_sequences = 5\nqueue_depth = 7\nkv_memory = '1.5GiB'\n\
+                    [rates]\ndevice_hour = 2.5\nkv_share = '0.3'\n";
+        let config = resolve(file, flags).unwrap();
+        assert_eq!((config.max_sequences, config.queue_depth, config.step_tokens), (3, 7, 512));
+        assert_eq!(config.kv_memory, Some(1_610_612_736));
+        assert_eq!((config.rates.device_hour.as_str(), config.rates.kv_share.as_str()), ("2.5", "0.3"));
+        assert_eq!(config.data_dir, Path::new("x"));
+        assert!(!config.rates.is_default);
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        let says = |file: &str, part: &str| {
+            let error = resolve(file, ServeFlags::default()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        says("[serve]\nmax_seqs = 3", "max_seqs");
+        says("[serve]\nblock_size = 7", "block_size: 7 is not 8, 16, 32 or 64");
+        says("[serve]\nkv_memory = 'lots'", "kv_memory: `lots` is not a size");
+        says("[serve]\nlisten = '0.0.0.0:80'", "--insecure-open");
+        says("[serve]\nstep_tokens = 3", "step_tokens");
+        says("broken", "obol.toml");
+    }
+}
