@@ -1,17 +1,19 @@
 //! Obol: an LLM inference server that knows what each request cost. The modules, in a request's order.
 
 pub mod clock;
-pub mod ledger;
+pub mod config;
 pub mod metrics;
 pub mod request;
-pub mod text;
 pub mod units;
 pub mod usage;
 
+pub mod ledger;
 pub mod meter;
+pub mod text;
 
 pub mod engine;
 
 pub mod pipeline;
 
+pub mod cli;
 pub mod http;
