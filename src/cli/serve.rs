@@ -48,7 +48,7 @@ pub(super) fn run(
 
 async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories) -> Result<(), Failure> {
     let rates = &config.rates;
-    let rate = RateCard::parse(&rates.device_hour, &rates.kv_share, &rates.currency)
+    let rate = RateCard::parse(&rates.device_hour, &rates.kv_share, &rates.currency, None)
         .map_err(|error| Failure::usage(format!("rates: {error}")))?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         let address = config.listen;
