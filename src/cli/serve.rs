@@ -229,24 +229,19 @@ impl Starting {
 /// Refuses new requests and waits for running ones, until the deadline or a second signal.
 async fn drain(app: &App, timeout: Duration, stop: &mut Stop) {
     app.drain();
-    let deadline = Instant::now() + timeout;
-    let busy = || {
-        let stats = app.engine().stats();
-        stats.running + stats.waiting
-    };
-    tracing::info!("draining: {} sequences run or wait, {} s for them to finish", busy(), timeout.as_secs());
-    // A request may be on its way from its seat to the queue: quiet four times in a row is quiet.
-    let mut quiet = 0;
-    while quiet < 4 && Instant::now() < deadline {
-        quiet = if busy() == 0 { quiet + 1 } else { 0 };
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(50)) => {}
-            () = stop.requested() => break,
-        }
+    let stats = app.engine().stats();
+    tracing::info!(
+        "draining: {} sequences run and {} wait; they have {} s to finish",
+        stats.running,
+        stats.waiting,
+        timeout.as_secs()
+    );
+    tokio::select! {
+        () = app.idle() => return,
+        () = tokio::time::sleep(timeout) => {}
+        () = stop.requested() => {}
     }
-    if busy() > 0 {
-        tracing::warn!("{} sequences are cut off; each is settled for what it used", busy());
-    }
+    tracing::warn!("what still runs is cut off, and settled for what it used");
 }
 
 /// SIGTERM or SIGINT.

@@ -8,6 +8,8 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use crate::config::UnknownFields;
+
 /// A request field that cannot be honoured: becomes a 400.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invalid {
@@ -24,14 +26,6 @@ impl Invalid {
     pub(crate) fn body(message: impl Into<String>) -> Self {
         Self { param: None, message: message.into() }
     }
-}
-
-/// What to do with fields nobody asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum UnknownFields {
-    #[default]
-    Reject,
-    Ignore,
 }
 
 /// One JSON object of the request, and where it stands in the body.

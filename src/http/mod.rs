@@ -28,9 +28,9 @@ use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
+use crate::config::UnknownFields;
 use crate::pipeline::App;
 use error::ApiError;
-pub use fields::UnknownFields;
 use openai::Rules;
 
 /// What the HTTP side is configured with; fixed before the model is loaded.

@@ -215,7 +215,7 @@ async fn a_body_over_the_limit_is_413() {
 #[tokio::test]
 async fn unknown_fields_can_be_let_through() {
     let mut options = Options::default();
-    options.http.unknown_fields = obol::http::UnknownFields::Ignore;
+    options.http.unknown_fields = obol::config::UnknownFields::Ignore;
     let world = world_with(options);
     let answer = world.chat(chat_with(json!({"max_token": 5, "chat_template_kwargs": {}}))).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);

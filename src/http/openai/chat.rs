@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::params::{Common, Delivery, MaxTokens, Rules};
-use crate::http::fields::{Fields, Invalid, UnknownFields, string_at, wrong_type};
+use crate::config::UnknownFields;
+use crate::http::fields::{Fields, Invalid, string_at, wrong_type};
 use crate::pipeline::{Ask, Origin, Prompt};
 
 /// Most alternatives a position may report, as in OpenAI's API.

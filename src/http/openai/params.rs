@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::http::fields::{Fields, Invalid, UnknownFields, number_in, string_at, token_at};
+use crate::config::UnknownFields;
+use crate::http::fields::{Fields, Invalid, number_in, string_at, token_at};
 use crate::pipeline::{Ask, Length, Origin, Prompt};
 use crate::request::Sampling;
 
