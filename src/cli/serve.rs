@@ -161,12 +161,12 @@ impl Starting {
             device: self.device.id,
             context_length: engine.config().max_model_len,
             row_invariant: true,
-            fingerprint: format!("fp_{}", &info.fingerprint[..12]),
+            fingerprint: info.fingerprint[..12].to_owned(),
             id,
         };
         let app = App::new(pipeline::Parts {
             engine,
-            ledger: Arc::new(self.ledger),
+            ledger: self.ledger,
             tokenizer,
             template,
             served,
