@@ -189,7 +189,11 @@ pub fn data_dir(places: &PlaceFlags, default: PathBuf) -> Result<PathBuf, Config
 impl Config {
     /// # Errors
     /// Names the setting that is wrong and what it may be.
-    pub fn resolve(flags: ServeFlags, places: &PlaceFlags, default_data_dir: PathBuf) -> Result<Self, ConfigError> {
+    pub fn resolve(
+        flags: ServeFlags,
+        places: &PlaceFlags,
+        default_data_dir: PathBuf,
+    ) -> Result<Self, ConfigError> {
         let file = read_file(places.config.as_deref())?;
         let serve = file.serve;
         let config = Self {
@@ -239,7 +243,10 @@ impl Config {
         if self.step_tokens < self.max_sequences || self.step_tokens > 1 << 16 {
             return wrong(
                 "step_tokens",
-                format!("{} is not between max_sequences ({}) and 65536", self.step_tokens, self.max_sequences),
+                format!(
+                    "{} is not between max_sequences ({}) and 65536",
+                    self.step_tokens, self.max_sequences
+                ),
             );
         }
         if self.queue_depth == 0 {
@@ -266,8 +273,7 @@ fn read_file(path: Option<&Path>) -> Result<File, ConfigError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(File::default()),
         Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
     };
-    toml::from_str(&text)
-        .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
+    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
 }
 
 /// `512MiB`, `4GiB`, `1.5GB`, `1048576`.

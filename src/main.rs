@@ -1,5 +1,6 @@
 //! Reads the environment and hands over to the command that was asked for.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +9,12 @@ use obol::cli::{self, Directories};
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("OBOL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,obol=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     cli::run(std::env::args_os().collect(), &directories())
 }
 

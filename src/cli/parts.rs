@@ -88,7 +88,9 @@ pub(super) fn prepare(
                 .map_err(|error| Failure::failed(format!("calibration: {error}")))?;
             if let Err(error) = calibration::keep(&fresh, &file) {
                 let file = file.display();
-                tracing::warn!("calibration could not be kept in {file}: {error}; it is measured again next time");
+                tracing::warn!(
+                    "calibration could not be kept in {file}: {error}; it is measured again next time"
+                );
             }
             fresh
         }
