@@ -19,7 +19,7 @@ use crate::tokenizer::Tokenizer;
 const THREADS_MAX: usize = 1024;
 
 /// What can be chosen at loading.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
     /// Threads that compute, the caller's included.
     pub threads: usize,

@@ -68,10 +68,10 @@ fn what_cannot_be_served_is_refused() {
         assert!(error.contains(message), "expected: {message}\ngot: {error}");
     };
     check(&Parts::good(), &options, "tokenizer.ggml.model");
-    check(&with_text(), &LoadOptions { threads: 0, ..options.clone() }, "0 threads");
-    check(&with_text(), &LoadOptions { threads: 1 << 40, ..options.clone() }, "threads");
-    check(&with_text(), &LoadOptions { max_model_len: Some(65), ..options.clone() }, "context has 64");
-    check(&with_text(), &LoadOptions { max_model_len: Some(0), ..options.clone() }, "context has 64");
+    check(&with_text(), &LoadOptions { threads: 0, ..options }, "0 threads");
+    check(&with_text(), &LoadOptions { threads: 1 << 40, ..options }, "threads");
+    check(&with_text(), &LoadOptions { max_model_len: Some(65), ..options }, "context has 64");
+    check(&with_text(), &LoadOptions { max_model_len: Some(0), ..options }, "context has 64");
     let mut template = with_text();
     template.set("tokenizer.chat_template", STRING, &string("{% if %}"));
     check(&template, &options, "chat template cannot be used");

@@ -1,0 +1,60 @@
+//! A forward pass allocates nothing once it has seen its largest batch.
+//!
+//! Counted on the calling thread alone, which is then the only one that computes: the test harness's own
+//! thread allocates when it likes, and which of several threads first meets a size is chance.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::PathBuf;
+
+use obol_kernels::Cpu;
+use obol_models::Decoder;
+use obol_models::batch::{Batch, CausalLm, Span};
+use obol_models::gguf::GgufFile;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: everything is handed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn steps_after_the_largest_allocate_nothing() {
+    for name in ["llama_mixed", "qwen2_untied"] {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.gguf"));
+        let file = GgufFile::open(&path).expect("the fixture");
+        let mut model = Decoder::load(&file, Cpu::new(1), None).expect("the model");
+        model.allocate_kv(8, 16).expect("a small pool");
+        let batch = |rows: usize| Batch {
+            tokens: vec![5; rows],
+            positions: (0..rows as u32).collect(),
+            spans: vec![Span { rows: 0..rows, table: 0..8 }],
+            block_tables: (0..8).collect(),
+            logit_rows: (0..rows).collect(),
+        };
+        let batches: Vec<Batch> = [100, 1, 17, 64, 100].into_iter().map(batch).collect();
+        model.forward(&batches[0]).expect("the largest");
+        let before = ALLOCATIONS.get();
+        for batch in &batches {
+            model.forward(batch).expect("forward");
+        }
+        assert_eq!(ALLOCATIONS.get() - before, 0, "{name}");
+    }
+}
