@@ -38,7 +38,7 @@ impl Default for LoadOptions {
 pub struct Loaded {
     pub model: Box<dyn CausalLm>,
     pub tokenizer: Arc<Tokenizer>,
-    /// None where the file has none.
+    /// The file's own, else ChatML where the vocabulary has its markers, else none.
     pub template: Option<ChatTemplate>,
     pub info: ModelInfo,
 }
@@ -106,6 +106,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
 fn load_text(file: &GgufFile) -> Result<(Tokenizer, Option<ChatTemplate>), LoadError> {
     let tokenizer = Tokenizer::from_gguf(file)?;
     let template = match file.find_string("tokenizer.chat_template")? {
+        // A file that has ChatML's markers was trained on them.
+        None if ["<|im_start|>", "<|im_end|>"].iter().all(|text| tokenizer.control_token(text).is_some()) => {
+            Some(ChatTemplate::chatml())
+        }
         None => None,
         Some(source) => {
             let text = |token: Option<u32>| token.map_or_else(String::new, |id| tokenizer.token_text(id));
