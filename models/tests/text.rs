@@ -1,4 +1,5 @@
-//! Tokenizers and chat templates against other implementations: llama.cpp's vectors, and real templates. Needs what `scripts/test` fetches.
+//! Tokenizers and chat templates against other implementations: llama.cpp's vectors, and real templates.
+//! Needs what `scripts/test` fetches.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
