@@ -252,8 +252,8 @@ impl Config {
         if self.queue_depth == 0 {
             return wrong("queue_depth", "0 would refuse every request; use at least 1".into());
         }
-        if !matches!(self.block_size, 8 | 16 | 32 | 64) {
-            return wrong("block_size", format!("{} is not 8, 16, 32 or 64", self.block_size));
+        if !matches!(self.block_size, 16 | 32 | 64) {
+            return wrong("block_size", format!("{} is not 16, 32 or 64", self.block_size));
         }
         if self.threads.is_some_and(|t| t == 0 || t > 1024) {
             return wrong("threads", "must be between 1 and 1024".into());
@@ -332,7 +332,7 @@ mod tests {
             assert!(error.contains(part), "{error}");
         };
         says("[serve]\nmax_seqs = 3", "max_seqs");
-        says("[serve]\nblock_size = 7", "block_size: 7 is not 8, 16, 32 or 64");
+        says("[serve]\nblock_size = 7", "block_size: 7 is not 16, 32 or 64");
         says("[serve]\nkv_memory = 'lots'", "kv_memory: `lots` is not a size");
         says("[serve]\nlisten = '0.0.0.0:80'", "--insecure-open");
         says("[serve]\nstep_tokens = 3", "step_tokens");
