@@ -35,6 +35,10 @@ pub(super) fn run(
 ) -> Result<ExitCode, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let config = Config::resolve(flags, places, directories.data.clone()).map_err(Failure::usage)?;
+    // Each connection is an open file, and the usual limit of 1,024 is soon reached.
+    if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
+        tracing::warn!("the limit of open files could not be raised: {error}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
