@@ -56,3 +56,14 @@ def golden() -> list[dict]:
     """llama.cpp's greedy output for twenty prompts; tests/golden/make_greedy.py wrote it."""
     path = Path(__file__).parents[1] / "golden" / "greedy.json"
     return json.loads(path.read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.fixture
+def say(capsys):
+    """`say(text)` shows a measured figure, in a passing test too."""
+
+    def show(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{text}")
+
+    return show

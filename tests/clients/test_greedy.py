@@ -20,7 +20,7 @@ def complete(server, ids: list[int], **fields) -> dict:
     return server.ok("/v1/completions", body)["choices"][0]
 
 
-def test_greedy_output_is_llama_cpps_or_a_near_tie(server, golden):
+def test_greedy_output_is_llama_cpps_or_a_near_tie(server, golden, say):
     texts: dict[int, str] = {}
 
     def text_of(token: int) -> str:
@@ -49,9 +49,7 @@ def test_greedy_output_is_llama_cpps_or_a_near_tie(server, golden):
         if not gap < NEAR_TIE:
             wrong.append((number, parts, gap, expected[parts : parts + 3], ours["tokens"][parts : parts + 3]))
     largest = max(gaps, default=0.0)
-    print(
-        f"\ngreedy: {equal} of {len(golden)} equal llama.cpp's, {len(gaps)} part; largest gap {largest:.3f}"
-    )
+    say(f"greedy: {equal} of {len(golden)} equal llama.cpp's, {len(gaps)} part; largest gap {largest:.3f}")
     assert not wrong, wrong
 
 

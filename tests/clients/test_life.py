@@ -104,12 +104,14 @@ def load_until_dead(server: harness.Server, acknowledged: dict[str, str], starte
             return
 
 
-def test_kill_9_loses_no_acknowledged_receipt(tmp_path):
+def test_kill_9_loses_no_acknowledged_receipt(tmp_path, say):
     own = harness.Server(tmp_path / "data", "--max-model-len", "512")
     acknowledged: dict[str, str] = {}
     draw = random.Random(17)
     for round_number in range(KILL_ROUNDS):
         own.start()
+        if round_number > 0:
+            own.audit()
         started = threading.Event()
         clients = [
             threading.Thread(target=load_until_dead, args=(own, acknowledged, started)) for _ in range(6)
@@ -130,7 +132,7 @@ def test_kill_9_loses_no_acknowledged_receipt(tmp_path):
     own.audit()
     assert own.stop() == 0
     own.audit()
-    print(f"\nkill -9: {KILL_ROUNDS} rounds, {len(acknowledged)} acknowledged receipts, none missing")
+    say(f"kill -9: {KILL_ROUNDS} rounds, {len(acknowledged)} acknowledged receipts, none missing")
 
 
 def test_sigterm_drains(start):

@@ -10,7 +10,7 @@ def prompt(seed: int, tail: str) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(400)) + tail
 
 
-def test_a_shared_prefix_is_computed_once(server, name):
+def test_a_shared_prefix_is_computed_once(server, name, say):
     def usage(text: str) -> dict:
         return server.ok(
             "/v1/completions", {"model": name, "prompt": text, "max_tokens": 4, "temperature": 0}
@@ -21,7 +21,7 @@ def test_a_shared_prefix_is_computed_once(server, name):
     assert first["prompt_tokens_details"]["cached_tokens"] < 32
     assert second["prompt_tokens_details"]["cached_tokens"] > 350
     spent = [int(u["obol"]["device_ns"]["prefill"]) for u in (first, second)]
-    print(f"\nprefill device time: {spent[0]} ns, then {spent[1]} ns: {spent[1] / spent[0]:.3f} of the first")
+    say(f"prefill device time: {spent[0]} ns, then {spent[1]} ns: {spent[1] / spent[0]:.3f} of the first")
     assert 3 * spent[1] < spent[0]
 
 
