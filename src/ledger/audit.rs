@@ -92,13 +92,14 @@ impl fmt::Display for Audit {
             writeln!(f, "reconciled: difference 0")?;
         } else {
             let count = self.differences.len() as u64 + self.unlisted;
-            writeln!(f, "NOT reconciled: {count} differences")?;
+            writeln!(f, "NOT reconciled: {}", counted(count, "difference"))?;
             for difference in &self.differences {
                 writeln!(f, "  {difference}")?;
             }
         }
-        let Self { epochs, transactions, receipts, .. } = self;
-        writeln!(f, "{epochs} epochs, {transactions} transactions, {receipts} receipts")?;
+        let Self { epochs, transactions, receipts, .. } = *self;
+        let (epochs, transactions) = (counted(epochs, "epoch"), counted(transactions, "transaction"));
+        writeln!(f, "{epochs}, {transactions}, {}", counted(receipts, "receipt"))?;
         for (currency, sum) in &self.totals {
             writeln!(
                 f,
@@ -113,6 +114,10 @@ impl fmt::Display for Audit {
         }
         Ok(())
     }
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// Audits the ledger in a data directory; a server may be running.

@@ -28,6 +28,10 @@ use crate::usage::{Accrual, HouseKv, HouseTime, MeterReport, PoolInfo, Snapshot,
 
 const HOUR: u64 = 3_600_000_000_000;
 
+/// A crash that lasted longer is closed by spans of this many hours: few closes after decades that a wrong
+/// clock makes up, each small enough for its column of money.
+const HOURLY_MAX: u64 = 31 * 24;
+
 pub(super) fn hour_of(wall: UnixNanos) -> u64 {
     wall.0 / HOUR
 }
@@ -363,10 +367,23 @@ impl Books {
         who: impl FnMut(&Usage) -> Option<Attribution>,
     ) -> Vec<Record> {
         let mut records = self.settle_open(who);
-        while self.hour < hour_of(restart) {
-            self.down_until(UnixNanos((self.hour + 1) * HOUR));
+        let target = hour_of(restart);
+        let hours = target.saturating_sub(self.hour);
+        let mut step = 1;
+        if hours > HOURLY_MAX {
+            step = HOURLY_MAX;
+            tracing::error!(
+                epoch = self.epoch.id,
+                hours,
+                "the crash lies so far back that the wall clock was probably wrong; all that time goes to \
+                 house:crash, with one close for each 31 days"
+            );
+        }
+        while self.hour < target {
+            let next = target.min(self.hour + step);
+            self.down_until(UnixNanos(next * HOUR));
             self.close(&mut records, false);
-            self.hour += 1;
+            self.hour = next;
         }
         self.down_until(restart);
         self.finish(false, &mut records);
@@ -388,7 +405,7 @@ impl Books {
         self.crash.kv += elapsed_kv(self.last.pool, self.last.now) - before;
     }
 
-    fn settle_open(&mut self, mut who: impl FnMut(&Usage) -> Option<Attribution>) -> Vec<Record> {
+    pub(super) fn settle_open(&mut self, mut who: impl FnMut(&Usage) -> Option<Attribution>) -> Vec<Record> {
         let open = std::mem::take(&mut self.last.open);
         let mut records = Vec::with_capacity(open.len());
         for accrual in open {
