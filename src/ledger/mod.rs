@@ -184,8 +184,10 @@ impl Default for Tuning {
 
 struct Handle {
     shared: Arc<Shared>,
-    /// For receipts and idempotency keys, beside the writer.
-    reader: Mutex<Connection>,
+    /// For idempotency keys and single receipts: held for one point query at a time.
+    lookup: Mutex<Connection>,
+    /// For pages of receipts, which may take long.
+    pages: Mutex<Connection>,
     path: PathBuf,
     next_ticket: AtomicU64,
 }
@@ -215,11 +217,13 @@ impl Ledger {
         tuning: Tuning,
     ) -> Result<(Self, Sender<MeterReport>), LedgerError> {
         let opened = recovery::open(data_dir, options)?;
-        let (reader, path) = rows::open_for_reading(data_dir)?;
+        let (lookup, path) = rows::open_for_reading(data_dir)?;
+        let (pages, _) = rows::open_for_reading(data_dir)?;
         let shared = Arc::new(Shared::new(tuning, Totals::new(options.rate.currency())));
         let ledger = Self(Arc::new(Handle {
             shared: Arc::clone(&shared),
-            reader: Mutex::new(reader),
+            lookup: Mutex::new(lookup),
+            pages: Mutex::new(pages),
             path,
             next_ticket: AtomicU64::new(1),
         }));
@@ -246,38 +250,52 @@ impl Ledger {
         if !shared.is_available() {
             return Err(AdoptError::Unavailable);
         }
-        let scope = context.idempotency_key.clone().map(|key| (context.key_id.clone(), key));
-        // One critical section for looking and registering: of two equal keys one is refused. A request
-        // leaves `idempotency` only after its receipt is in the database.
+        let who = Attribution::from(context);
+        let scope = writer::scope(&who);
         let mut adoptions = lock(&shared.adoptions);
-        if let Some((key_id, key)) = &scope {
-            let running = adoptions.idempotency.get(&(key_id.clone(), key.clone())).cloned();
-            let known = match running {
-                Some(request) => Some(request),
-                None => store::by_idempotency_key(&lock(&self.0.reader), key_id.as_deref(), key).map_err(
-                    |error| {
-                        tracing::error!(%error, "cannot look up an idempotency key");
-                        AdoptError::Unavailable
-                    },
-                )?,
-            };
-            if let Some(request) = known {
-                return Err(AdoptError::IdempotencyKeyReused { request });
+        if let Some(scope) = &scope {
+            // The database is asked without the lock, for a disk may be slow. A request leaves `idempotency`
+            // only after its receipt is in the database: if one has left meanwhile, ask again.
+            loop {
+                if let Some(request) = adoptions.idempotency.get(scope).cloned() {
+                    return Err(AdoptError::IdempotencyKeyReused { request });
+                }
+                let left = adoptions.keys_left;
+                drop(adoptions);
+                if let Some(request) = self.receipt_of_key(scope)? {
+                    return Err(AdoptError::IdempotencyKeyReused { request });
+                }
+                adoptions = lock(&shared.adoptions);
+                if adoptions.keys_left == left && !adoptions.idempotency.contains_key(scope) {
+                    break;
+                }
             }
+        }
+        // Asked again under the lock: who makes the ledger unavailable for good fails all waiters after that.
+        if !shared.is_available() {
+            return Err(AdoptError::Unavailable);
         }
         let ticket = Ticket(self.0.next_ticket.fetch_add(1, Ordering::Relaxed));
         let (waiter, receiver) = oneshot::channel();
         if let Some(scope) = scope {
-            adoptions.idempotency.insert(scope, context.request.clone());
+            adoptions.idempotency.insert(scope, who.request.clone());
         }
-        let adopted = Adopted { who: context.into(), waiter: Some(waiter), reported: None, booked: false };
+        let adopted = Adopted { who, waiter: Some(waiter), reported: None, booked: false };
         adoptions.by_ticket.insert(ticket, adopted);
         Ok((ticket, ReceiptWaiter(receiver)))
     }
 
-    /// Forgets an adopted request that was never submitted.
+    fn receipt_of_key(&self, (key_id, key): &(String, String)) -> Result<Option<RequestId>, AdoptError> {
+        store::by_idempotency_key(&lock(&self.0.lookup), key_id, key).map_err(|error| {
+            tracing::error!(%error, "cannot look up an idempotency key");
+            AdoptError::Unavailable
+        })
+    }
+
+    /// Forgets an adopted request that was never submitted: its waiter resolves with `LedgerUnavailable`,
+    /// its idempotency key is free again. Without effect once the meter has reported the ticket.
     pub fn release(&self, ticket: Ticket) {
-        lock(&self.0.shared.adoptions).remove(ticket);
+        lock(&self.0.shared.adoptions).release(ticket);
     }
 
     /// Stores a method and names it on every receipt from now on.
@@ -296,7 +314,7 @@ impl Ledger {
     /// # Errors
     /// When the database cannot be read.
     pub fn receipt(&self, request: &RequestId) -> Result<Option<Receipt>, LedgerError> {
-        let mut found = rows::receipts(&lock(&self.0.reader), "WHERE request_id = ?1", &[&request.0])
+        let mut found = rows::receipts(&lock(&self.0.lookup), "WHERE request_id = ?1", &[&request.0])
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))?;
         Ok(found.pop().map(|(_, receipt)| receipt))
     }
@@ -306,7 +324,7 @@ impl Ledger {
     /// # Errors
     /// When the database cannot be read.
     pub fn receipts(&self, filter: &ReceiptFilter, page: &Page) -> Result<ReceiptPage, LedgerError> {
-        query::receipts(&lock(&self.0.reader), filter, page)
+        query::receipts(&lock(&self.0.pages), filter, page)
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
@@ -330,4 +348,82 @@ impl Ledger {
 /// is one insertion or removal.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &Path) -> (Ledger, Sender<MeterReport>) {
+        let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() };
+        let rate = RateCard::parse("1", "0.2", "USD", None).unwrap();
+        let wall = UnixNanos(1_790_000_000_000_000_000);
+        Ledger::open(dir, OpenOptions { device, rate, wall, boot_id: "boot".into() }).unwrap()
+    }
+
+    fn context(id: &str, key_id: Option<&str>) -> RequestContext {
+        RequestContext {
+            request: RequestId(id.to_owned()),
+            client_request_id: None,
+            idempotency_key: Some("once".into()),
+            key_id: key_id.map(str::to_owned),
+            tenant: "anonymous".into(),
+            user: None,
+            metadata: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            model: "small".into(),
+            precision: "Q4_1".into(),
+            endpoint: "/v1/completions",
+        }
+    }
+
+    /// The value of `work` on another thread, unless that is stuck.
+    fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || sender.send(work()));
+        receiver.recv_timeout(Duration::from_secs(5)).expect("stuck")
+    }
+
+    #[test]
+    fn a_slow_page_of_receipts_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _sender) = open(dir.path());
+        let _page = lock(&ledger.0.pages);
+        let other = ledger.clone();
+        let (ticket, _waiter) = in_time(move || other.adopt(context("a", None))).unwrap();
+        let other = ledger.clone();
+        assert_eq!(in_time(move || other.receipt(&RequestId("a".into())).unwrap()), None);
+        ledger.release(ticket);
+    }
+
+    #[test]
+    fn a_slow_look_up_of_a_key_holds_only_its_request_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _sender) = open(dir.path());
+        let slow = lock(&ledger.0.lookup);
+        let other = ledger.clone();
+        let adopting = std::thread::spawn(move || other.adopt(context("slow", None)).map(drop));
+        std::thread::sleep(Duration::from_millis(50));
+        let other = ledger.clone();
+        in_time(move || {
+            let mut without_key = context("quick", None);
+            without_key.idempotency_key = None;
+            other.release(other.adopt(without_key).unwrap().0);
+        });
+        drop(slow);
+        assert_eq!(adopting.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn a_released_ticket_frees_its_key_and_its_waiter() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _sender) = open(dir.path());
+        let (ticket, waiter) = ledger.adopt(context("a", None)).unwrap();
+        let reused = AdoptError::IdempotencyKeyReused { request: RequestId("a".into()) };
+        // No key and an empty one are the same scope, as in the database.
+        assert_eq!(ledger.adopt(context("b", Some(""))).map(drop), Err(reused));
+        ledger.release(ticket);
+        assert_eq!(in_time(move || waiter.wait()), Err(LedgerUnavailable));
+        ledger.adopt(context("b", Some(""))).unwrap();
+    }
 }

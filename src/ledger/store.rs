@@ -4,7 +4,7 @@
 //! Invariants: a file that is not our ledger is never written to; a commit is all or nothing; rows are
 //! only ever added, except those of the checkpoint.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,13 +16,20 @@ use super::price::RateCard;
 use super::receipt::Receipt;
 use super::rows::split;
 use super::{DeviceInfo, LedgerError, MethodRecord};
-use crate::units::{RequestId, Ticket, UnixNanos};
+use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
 
 pub(super) const FILE: &str = "ledger.db";
 /// "OBOL".
 const APPLICATION_ID: i64 = 0x4F42_4F4C;
 pub(super) const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
+/// For pages of receipts; a ledger of an earlier build gets them when it is opened.
+const INDEXES: &str = "
+    CREATE INDEX IF NOT EXISTS receipts_user ON receipts (user) WHERE user IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS receipts_key ON receipts (key_id) WHERE key_id IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS receipts_status ON receipts (status);
+    CREATE INDEX IF NOT EXISTS receipts_tenant ON receipts (tenant);
+    CREATE INDEX IF NOT EXISTS receipts_finished ON receipts (finished_at);";
 const APPEND_ONLY: [&str; 11] = [
     "rates",
     "epochs",
@@ -46,7 +53,12 @@ pub(super) type SqlResult<T> = Result<T, rusqlite::Error>;
 pub(super) struct Store {
     connection: Connection,
     accounts: HashMap<String, i64>,
+    /// The rows of `open_accruals` of the running epoch, as last committed.
+    accruals: Accruals,
 }
+
+/// What each open request has used.
+type Accruals = HashMap<Ticket, (DeviceNanos, BlockNanos)>;
 
 impl Store {
     /// Opens or creates the ledger's database for writing.
@@ -69,7 +81,8 @@ impl Store {
         if empty {
             create(&mut connection).map_err(broken)?;
         }
-        Ok(Self { connection, accounts: HashMap::new() })
+        connection.execute_batch(INDEXES).map_err(broken)?;
+        Ok(Self { connection, accounts: HashMap::new(), accruals: Accruals::new() })
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -107,10 +120,21 @@ impl Store {
         for record in records {
             writer.record(record)?;
         }
+        let mut accruals = None;
         if let Some(books) = books {
-            writer.checkpoint(books, attribution)?;
+            writer.checkpoint(books)?;
+            // Their rows were deleted with the receipts.
+            let settled = records.iter().filter_map(|record| match record {
+                Record::Receipt { receipt, .. } => Some(receipt.usage.ticket),
+                _ => None,
+            });
+            accruals = Some(writer.accruals(books, &self.accruals, &settled.collect(), attribution)?);
         }
-        transaction.commit()
+        transaction.commit()?;
+        if let Some(accruals) = accruals {
+            self.accruals = accruals;
+        }
+        Ok(())
     }
 
     /// Starts an epoch: its rate, itself, its first checkpoint. Returns the books' id of it.
@@ -140,8 +164,9 @@ impl Store {
         let id = transaction.last_insert_rowid();
         let epoch = super::books::Epoch { id, device: device.id.clone(), rate: rate.clone() };
         let writer = Writer { connection: &transaction, accounts: &mut self.accounts };
-        writer.checkpoint(&Books::open(epoch, wall, 1), &mut |_| None)?;
+        writer.checkpoint(&Books::open(epoch, wall, 1))?;
         transaction.commit()?;
+        self.accruals.clear();
         Ok(id)
     }
 
@@ -381,11 +406,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn checkpoint(
-        &self,
-        books: &Books,
-        attribution: &mut dyn FnMut(Ticket) -> Option<String>,
-    ) -> SqlResult<()> {
+    fn checkpoint(&self, books: &Books) -> SqlResult<()> {
         let (last, epoch) = (&books.last, books.epoch.id);
         let time = last.house_time.map(|time| time.0);
         let [cached, free, carry] =
@@ -421,8 +442,30 @@ impl Writer<'_> {
                 money.0,
                 money.1
             ],
-        )?;
-        for open in &last.open {
+        )
+    }
+
+    /// Writes what each open request has used, where that has changed since `written`. Returns what is
+    /// written now.
+    fn accruals(
+        &self,
+        books: &Books,
+        written: &Accruals,
+        settled: &HashSet<Ticket>,
+        attribution: &mut dyn FnMut(Ticket) -> Option<String>,
+    ) -> SqlResult<Accruals> {
+        let epoch = books.epoch.id;
+        let mut now = Accruals::with_capacity(books.last.open.len());
+        for open in &books.last.open {
+            let used = (open.device, open.kv);
+            let row = now
+                .get(&open.ticket)
+                .or_else(|| written.get(&open.ticket).filter(|_| !settled.contains(&open.ticket)));
+            let stands = row == Some(&used);
+            now.insert(open.ticket, used);
+            if stands {
+                continue;
+            }
             let (hi, lo) = split(open.kv.0)?;
             let mut update = self.connection.prepare_cached(
                 "UPDATE open_accruals SET device_ns = ?3, block_ns_hi = ?4, block_ns_lo = ?5
@@ -444,14 +487,14 @@ impl Writer<'_> {
                 )?;
             }
         }
-        Ok(())
+        Ok(now)
     }
 }
 
 /// The receipt that an idempotency key stands on, in the key's scope.
 pub(super) fn by_idempotency_key(
     connection: &Connection,
-    key_id: Option<&str>,
+    key_id: &str,
     idempotency_key: &str,
 ) -> SqlResult<Option<RequestId>> {
     connection
@@ -459,7 +502,7 @@ pub(super) fn by_idempotency_key(
             "SELECT request_id FROM receipts
              WHERE coalesce(key_id, '') = ?1 AND idempotency_key = ?2 AND idempotency_key IS NOT NULL",
         )?
-        .query_row(params![key_id.unwrap_or(""), idempotency_key], |row| row.get(0))
+        .query_row(params![key_id, idempotency_key], |row| row.get(0))
         .map(RequestId)
         .optional()
 }
@@ -470,4 +513,71 @@ fn picos(money: i128) -> SqlResult<i64> {
 
 fn json(pairs: &std::collections::BTreeMap<String, String>) -> SqlResult<String> {
     serde_json::to_string(pairs).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::books::Epoch;
+    use super::super::rows;
+    use super::*;
+    use crate::usage::Accrual;
+
+    const WALL: UnixNanos = UnixNanos(1_790_000_000_000_000_000);
+
+    fn written(store: &Store) -> Vec<Accrual> {
+        let epochs = rows::epochs(store.connection()).unwrap();
+        let checkpoint = rows::checkpoint(store.connection(), epochs.last().unwrap()).unwrap().unwrap();
+        checkpoint.snapshot.open
+    }
+
+    #[test]
+    fn only_accruals_that_changed_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let mut store = Store::open(&path).unwrap();
+        let rate = RateCard::parse("1", "0.2", "USD", None).unwrap();
+        let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() };
+        let id = store.open_epoch("boot", &device, &rate, WALL).unwrap();
+        let mut books = Books::open(Epoch { id, device: device.id, rate }, WALL, 1);
+        books.last.open = (0..1000)
+            .map(|number| Accrual {
+                request: RequestId(format!("r{number}")),
+                ticket: Ticket(number),
+                device: DeviceNanos(0),
+                kv: BlockNanos(0),
+            })
+            .collect();
+        let commit = |store: &mut Store, books: &Books, records: &[Record]| {
+            let before = store.connection.total_changes();
+            let result = store.commit(records, &[], Some(books), &mut |_| None);
+            (result.is_ok(), store.connection.total_changes() - before)
+        };
+        assert_eq!(commit(&mut store, &books, &[]), (true, 1001));
+        assert_eq!(commit(&mut store, &books, &[]), (true, 1), "the checkpoint alone");
+        books.last.open[500].device.0 = 7;
+        books.last.open[501].kv.0 = 8;
+        assert_eq!(commit(&mut store, &books, &[]), (true, 3));
+        assert_eq!(written(&store), books.last.open);
+
+        // What a failed commit wrote is not taken for written.
+        books.last.open[7].device.0 = 9;
+        let foreign = Connection::open(&path).unwrap();
+        foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(!commit(&mut store, &books, &[]).0);
+        foreign.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(commit(&mut store, &books, &[]), (true, 2));
+        assert_eq!(written(&store), books.last.open);
+
+        // A receipt deletes the row of its ticket; another request with that ticket gets a new one.
+        let twice = Accrual { request: RequestId("again".into()), ..books.last.open[3].clone() };
+        books.last.open.push(twice);
+        assert_eq!(commit(&mut store, &books, &[]), (true, 1));
+        let who = |_: &crate::usage::Usage| None;
+        let mut other = books.clone();
+        other.last.open = vec![books.last.open.remove(3)];
+        let settled = other.settle_open(who);
+        assert!(commit(&mut store, &books, &settled).0);
+        books.last.open.sort_by_key(|open| open.ticket.0);
+        assert_eq!(written(&store), books.last.open);
+    }
 }

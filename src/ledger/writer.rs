@@ -6,10 +6,12 @@
 //!
 //! Does not know: SQL, prices.
 //! Invariants: each report is booked once, whatever happens to its commit; a waiter that resolves with a
-//! receipt resolves after the commit; neither thread panics on what the disk or the meter does.
+//! receipt resolves after the commit; neither thread panics on what the disk or the meter does, and if the
+//! writer panics all the same, nothing more is written and nobody waits for it.
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -49,16 +51,35 @@ pub(super) struct Adopted {
 pub(super) struct Adoptions {
     pub(super) by_ticket: HashMap<Ticket, Adopted>,
     /// Scope and key of each adopted request that has one.
-    pub(super) idempotency: HashMap<(Option<String>, String), RequestId>,
+    pub(super) idempotency: HashMap<(String, String), RequestId>,
+    /// How many have left `idempotency`.
+    pub(super) keys_left: u64,
+}
+
+/// The scope and the idempotency key of a request that has one. No `key_id` is the empty one, as in the
+/// database's index.
+pub(super) fn scope(who: &Attribution) -> Option<(String, String)> {
+    let key = who.idempotency_key.clone()?;
+    Some((who.key_id.clone().unwrap_or_default(), key))
 }
 
 impl Adoptions {
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Adopted> {
         let adopted = self.by_ticket.remove(&ticket)?;
-        if let Some(key) = &adopted.who.idempotency_key {
-            self.idempotency.remove(&(adopted.who.key_id.clone(), key.clone()));
+        if let Some(scope) = scope(&adopted.who) {
+            self.idempotency.remove(&scope);
+            self.keys_left += 1;
         }
         Some(adopted)
+    }
+
+    /// A reported ticket stays: its receipt will be written, and its key must not be given out before.
+    pub(super) fn release(&mut self, ticket: Ticket) {
+        if self.by_ticket.get(&ticket).is_some_and(|adopted| adopted.reported.is_some()) {
+            tracing::error!(ticket = ticket.0, "a request that has ended was released: its receipt stands");
+        } else {
+            self.remove(ticket);
+        }
     }
 }
 
@@ -79,7 +100,7 @@ struct State {
     ended: Option<bool>,
     /// The last commit failed.
     failing: bool,
-    /// The meter broke the law; nothing is written any more.
+    /// The meter broke the law, or the writer panicked; nothing is written any more.
     fault: bool,
     committing_since: Option<Instant>,
 }
@@ -213,8 +234,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     store: Store,
     books: Books,
-    /// Held for as long as this value lives.
-    _lock: File,
+    lock: File,
     /// Booked but not committed, in order.
     records: Vec<Record>,
     methods: Vec<MethodRecord>,
@@ -242,7 +262,7 @@ impl Writer {
             store,
             written: books.last.clone(),
             books,
-            _lock: lock,
+            lock,
             records: Vec::new(),
             methods: Vec::new(),
             written_at: Instant::now(),
@@ -257,11 +277,32 @@ impl Writer {
     }
 
     pub(super) fn run(mut self) {
-        let clean = self.serve();
+        let mut panicked = false;
+        let clean = loop {
+            match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+                Ok(clean) => break clean && !panicked,
+                Err(_) if panicked => break false,
+                Err(_) => {
+                    // The hook has printed where. Half-changed books are never looked at again: `serve` only
+                    // answers those who wait, until the end.
+                    panicked = true;
+                    tracing::error!("the ledger's writer panicked: this is a bug; the books are stopped");
+                    self.stop();
+                }
+            }
+        };
         self.fail_all_waiters();
-        let shared = Arc::clone(&self.shared);
-        // The directory is free before anybody hears of the end.
-        drop(self);
+        let Self { shared, lock: directory, .. } = self;
+        if panicked {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "nobody else may write here before this process is gone"
+            )]
+            std::mem::forget(directory);
+        } else {
+            // The directory is free before anybody hears of the end.
+            drop(directory);
+        }
         lock(&shared.state).ended = Some(clean);
         shared.wake.notify_all();
     }
@@ -463,4 +504,60 @@ fn only_idle_grew(old: &Snapshot, new: &Snapshot) -> bool {
 fn is_permanent(error: &rusqlite::Error) -> bool {
     matches!(error, rusqlite::Error::ToSqlConversionFailure(_))
         || error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::ledger::{DeviceInfo, LedgerError, OpenOptions, RateCard, recovery};
+    use crate::units::UnixNanos;
+
+    #[test]
+    fn a_panic_of_the_writer_answers_all_and_keeps_the_directory_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            device: DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() },
+            rate: RateCard::parse("1", "0.2", "USD", None).unwrap(),
+            wall: UnixNanos(1_790_000_000_000_000_000),
+            boot_id: "boot".into(),
+        };
+        let in_use = || matches!(recovery::open(dir.path(), &options), Err(LedgerError::InUse { .. }));
+        let tuning = Tuning { patience: Duration::from_secs(5), checkpoint: Duration::from_millis(10) };
+        let shared = Arc::new(Shared::new(tuning, Totals::new("USD")));
+        let (waiter, answer) = oneshot::channel();
+        let who = Attribution {
+            request: RequestId("a".into()),
+            client_request_id: None,
+            idempotency_key: None,
+            key_id: None,
+            tenant: "anonymous".into(),
+            user: None,
+            metadata: Default::default(),
+            tags: Default::default(),
+            model: "small".into(),
+            precision: "Q4_1".into(),
+            endpoint: "/v1/completions".into(),
+        };
+        let adopted = Adopted { who, waiter: Some(waiter), reported: None, booked: false };
+        lock(&shared.adoptions).by_ticket.insert(Ticket(1), adopted);
+        let first = AtomicBool::new(true);
+        let handles_gone = Box::new(move || {
+            assert!(!first.swap(false, Ordering::SeqCst), "a panic for the test");
+            false
+        });
+        let opened = recovery::open(dir.path(), &options).unwrap();
+        let writer = Writer::new(Arc::clone(&shared), opened, handles_gone);
+        let thread = std::thread::spawn(move || writer.run());
+        assert!(shared.is_available());
+        shared.push(Message::MeterGone);
+        assert_eq!(answer.blocking_recv().unwrap(), Err(LedgerUnavailable));
+        assert!(!shared.is_available());
+        assert!(in_use(), "while the server runs on");
+        shared.push(Message::Close);
+        assert!(!shared.close(), "not clean");
+        thread.join().unwrap();
+        assert!(in_use(), "until the process ends");
+    }
 }

@@ -140,6 +140,26 @@ fn a_wall_clock_that_went_back_charges_no_time_to_the_crash() {
     reconciled(crashed.path(), "clock went back");
 }
 
+/// A board without a clock starts in 1970. The rate would overflow one entry over that time.
+#[test]
+fn a_crash_in_1970_is_closed_in_few_transactions() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (ledger, sender) = open(dir.path(), &options("one", rate("30"), 1_000));
+    let mut meter = Meter::new(1, 1_000);
+    let report = meter.load();
+    sender.send(report).unwrap();
+    let loaded =
+        |ledger: &Ledger| ledger.totals().house_time.get("house:load") == Some(&meter.at.house_time[2]);
+    until(|| loaded(&ledger));
+    copy(dir.path(), crashed.path());
+    drop(open(crashed.path(), &options("two", rate("30"), START)));
+    assert_eq!(debited(crashed.path(), "house:crash").0, START - meter.at.wall.0);
+    let count = "SELECT count(*) FROM transactions";
+    let transactions: u64 = raw(crashed.path()).query_row(count, [], |row| row.get(0)).unwrap();
+    assert!(transactions < 1_500, "{transactions}");
+    reconciled(crashed.path(), "a crash in 1970");
+}
+
 #[test]
 fn an_idempotency_key_charges_once() {
     let dir = tempfile::tempdir().unwrap();
@@ -208,6 +228,8 @@ fn a_report_that_breaks_the_law_is_never_written() {
     assert!(matches!(ledger.adopt(context("b")), Err(AdoptError::Unavailable)));
     assert!(matches!(ledger.close(), Err(LedgerError::NotClosed)));
     reconciled(dir.path(), "after a broken report");
+    let printed = audit(dir.path()).unwrap().to_string();
+    assert!(printed.contains("1 epoch, 0 transactions, 0 receipts\n"), "{printed}");
 }
 
 #[test]
@@ -444,6 +466,20 @@ fn pages_and_filters() {
     assert_eq!(seen.len(), world.dumb.receipts);
     let none = ReceiptFilter { until: Some(UnixNanos(START)), ..Default::default() };
     assert!(ledger.receipts(&none, &Page::default()).unwrap().receipts.is_empty());
+    let whole = Page { limit: 1000, after: None };
+    let all = ledger.receipts(&ReceiptFilter::default(), &whole).unwrap().receipts;
+    let middle = all[all.len() / 2].usage.finished_at;
+    for (since, until) in
+        [(Some(middle), None), (None, Some(middle)), (Some(middle), Some(UnixNanos(u64::MAX)))]
+    {
+        let filter = ReceiptFilter { since, until, tenant: Some("anonymous".into()), ..Default::default() };
+        let mut right = all.clone();
+        right.retain(|receipt| {
+            let at = receipt.usage.finished_at;
+            since.is_none_or(|since| at >= since) && until.is_none_or(|until| at < until)
+        });
+        assert_eq!(ledger.receipts(&filter, &whole).unwrap().receipts, right, "{since:?} {until:?}");
+    }
     let unknown = Page { after: Some(RequestId("no such".into())), ..Page::default() };
     assert!(ledger.receipts(&ReceiptFilter::default(), &unknown).unwrap().receipts.is_empty());
     let printed = report(dir.path(), &[By::User, By::Status]).unwrap();
