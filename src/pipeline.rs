@@ -11,7 +11,7 @@ mod failure;
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use app::Open;
 pub use app::{App, Parts, Served};
@@ -61,17 +61,33 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     });
     let (settled, receipt_durable) = oneshot::channel();
     tokio::spawn(settle(receipt, app.metrics().clone(), ask.choices, settled));
-    Ok(Answer {
+    let (pieces, given_out) = mpsc::unbounded_channel();
+    let driver = Driver {
         app: Arc::clone(app),
-        _open: open,
-        prompt_tokens,
         completion_tokens: 0,
         choices: (0..ask.choices).map(|_| ChoiceText::new(&ask.stop)).collect(),
         running: ask.choices,
         failure: None,
         events,
         receipt: Some(receipt_durable),
-    })
+    };
+    tokio::spawn(drive(driver, pieces));
+    Ok(Answer { _open: open, prompt_tokens, completion_tokens: 0, pieces: given_out, ended: false })
+}
+
+/// Turns events into pieces as they come, however slowly the client reads: a stop string must end its
+/// choice at once. When nobody reads any more, dropping the driver cancels what still runs.
+async fn drive(mut driver: Driver, pieces: mpsc::UnboundedSender<(u64, Result<Piece, Failure>)>) {
+    loop {
+        let piece = tokio::select! {
+            piece = driver.next() => piece,
+            () = pieces.closed() => return,
+        };
+        let Some(piece) = piece else { return };
+        if pieces.send((driver.completion_tokens, piece)).is_err() {
+            return;
+        }
+    }
 }
 
 /// The one place where a request ends: its receipt is durable, and every metric comes from it.
@@ -101,19 +117,16 @@ pub enum Piece {
     Settled(Arc<Receipt>),
 }
 
-/// A running request. Dropping it cancels what still runs; settling goes on without it.
+/// A running request as its client reads it. Dropping it cancels what still runs; settling goes on
+/// without it.
 pub struct Answer {
-    app: Arc<App>,
     _open: Open,
     prompt_tokens: usize,
     completion_tokens: u64,
-    choices: Vec<ChoiceText>,
-    running: u32,
-    /// Why the answer is not whole; told after the receipt is durable.
-    failure: Option<Failure>,
-    events: EventStream,
-    /// `None` once the answer has ended.
-    receipt: Option<oneshot::Receiver<Result<Arc<Receipt>, LedgerUnavailable>>>,
+    /// With the tokens of all choices up to each piece. At most `max_tokens` of them wait here.
+    pieces: mpsc::UnboundedReceiver<(u64, Result<Piece, Failure>)>,
+    /// The last piece, or a failure, has been given out.
+    ended: bool,
 }
 
 impl Answer {
@@ -133,6 +146,34 @@ impl Answer {
     /// # Errors
     /// When the answer cannot be completed; that is its last piece.
     pub async fn next(&mut self) -> Option<Result<Piece, Failure>> {
+        if self.ended {
+            return None;
+        }
+        // A driver that is gone before the last piece has panicked.
+        let (completion_tokens, piece) =
+            self.pieces.recv().await.unwrap_or((self.completion_tokens, Err(Failure::Engine)));
+        self.completion_tokens = completion_tokens;
+        self.ended = matches!(piece, Ok(Piece::Settled(_)) | Err(_));
+        Some(piece)
+    }
+}
+
+/// The side of an answer that listens to the engine.
+struct Driver {
+    app: Arc<App>,
+    completion_tokens: u64,
+    choices: Vec<ChoiceText>,
+    running: u32,
+    /// Why the answer is not whole; told after the receipt is durable.
+    failure: Option<Failure>,
+    events: EventStream,
+    /// `None` once the answer has ended.
+    receipt: Option<oneshot::Receiver<Result<Arc<Receipt>, LedgerUnavailable>>>,
+}
+
+impl Driver {
+    /// The next piece; `None` after the last one, a failure included.
+    async fn next(&mut self) -> Option<Result<Piece, Failure>> {
         self.receipt.as_ref()?;
         while self.running > 0 {
             let Some(event) = self.events.next().await else {

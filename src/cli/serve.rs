@@ -4,7 +4,7 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use obol_models::load::ModelInfo;
@@ -63,7 +63,7 @@ async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories)
     let options = OpenOptions {
         device: device.clone(),
         rate,
-        wall: UnixNanos(clock.wall().0 - clock.now().0),
+        wall: UnixNanos(clock.wall().0.saturating_sub(clock.now().0)),
         boot_id: RequestId::new().0,
     };
     let (ledger, reports) = Ledger::open(&config.data_dir, options).map_err(Failure::failed)?;
@@ -80,7 +80,9 @@ async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories)
     }));
 
     let early = || Early { clock: clock.clone(), partition: Partition::default(), reports: reports.clone() };
+    let phase = Arc::new(Mutex::new(Phase::Loading));
     let starting = Starting {
+        phase: phase.clone(),
         config: config.clone(),
         directories: directories.clone(),
         ledger: ledger.clone(),
@@ -88,15 +90,22 @@ async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories)
         address: address.to_string(),
     };
     let starting_early = early();
+    let mut started = tokio::task::spawn_blocking(move || starting.run(starting_early));
+    let mut stopped = false;
     let started = tokio::select! {
-        started = tokio::task::spawn_blocking(move || starting.run(starting_early)) => started.map_err(Failure::failed)?,
+        started = &mut started => started,
         () = stop.requested() => {
-            early().give_up();
-            return close_ledger(ledger).await;
+            stopped = true;
+            let was = std::mem::replace(&mut *lock(&phase), Phase::Stopped);
+            if was == Phase::Loading {
+                early().give_up();
+                return close_ledger(ledger).await;
+            }
+            started.await
         }
     };
     drop(reports);
-    let (app, banner) = match started {
+    let (app, banner) = match started.map_err(Failure::failed)? {
         Ok(started) => started,
         Err(failure) => {
             close_ledger(ledger).await?;
@@ -106,7 +115,17 @@ async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories)
     server.ready(app.clone());
     print(&banner);
 
-    stop.requested().await;
+    if !stopped {
+        tokio::select! {
+            () = stop.requested() => {}
+            () = engine_death(&app) => {
+                // Its last report is on the way to the disk. The epoch stays open on purpose: from its last
+                // checkpoint to the next start the device's time is booked as lost to a crash.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return Err(Failure::failed("the engine has stopped; the log says why. Start the server again"));
+            }
+        }
+    }
     drain(&app, config.drain_timeout, &mut stop).await;
     let engine = app.engine().clone();
     tokio::task::spawn_blocking(move || engine.shutdown()).await.map_err(Failure::failed)?;
@@ -118,6 +137,25 @@ async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories)
     close_ledger(ledger).await
 }
 
+/// Resolves when the engine's thread has ended by itself.
+async fn engine_death(app: &App) {
+    while !app.engine().is_dead() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// How far starting is: whoever changes it first decides whether there will be an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Loading,
+    Running,
+    Stopped,
+}
+
+fn lock(phase: &Mutex<Phase>) -> MutexGuard<'_, Phase> {
+    phase.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 async fn close_ledger(ledger: Ledger) -> Result<(), Failure> {
     let closed = tokio::task::spawn_blocking(move || ledger.close()).await;
     closed.map_err(Failure::failed)?.map_err(Failure::failed)
@@ -125,6 +163,7 @@ async fn close_ledger(ledger: Ledger) -> Result<(), Failure> {
 
 /// Everything that takes long: fetch, load, calibrate, start the engine.
 struct Starting {
+    phase: Arc<Mutex<Phase>>,
     config: Config,
     directories: Directories,
     ledger: Ledger,
@@ -155,7 +194,14 @@ impl Starting {
         let calibration = &ready.calibration;
         self.ledger.record_method(MethodRecord { id: calibration.method_id(), json: calibration.json() });
         let clock = early.clock.clone();
-        let engine = parts::start(ready, early);
+        let engine = {
+            let mut phase = lock(&self.phase);
+            if *phase == Phase::Stopped {
+                return Err(Failure::failed("stopped while loading"));
+            }
+            *phase = Phase::Running;
+            parts::start(ready, early)
+        };
         let id = config.served_model_name.clone().unwrap_or_else(|| catalog_id.clone());
         let banner = self.banner(&id, &info, threads, engine.config(), begin.elapsed());
         let served = Served {

@@ -166,7 +166,6 @@ impl Blocks {
     }
 
     /// An empty lease whose block-time is paid into `account`.
-    #[must_use]
     pub fn lease(&self, account: Rc<Cell<BlockNanos>>) -> BlockLease {
         BlockLease { holds: Vec::new(), pool: self.pool.clone(), account }
     }
@@ -321,7 +320,7 @@ mod tests {
         other.grow_to(4); // needs the second block of `a`, which nobody holds
         assert_eq!(blocks.match_prefix(&a), PrefixMatch { blocks: 1, unheld: 0 });
         assert_eq!(other.exclusive(), 4);
-        let mut third = blocks.lease(account.clone());
+        let mut third = blocks.lease(account);
         third.take_prefix(&a[..1]);
         assert_eq!(other.exclusive(), 3);
         blocks.check_integrity();

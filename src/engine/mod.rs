@@ -28,6 +28,7 @@ use crate::units::{DeviceNanos, RequestId};
 use crate::usage::{HouseTime, MeterReport, PoolInfo};
 
 use blocks::BlockCounts;
+use prefix::PrefixKey;
 
 /// What is fixed for the life of an engine.
 #[derive(Debug, Clone)]
@@ -95,11 +96,21 @@ pub enum Refused {
 }
 
 pub(crate) enum Command {
-    Submit { request: Box<NewRequest>, events: UnboundedSender<Event>, place: Place, at: DeviceNanos },
+    Submit(Box<Submission>),
     StopChoice { request: RequestId, choice: u32 },
     Cancel { request: RequestId },
     Ping(oneshot::Sender<()>),
     Shutdown,
+}
+
+/// A request on its way to the engine.
+pub(crate) struct Submission {
+    request: NewRequest,
+    /// Keys of the prompt's full blocks, hashed before the engine's thread sees them.
+    keys: Vec<PrefixKey>,
+    events: UnboundedSender<Event>,
+    place: Place,
+    at: DeviceNanos,
 }
 
 /// State that handles read without asking the engine's thread.
@@ -164,7 +175,7 @@ impl EngineHandle {
     /// # Errors
     /// At once, without waiting, when there is none.
     pub fn reserve(&self) -> Result<Seat, Refused> {
-        if self.shared.dead.load(Ordering::Acquire) {
+        if self.is_dead() {
             return Err(Refused::Dead);
         }
         if self.shared.draining.load(Ordering::Acquire) {
@@ -175,7 +186,12 @@ impl EngineHandle {
         match self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
             Ok(_) => {
                 let place = Place(self.shared.clone());
-                Ok(Seat { place, commands: self.commands.clone(), clock: self.clock.clone() })
+                Ok(Seat {
+                    place,
+                    commands: self.commands.clone(),
+                    clock: self.clock.clone(),
+                    block_size: self.config.block_size,
+                })
             }
             Err(waiting) => Err(Refused::QueueFull { waiting }),
         }
@@ -191,6 +207,12 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Ping(reply)).is_ok()
             && matches!(tokio::time::timeout(patience, answer).await, Ok(Ok(())))
+    }
+
+    /// Whether the engine's thread has ended.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.shared.dead.load(Ordering::Acquire)
     }
 
     /// From now on new requests are refused; running ones go on.
@@ -223,6 +245,7 @@ pub struct Seat {
     place: Place,
     commands: mpsc::Sender<Command>,
     clock: Arc<dyn Clock>,
+    block_size: usize,
 }
 
 impl Seat {
@@ -237,7 +260,10 @@ impl Seat {
             commands: self.commands.clone(),
         };
         let at = self.clock.now();
-        let submit = Command::Submit { request: Box::new(request), events, place: self.place, at };
+        let mut keys = Vec::new();
+        prefix::extend(&mut keys, prefix::root(request.salt), &request.prompt, self.block_size);
+        let submission = Submission { request, keys, events, place: self.place, at };
+        let submit = Command::Submit(Box::new(submission));
         // On failure the sender of events is dropped with the command, which ends the stream.
         let _dead = self.commands.send(submit);
         stream

@@ -16,6 +16,9 @@ pub struct Draw {
     pub position: u64,
 }
 
+/// Below this a temperature is 0: its reciprocal would take the logits out of range.
+const TEMPERATURE_MIN: f32 = 1e-5;
+
 /// What the sequence has seen, for penalties.
 #[derive(Debug, Clone, Default)]
 pub struct History {
@@ -83,11 +86,11 @@ pub fn sample(
         adjusted
     };
     let best = argmax(row).ok_or(NotFinite)?;
-    let token = if sampling.temperature <= 0.0 || sampling.top_k == 1 {
+    let token = if sampling.temperature < TEMPERATURE_MIN || sampling.top_k == 1 {
         best
     } else {
         filter(row, row[best as usize], sampling, kept);
-        pick(kept, uniform(draw))
+        pick(kept, uniform(draw)).unwrap_or(best)
     };
     let logprobs = sampling.logprobs.map(|top| logprobs(logits, token, top as usize));
     Ok((token, logprobs))
@@ -164,17 +167,17 @@ fn filter(row: &[f32], max: f32, sampling: &Sampling, kept: &mut Vec<(u32, f32)>
 }
 
 /// Inverse CDF over the candidates in token order.
-fn pick(kept: &[(u32, f32)], uniform: f64) -> u32 {
+fn pick(kept: &[(u32, f32)], uniform: f64) -> Option<u32> {
     let total: f64 = kept.iter().map(|(_, p)| f64::from(*p)).sum();
     let target = uniform * total;
     let mut sum = 0.0;
     for (token, p) in kept {
         sum += f64::from(*p);
         if target < sum {
-            return *token;
+            return Some(*token);
         }
     }
-    kept.last().expect("the most likely token is always kept; this is a bug").0
+    kept.last().map(|(token, _)| *token)
 }
 
 fn logprobs(row: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
@@ -249,6 +252,12 @@ mod tests {
         assert_eq!(run(&[0.0, 3.0, 3.0, 1.0], &greedy(), &none, &[], 0), 1);
         assert_eq!(run(&[0.0, 3.0, 3.0, 1.0], &greedy(), &none, &[1], 0), 2);
         assert_eq!(run(&[f32::NAN, 3.0, f32::INFINITY], &greedy(), &none, &[], 0), 1);
+        for temperature in [1e-40, 1e-6, f32::MIN_POSITIVE] {
+            let cold = Sampling { temperature, ..Sampling::default() };
+            assert_eq!(run(&[0.0, 3.0, 2.9], &cold, &none, &[], 0), 1, "{temperature}");
+        }
+        let cold = Sampling { temperature: 1e-5, ..Sampling::default() };
+        assert_eq!(run(&[-1e30, 3.0, 2.9], &cold, &none, &[], 0), 1);
         let broken = [f32::NAN; 3];
         let draw = Draw { seed: 0, choice: 0, position: 0 };
         assert_eq!(sample(&broken, &greedy(), &none, &[], draw, &mut Scratch::default()), Err(NotFinite));

@@ -25,8 +25,6 @@ pub struct Waiting {
     pub cached_blocks: usize,
     /// Those of them that nobody holds.
     pub cached_unheld: usize,
-    /// Waits for a sibling's prefill, and lets others pass.
-    pub gated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,16 +40,21 @@ pub struct Limits {
 pub struct StepPlan {
     /// (index of running, tokens), in order of arrival.
     pub run: Vec<(usize, usize)>,
-    /// (index of waiting, tokens), in order.
-    pub admit: Vec<(usize, usize)>,
+    /// Tokens that each of the first waiting sequences computes.
+    pub admit: Vec<usize>,
     /// Indices of running sequences that lose their blocks, last arrival first.
     pub preempt: Vec<usize>,
 }
 
-/// Plans a step. `running` and `waiting` are in order of arrival; `available` is the number of
-/// blocks that can be given out.
+/// Plans a step. `running` and `waiting` are in order of arrival, and no more of `waiting` is looked at
+/// than can be admitted; `available` is the number of blocks that can be given out.
 #[must_use]
-pub fn plan(running: &[Running], waiting: &[Waiting], available: usize, limits: &Limits) -> StepPlan {
+pub fn plan(
+    running: &[Running],
+    waiting: impl IntoIterator<Item = Waiting>,
+    available: usize,
+    limits: &Limits,
+) -> StepPlan {
     let mut step = Step {
         running,
         limits,
@@ -61,8 +64,8 @@ pub fn plan(running: &[Running], waiting: &[Waiting], available: usize, limits: 
         budget: limits.step_tokens,
     };
     for decode in [true, false] {
-        for index in 0..running.len() {
-            let remaining = running[index].length - running[index].computed;
+        for (index, view) in running.iter().enumerate() {
+            let remaining = view.length - view.computed;
             if (remaining == 1) == decode && index < step.kept {
                 step.schedule(index, remaining);
             }
@@ -118,20 +121,19 @@ impl Step<'_> {
         self.tokens[victim] = 0;
     }
 
-    fn admit(&mut self, waiting: &[Waiting]) -> Vec<(usize, usize)> {
+    fn admit(&mut self, waiting: impl IntoIterator<Item = Waiting>) -> Vec<usize> {
         let mut admitted = Vec::new();
         // What running prefills will still need is spoken for.
         let outstanding: usize =
             (0..self.kept).map(|i| self.new_blocks_in_all(i) - self.new_blocks(i, self.tokens[i])).sum();
         self.available = self.available.saturating_sub(outstanding);
-        for (index, view) in waiting.iter().enumerate() {
+        let mut waiting = waiting.into_iter();
+        loop {
             let sequences = self.kept + admitted.len();
             if sequences == self.limits.sequences || self.budget == 0 {
                 break;
             }
-            if view.gated {
-                continue;
-            }
+            let Some(view) = waiting.next() else { break };
             let fresh = view.length.div_ceil(self.limits.block_size) - view.cached_blocks;
             let needed = fresh + view.cached_unheld;
             // A block to grow into for each that runs already, or admission would end in preemption.
@@ -142,7 +144,7 @@ impl Step<'_> {
             // All of its blocks are spoken for, though the first chunk may take fewer.
             self.available -= needed;
             self.budget -= tokens;
-            admitted.push((index, tokens));
+            admitted.push(tokens);
         }
         admitted
     }
@@ -165,17 +167,21 @@ mod tests {
     }
 
     fn fresh(length: usize) -> Waiting {
-        Waiting { length, cached_blocks: 0, cached_unheld: 0, gated: false }
+        Waiting { length, cached_blocks: 0, cached_unheld: 0 }
     }
 
     fn check(running: &[Running], waiting: &[Waiting], available: usize, expected: &str) {
-        let plan = plan(running, waiting, available, &LIMITS);
+        let plan = plan(running, waiting.iter().copied(), available, &LIMITS);
         let list = |items: &[(usize, usize)]| {
             items.iter().map(|(i, n)| format!("{i}x{n}")).collect::<Vec<_>>().join(" ")
         };
         let preempt: Vec<String> = plan.preempt.iter().map(ToString::to_string).collect();
-        let got =
-            format!("run {} | admit {} | preempt {}", list(&plan.run), list(&plan.admit), preempt.join(" "));
+        let got = format!(
+            "run {} | admit {} | preempt {}",
+            list(&plan.run),
+            list(&plan.admit.iter().copied().enumerate().collect::<Vec<_>>()),
+            preempt.join(" ")
+        );
         assert_eq!(got, expected);
     }
 
@@ -193,14 +199,8 @@ mod tests {
     }
 
     #[test]
-    fn siblings_wait_for_their_leader_and_let_others_pass() {
-        let gated = Waiting { gated: true, ..fresh(8) };
-        check(&[], &[fresh(8), gated, fresh(4)], 99, "run  | admit 0x8 2x4 | preempt ");
-    }
-
-    #[test]
     fn cached_blocks_are_not_computed_but_taking_unheld_ones_uses_the_pool() {
-        let hit = Waiting { length: 18, cached_blocks: 4, cached_unheld: 4, gated: false };
+        let hit = Waiting { length: 18, cached_blocks: 4, cached_unheld: 4 };
         check(&[], &[hit], 5, "run  | admit 0x2 | preempt ");
         check(&[], &[hit], 4, "run  | admit  | preempt ");
         check(&[], &[Waiting { cached_unheld: 0, ..hit }], 1, "run  | admit 0x2 | preempt ");
@@ -225,7 +225,7 @@ mod tests {
         // 16 of 36 tokens are computed after this step's chunk; 5 more blocks are spoken for.
         check(&[prefill(4, 36), decode(6)], &[fresh(4)], 11, "run 0x15 1x1 | admit  | preempt ");
         let limits = Limits { step_tokens: 64, ..LIMITS };
-        let plan = |available| plan(&[prefill(4, 36)], &[fresh(4)], available, &limits).admit.len();
+        let plan = |available| plan(&[prefill(4, 36)], [fresh(4)], available, &limits).admit.len();
         assert_eq!((plan(9), plan(10)), (0, 1));
     }
 

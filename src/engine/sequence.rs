@@ -12,10 +12,10 @@ use crate::request::{Event, Finish, NewRequest};
 use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
 use crate::usage::{Accrual, TokenCounts, Usage};
 
-use super::Place;
 use super::blocks::BlockLease;
 use super::prefix::{self, PrefixKey};
 use super::sampler::History;
+use super::{Place, Submission};
 
 /// Requests are known inside the engine by their order of arrival.
 pub(super) type RequestKey = u64;
@@ -30,8 +30,11 @@ pub(super) struct Request {
     pub(super) kv_paid: Rc<Cell<BlockNanos>>,
     /// Choices that have not ended.
     pub(super) open: u32,
-    /// The first choice has computed the prompt: the others find it in the prefix cache.
-    pub(super) prompt_done: bool,
+    /// Choices that wait until the first has computed the prompt, or ended; they find the prompt in
+    /// the prefix cache then. Ascending.
+    pub(super) unstarted: Vec<u32>,
+    /// Keys of the prompt's full blocks.
+    pub(super) keys: Vec<PrefixKey>,
     submitted: DeviceNanos,
     submitted_at: UnixNanos,
     first_run: Option<DeviceNanos>,
@@ -48,22 +51,18 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(
-        new: NewRequest,
-        events: UnboundedSender<Event>,
-        place: Place,
-        now: DeviceNanos,
-        wall: UnixNanos,
-    ) -> Self {
+    pub(super) fn new(submission: Submission, wall: UnixNanos) -> Self {
+        let Submission { request: new, keys, events, place, at } = submission;
         let tokens = TokenCounts { prompt: new.prompt.len() as u64, ..TokenCounts::default() };
         Self {
             open: new.choices,
+            unstarted: (0..new.choices).collect(),
             new,
+            keys,
             events,
             place: Some(place),
             kv_paid: Rc::default(),
-            prompt_done: false,
-            submitted: now,
+            submitted: at,
             submitted_at: wall,
             first_run: None,
             first_token: None,
@@ -129,9 +128,6 @@ impl Request {
         };
         if gravity(finish) > gravity(self.status) {
             self.status = finish;
-        }
-        if choice == 0 {
-            self.prompt_done = true;
         }
         // A receiver that is gone is a client that is gone; its cancellation is on the way.
         let _gone = self.events.send(Event::Finished { choice, finish });
@@ -207,25 +203,17 @@ impl Part {
 }
 
 impl Sequence {
-    pub(super) fn new(
-        request: RequestKey,
-        choice: u32,
-        new: &NewRequest,
-        lease: BlockLease,
-        block_size: usize,
-    ) -> Self {
-        let root = prefix::root(new.salt);
-        let mut keys = Vec::new();
-        prefix::extend(&mut keys, root, &new.prompt, block_size);
+    pub(super) fn new(key: RequestKey, choice: u32, request: &Request, lease: BlockLease) -> Self {
+        let new = &request.new;
         Self {
-            request,
+            request: key,
             choice,
             tokens: new.prompt.to_vec(),
             prompt: new.prompt.len(),
             computed: 0,
             high_water: 0,
-            keys,
-            root,
+            keys: request.keys.clone(),
+            root: prefix::root(new.salt),
             lease,
             history: History::new(&new.prompt, &new.sampling),
         }
@@ -254,7 +242,9 @@ impl Sequence {
         } else {
             redone = (redone + fixed).max(1);
         }
-        Part { weight: new + redone, new, again: redone, alone: of.alone(fresh) }
+        // Alone, nothing would have been preempted.
+        let alone = if again < tokens { of.alone(fresh) } else { DeviceNanos::ZERO };
+        Part { weight: new + redone, new, again: redone, alone }
     }
 
     /// Its KV has grown by `tokens`: full blocks become available to others.

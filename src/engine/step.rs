@@ -3,6 +3,8 @@
 //! Invariants: every sequence is in `running` or `waiting`, both in order of arrival; every request
 //! ends in exactly one `Usage`; after each step the snapshot's two laws hold.
 
+mod report;
+
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,17 +18,18 @@ use obol_models::batch::{Batch, Span};
 use crate::meter::share::{StepClass, split};
 use crate::request::{Event, Finish, TokenLogprobs};
 use crate::units::{BlockNanos, DeviceNanos, RequestId};
-use crate::usage::{HouseTime, MeterReport, Snapshot, Usage};
+use crate::usage::{HouseTime, Usage};
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, PrefixMatch};
 use super::sampler::{self, Draw};
 use super::scheduler::{self, Limits, Running, StepPlan, Waiting};
 use super::sequence::{Part, Request, RequestKey, Sequence};
 use super::{Command, EngineStats, Parts, Shared};
 
-/// How long between checkpoints when the device works, and when only time passes.
-const BUSY_REPORT: DeviceNanos = DeviceNanos(1_000_000_000);
-const IDLE_REPORT: DeviceNanos = DeviceNanos(10_000_000_000);
+/// How often the whole pool is walked.
+const INTEGRITY: DeviceNanos = DeviceNanos(60_000_000_000);
+/// A crowd of commands must not hold up what runs.
+const COMMANDS_A_STEP: usize = 64;
 
 /// Runs until told to shut down, or until a bug ends it; either way every request is settled.
 pub(super) fn run(parts: Parts, inbox: Receiver<Command>, shared: Arc<Shared>) {
@@ -64,6 +67,7 @@ struct Engine {
     settled_kv: BlockNanos,
     reported: DeviceNanos,
     changed: bool,
+    checked: DeviceNanos,
     stats: EngineStats,
     batch: Batch,
     scratch: sampler::Scratch,
@@ -92,6 +96,7 @@ impl Engine {
             settled_kv: BlockNanos::ZERO,
             reported: DeviceNanos::ZERO,
             changed: true,
+            checked: DeviceNanos::ZERO,
             stats: EngineStats::default(),
             batch: Batch::default(),
             scratch: sampler::Scratch::default(),
@@ -103,17 +108,17 @@ impl Engine {
     fn serve(&mut self, inbox: &Receiver<Command>) {
         self.report();
         loop {
-            loop {
+            for _ in 0..COMMANDS_A_STEP {
                 match inbox.try_recv() {
-                    Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return self.stop(),
+                    Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return self.stop(inbox),
                     Ok(command) => self.obey(command),
                     Err(TryRecvError::Empty) => break,
                 }
             }
             if self.running.is_empty() && self.waiting.is_empty() {
-                self.blocks.check_integrity();
+                self.check_integrity();
                 match self.wait(inbox) {
-                    Ok(Some(Command::Shutdown)) | Err(()) => return self.stop(),
+                    Ok(Some(Command::Shutdown)) | Err(()) => return self.stop(inbox),
                     Ok(Some(command)) => self.obey(command),
                     Ok(None) => {}
                 }
@@ -136,8 +141,24 @@ impl Engine {
         }
     }
 
-    fn stop(&mut self) {
+    /// Ends what runs, and what was submitted before anybody could know of the end.
+    fn stop(&mut self, inbox: &Receiver<Command>) {
+        while let Ok(command) = inbox.try_recv() {
+            if !matches!(command, Command::Shutdown) {
+                self.obey(command);
+            }
+        }
         self.end_everything(Finish::Cancelled);
+        self.blocks.check_integrity();
+    }
+
+    /// Walks all blocks now and then, when nothing else is to do.
+    fn check_integrity(&mut self) {
+        let now = self.parts.clock.now();
+        if now >= self.checked + INTEGRITY {
+            self.checked = now;
+            self.blocks.check_integrity();
+        }
     }
 
     /// Settles all that is open and sends the last report.
@@ -151,19 +172,15 @@ impl Engine {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { request, events, place, at } => {
+            Command::Submit(submission) => {
                 let key = self.arrivals;
                 self.arrivals += 1;
-                let longest = request.prompt.len() + request.stops.max_tokens as usize;
-                let fits = !request.prompt.is_empty() && longest <= self.parts.config.max_model_len;
-                self.by_id.insert(request.id.clone(), key);
-                let request = Request::new(*request, events, place, at, self.parts.clock.wall());
-                for choice in 0..request.new.choices {
-                    let lease = self.blocks.lease(request.kv_paid.clone());
-                    let block_size = self.parts.config.block_size;
-                    self.waiting.push_back(Sequence::new(key, choice, &request.new, lease, block_size));
-                }
+                let request = Request::new(*submission, self.parts.clock.wall());
+                let longest = request.new.prompt.len() + request.new.stops.max_tokens as usize;
+                let fits = !request.new.prompt.is_empty() && longest <= self.parts.config.max_model_len;
+                self.by_id.insert(request.new.id.clone(), key);
                 self.requests.insert(key, request);
+                self.start_choices(key, 1);
                 if !fits {
                     tracing::error!("a request of {longest} tokens reached the engine; this is a bug");
                     self.end_request(key, Finish::Error);
@@ -186,6 +203,18 @@ impl Engine {
         self.changed = true;
     }
 
+    /// Lets up to `count` more of a request's choices wait for their turn.
+    fn start_choices(&mut self, key: RequestKey, count: usize) {
+        let request = self.requests.get_mut(&key).expect("choices start while their request lives");
+        let count = count.min(request.unstarted.len());
+        for choice in request.unstarted.drain(..count).collect::<Vec<_>>() {
+            let lease = self.blocks.lease(request.kv_paid.clone());
+            let sequence = Sequence::new(key, choice, request, lease);
+            let at = self.waiting.partition_point(|s| (s.request, s.choice) < (key, choice));
+            self.waiting.insert(at, sequence);
+        }
+    }
+
     // ---- one step ----
 
     fn step(&mut self) {
@@ -193,9 +222,14 @@ impl Engine {
         self.parts.partition.book(HouseTime::HostGap, now);
         self.blocks.tick(self.parts.partition.cursor());
         let plan = self.plan();
+        let preempted = !plan.preempt.is_empty();
         let planned = self.apply(plan);
         if planned.is_empty() {
-            return self.nothing_fits();
+            // After a preemption there is room, and the next plan will not be empty.
+            if !preempted {
+                self.nothing_fits();
+            }
+            return;
         }
         self.build_batch(&planned);
         let start = self.parts.clock.now();
@@ -226,31 +260,19 @@ impl Engine {
                 exclusive: if tight { s.lease.exclusive() } else { 0 },
             })
             .collect();
-        // More than can be admitted need not be looked at; siblings that wait do not count.
-        let mut places = config.max_sequences - self.running.len();
-        let waiting: Vec<Waiting> = self
-            .waiting
-            .iter()
-            .map_while(|s| {
-                let gated = s.choice > 0 && !self.requests[&s.request].prompt_done;
-                if !gated {
-                    places = places.checked_sub(1)?;
-                }
-                let found = if config.prefix_caching && !gated {
-                    self.blocks.match_prefix(s.reusable_keys(config.block_size))
-                } else {
-                    Default::default()
-                };
-                let length = s.tokens.len();
-                Some(Waiting { length, cached_blocks: found.blocks, cached_unheld: found.unheld, gated })
-            })
-            .collect();
+        let waiting = self.waiting.iter().map(|s| {
+            let found = match config.prefix_caching {
+                true => self.blocks.match_prefix(s.reusable_keys(config.block_size)),
+                false => PrefixMatch::default(),
+            };
+            Waiting { length: s.tokens.len(), cached_blocks: found.blocks, cached_unheld: found.unheld }
+        });
         let limits = Limits {
             step_tokens: config.step_tokens,
             sequences: config.max_sequences,
             block_size: config.block_size,
         };
-        scheduler::plan(&running, &waiting, available, &limits)
+        scheduler::plan(&running, waiting, available, &limits)
     }
 
     /// Carries the plan out: preempts, admits, takes blocks. Returns (index in `running`, tokens).
@@ -268,8 +290,8 @@ impl Engine {
         let now = self.parts.partition.cursor();
         let mut admitted = Vec::with_capacity(plan.admit.len());
         // Prefixes first: fresh blocks taken before could evict them.
-        for (taken, (index, tokens)) in plan.admit.into_iter().enumerate() {
-            let mut sequence = self.waiting.remove(index - taken).expect("the plan names waiting sequences");
+        for tokens in plan.admit {
+            let mut sequence = self.waiting.pop_front().expect("the plan admits waiting sequences");
             let request = self.requests.get_mut(&sequence.request).expect("a sequence has a request");
             if self.parts.config.prefix_caching {
                 let keys = sequence.reusable_keys(self.parts.config.block_size);
@@ -305,8 +327,7 @@ impl Engine {
         planned
     }
 
-    /// The plan was empty. After a preemption the next plan will not be; otherwise the head of the
-    /// queue can never run, which admission should have prevented.
+    /// The plan was empty: the head of the queue can never run, which admission should have prevented.
     fn nothing_fits(&mut self) {
         let stuck = self.running.is_empty() && self.blocks.counts().held == 0;
         if stuck && let Some(head) = self.waiting.front() {
@@ -381,26 +402,41 @@ impl Engine {
         self.blocks.tick(self.parts.partition.cursor());
         split(time, &self.weights, &mut self.shares);
         self.stats.steps += 1;
-        let mut held: BTreeMap<RequestKey, u64> = BTreeMap::new();
         for (((index, _), part), share) in planned.iter().zip(&parts).zip(&self.shares) {
             let sequence = &self.running[*index];
             let (pays, again) = part.split(*share);
             self.parts.partition.return_to_house(HouseTime::Preemption, again);
             let request = self.requests.get_mut(&sequence.request).expect("a sequence has a request");
             request.charge(self.stats.steps, pays, part.alone, sequence.computed < sequence.prompt);
-            *held.entry(sequence.request).or_default() += sequence.lease.len() as u64;
+            request.holds(sequence.lease.len() as u64);
         }
-        for (key, blocks) in held {
-            self.requests.get_mut(&key).expect("a sequence has a request").holds(blocks);
-        }
+        self.peaks_of_siblings(planned);
         self.changed = true;
+    }
+
+    /// Choices of one request share blocks: their peak counts each block once.
+    fn peaks_of_siblings(&mut self, planned: &[(usize, usize)]) {
+        let mut last = None;
+        for (index, _) in planned {
+            let key = self.running[*index].request;
+            let request = self.requests.get_mut(&key).expect("a sequence has a request");
+            if request.open < 2 || last == Some(key) {
+                continue;
+            }
+            last = Some(key);
+            let family = self.running.iter().filter(|s| s.request == key);
+            let mut blocks: Vec<u32> = family.flat_map(|s| s.lease.ids()).collect();
+            blocks.sort_unstable();
+            blocks.dedup();
+            request.holds(blocks.len() as u64);
+        }
     }
 
     /// Appends what was sampled and ends what is done.
     fn commit(&mut self, planned: &[(usize, usize)], sampled: Vec<Sampled>) {
         let now = self.parts.partition.cursor();
         let block_size = self.parts.config.block_size;
-        let mut ended = Vec::new();
+        let (mut ended, mut prompts_done) = (Vec::new(), Vec::new());
         for ((index, tokens), sampled) in planned.iter().zip(sampled) {
             let sequence = &mut self.running[*index];
             let request = self.requests.get_mut(&sequence.request).expect("a sequence has a request");
@@ -418,7 +454,9 @@ impl Engine {
                 }
             };
             sequence.computed_more(*tokens, block_size);
-            request.prompt_done |= sequence.choice == 0;
+            if !request.unstarted.is_empty() {
+                prompts_done.push(sequence.request);
+            }
             sequence.tokens.push(token);
             sequence.history.push(token);
             request.generated_one(now);
@@ -439,6 +477,11 @@ impl Engine {
         for ((key, choice), finish) in ended {
             self.end_choice(key, choice, finish);
         }
+        for key in prompts_done {
+            if self.requests.contains_key(&key) {
+                self.start_choices(key, usize::MAX);
+            }
+        }
     }
 
     /// The step failed: what took part ends with an error, the rest goes on.
@@ -455,27 +498,44 @@ impl Engine {
     // ---- endings ----
 
     fn end_choice(&mut self, key: RequestKey, choice: u32, finish: Finish) {
-        let is_it = |s: &Sequence| s.request == key && s.choice == choice;
-        if let Some(at) = self.running.iter().position(is_it) {
+        let place = |s: &Sequence| (s.request, s.choice);
+        let request = self.requests.get_mut(&key).expect("choices end while their request lives");
+        if let Ok(at) = self.running.binary_search_by_key(&(key, choice), place) {
             drop(self.running.remove(at));
-        } else if let Some(at) = self.waiting.iter().position(is_it) {
+        } else if let Ok(at) = self.waiting.binary_search_by_key(&(key, choice), place) {
             drop(self.waiting.remove(at));
+        } else if let Ok(at) = request.unstarted.binary_search(&choice) {
+            request.unstarted.remove(at);
         } else {
             return; // it has ended already
         }
-        let request = self.requests.get_mut(&key).expect("a sequence has a request");
         request.end_choice(choice, finish);
         if request.open == 0 {
             self.settle(key);
+        } else if choice == 0 {
+            // Nobody computes the prompt for the others any more, if it was not computed already.
+            self.start_choices(key, usize::MAX);
         }
     }
 
     fn end_request(&mut self, key: RequestKey, finish: Finish) {
-        let choices: Vec<u32> =
-            self.running.iter().chain(&self.waiting).filter(|s| s.request == key).map(|s| s.choice).collect();
+        let Some(request) = self.requests.get_mut(&key) else { return };
+        let mut choices = std::mem::take(&mut request.unstarted);
+        let (from, to) = (
+            self.running.partition_point(|s| s.request < key),
+            self.running.partition_point(|s| s.request <= key),
+        );
+        choices.extend(self.running.drain(from..to).map(|s| s.choice));
+        let (from, to) = (
+            self.waiting.partition_point(|s| s.request < key),
+            self.waiting.partition_point(|s| s.request <= key),
+        );
+        choices.extend(self.waiting.drain(from..to).map(|s| s.choice));
         for choice in choices {
-            self.end_choice(key, choice, finish);
+            request.end_choice(choice, finish);
         }
+        assert_eq!(request.open, 0, "every open choice is running, waiting or unstarted");
+        self.settle(key);
     }
 
     fn settle(&mut self, key: RequestKey) {
@@ -494,70 +554,5 @@ impl Engine {
         for key in gone {
             self.end_request(key, Finish::Cancelled);
         }
-    }
-
-    // ---- reports ----
-
-    fn report_if_due(&mut self) {
-        let pause = if self.changed { BUSY_REPORT } else { IDLE_REPORT };
-        if !self.finished.is_empty() || self.parts.clock.now() >= self.reported + pause {
-            self.report();
-        } else {
-            self.publish_stats();
-        }
-    }
-
-    fn report(&mut self) {
-        let idle = self.running.is_empty() && self.waiting.is_empty();
-        let class = if idle { HouseTime::Idle } else { HouseTime::HostGap };
-        self.parts.partition.book(class, self.parts.clock.now());
-        let now = self.parts.partition.cursor();
-        self.blocks.tick(now);
-        let snapshot = self.snapshot(now);
-        if let Err(difference) = snapshot.check() {
-            panic!("the meter's books do not balance: {difference}; this is a bug");
-        }
-        self.reported = now;
-        self.changed = false;
-        let report = MeterReport { finished: std::mem::take(&mut self.finished), snapshot };
-        if self.parts.reports.send(report).is_err() {
-            tracing::error!("the ledger is gone; a report was lost");
-        }
-        self.publish_stats();
-    }
-
-    fn snapshot(&self, now: DeviceNanos) -> Snapshot {
-        let mut held: BTreeMap<RequestKey, BlockNanos> = BTreeMap::new();
-        for sequence in &self.running {
-            *held.entry(sequence.request).or_default() += sequence.lease.owed();
-        }
-        // After the leases were asked what they owe.
-        let (house_kv, _paid) = self.blocks.totals();
-        let open = self
-            .requests
-            .iter()
-            .map(|(key, request)| request.accrual(held.get(key).copied().unwrap_or_default()))
-            .collect();
-        Snapshot {
-            now,
-            wall: self.parts.clock.wall(),
-            pool: Some(self.parts.config.pool(self.since)),
-            house_time: *self.parts.partition.house(),
-            house_kv,
-            settled_device: self.settled_device,
-            settled_kv: self.settled_kv,
-            open,
-        }
-    }
-
-    fn publish_stats(&mut self) {
-        self.stats.running = self.running.len();
-        self.stats.waiting = self.waiting.len();
-        self.stats.blocks = self.blocks.counts();
-        self.stats.blocks_total = self.parts.config.blocks as u64;
-        self.stats.house = *self.parts.partition.house();
-        self.stats.charged = self.parts.partition.charged();
-        self.stats.now = self.parts.partition.cursor();
-        self.shared.stats().clone_from(&self.stats);
     }
 }

@@ -241,8 +241,9 @@ fn solve(rows: &[([f64; TERMS], f64)], active: &[usize]) -> Option<Vec<f64>> {
         for row in 0..n {
             if row != column {
                 let factor = matrix[row][column] / matrix[column][column];
-                for k in column..=n {
-                    matrix[row][k] -= factor * matrix[column][k];
+                let eliminated = matrix[column].clone();
+                for (value, above) in matrix[row].iter_mut().zip(&eliminated) {
+                    *value -= factor * above;
                 }
             }
         }

@@ -1,0 +1,88 @@
+//! What the engine tells the ledger and the gauges, and when.
+//!
+//! Invariant: requests that ended and the snapshot of the meter just after travel in one message, and
+//! no message leaves that does not add up.
+
+use std::collections::BTreeMap;
+
+use crate::units::{BlockNanos, DeviceNanos};
+use crate::usage::{HouseTime, MeterReport, Snapshot};
+
+use super::super::sequence::RequestKey;
+use super::Engine;
+
+/// How long between checkpoints when the device works, and when only time passes.
+const BUSY_REPORT: DeviceNanos = DeviceNanos(1_000_000_000);
+const IDLE_REPORT: DeviceNanos = DeviceNanos(10_000_000_000);
+/// Requests that end within this time of each other share a report while others run.
+const TOGETHER: DeviceNanos = DeviceNanos(10_000_000);
+
+impl Engine {
+    pub(super) fn report_if_due(&mut self) {
+        let pause = match (self.finished.is_empty(), self.running.is_empty() && self.waiting.is_empty()) {
+            (false, true) => DeviceNanos::ZERO,
+            (false, false) => TOGETHER,
+            (true, _) if self.changed => BUSY_REPORT,
+            (true, _) => IDLE_REPORT,
+        };
+        if self.parts.clock.now() >= self.reported + pause {
+            self.report();
+        } else {
+            self.publish_stats();
+        }
+    }
+
+    pub(super) fn report(&mut self) {
+        let idle = self.running.is_empty() && self.waiting.is_empty();
+        let class = if idle { HouseTime::Idle } else { HouseTime::HostGap };
+        self.parts.partition.book(class, self.parts.clock.now());
+        let now = self.parts.partition.cursor();
+        self.blocks.tick(now);
+        let snapshot = self.snapshot(now);
+        if let Err(difference) = snapshot.check() {
+            panic!("the meter's books do not balance: {difference}; this is a bug");
+        }
+        self.reported = now;
+        self.changed = false;
+        let report = MeterReport { finished: std::mem::take(&mut self.finished), snapshot };
+        if self.parts.reports.send(report).is_err() {
+            tracing::error!("the ledger is gone; a report was lost");
+        }
+        self.publish_stats();
+    }
+
+    fn snapshot(&self, now: DeviceNanos) -> Snapshot {
+        let mut held: BTreeMap<RequestKey, BlockNanos> = BTreeMap::new();
+        for sequence in &self.running {
+            *held.entry(sequence.request).or_default() += sequence.lease.owed();
+        }
+        // After the leases were asked what they owe.
+        let (house_kv, _paid) = self.blocks.totals();
+        let open = self
+            .requests
+            .iter()
+            .map(|(key, request)| request.accrual(held.get(key).copied().unwrap_or_default()))
+            .collect();
+        Snapshot {
+            now,
+            wall: self.parts.clock.wall(),
+            pool: Some(self.parts.config.pool(self.since)),
+            house_time: *self.parts.partition.house(),
+            house_kv,
+            settled_device: self.settled_device,
+            settled_kv: self.settled_kv,
+            open,
+        }
+    }
+
+    fn publish_stats(&mut self) {
+        self.stats.running = self.running.len();
+        self.stats.waiting = self.waiting.len();
+        self.stats.blocks = self.blocks.counts();
+        self.stats.blocks_total = self.parts.config.blocks as u64;
+        self.stats.house = *self.parts.partition.house();
+        self.stats.charged = self.parts.partition.charged();
+        self.stats.now = self.parts.partition.cursor();
+        self.shared.stats().clone_from(&self.stats);
+    }
+}
