@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::config::{PlaceFlags, data_dir};
 use crate::ledger::{self, By};
 
-use super::{Directories, Failure};
+use super::{Directories, Failure, print};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -47,17 +47,13 @@ pub(super) fn report(
         Format::Json => report.to_json().to_string(),
         Format::Csv => report.to_csv(),
     };
-    println!("{}", text.trim_end());
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn audit(json: bool, places: &PlaceFlags, directories: &Directories) -> Result<ExitCode, Failure> {
     let dir = data_dir(places, directories.data.clone()).map_err(Failure::usage)?;
     let audit = ledger::audit(&dir).map_err(Failure::failed)?;
-    if json {
-        println!("{}", audit.to_json());
-    } else {
-        println!("{}", audit.to_string().trim_end());
-    }
+    print(&if json { audit.to_json().to_string() } else { audit.to_string() })?;
     Ok(if audit.is_reconciled() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use obol_models::catalog::{Catalog, Resolved};
 use obol_models::fetch::{self, progress};
 
-use super::{Directories, Failure};
+use super::{Directories, Failure, print};
 
 /// The id that clients use, and the file.
 pub(super) struct Located {
@@ -33,10 +33,9 @@ pub(super) fn locate(argument: &str, directories: &Directories) -> Result<Locate
 pub(super) fn pull(name: Option<&str>, json: bool, directories: &Directories) -> Result<ExitCode, Failure> {
     let catalog = Catalog::builtin();
     let located = locate(name.unwrap_or(&catalog.default_entry().name), directories)?;
-    if json {
-        println!("{}", serde_json::json!({ "model": located.id, "file": located.file }));
-    } else {
-        println!("{}", located.file.display());
-    }
+    print(&match json {
+        true => serde_json::json!({ "model": located.id, "file": located.file }).to_string(),
+        false => located.file.display().to_string(),
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! The one integration binary: every test that looks at the crates from outside.
 
+mod commands;
 mod engine_sim;
 mod http_answers;
 mod http_errors;
