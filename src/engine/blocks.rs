@@ -170,11 +170,10 @@ impl Blocks {
         BlockLease { holds: Vec::new(), pool: self.pool.clone(), account }
     }
 
-    /// The house's block-time in the order of `HouseKv::ALL`, and what holders have paid; exact once
-    /// every lease was asked what it owes.
+    /// The house's block-time in the order of `HouseKv::ALL`; exact once every lease was asked what it owes.
     #[must_use]
-    pub fn totals(&self) -> ([BlockNanos; 3], BlockNanos) {
-        self.pool.borrow().meter.totals()
+    pub fn house(&self) -> [BlockNanos; 3] {
+        self.pool.borrow().meter.totals().0
     }
 
     /// # Panics

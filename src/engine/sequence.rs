@@ -79,10 +79,10 @@ impl Request {
     }
 
     /// Its first sequence is scheduled for the first time: the place in the queue is free again.
-    /// Returns the cached tokens to count, `None` when it ran before.
-    pub(super) fn begin(&mut self, cached: u64, now: DeviceNanos, calibration: &Calibration) -> Option<u64> {
+    /// `false` when it ran before.
+    pub(super) fn begin(&mut self, cached: u64, now: DeviceNanos, calibration: &Calibration) -> bool {
         if self.first_run.is_some() {
-            return None;
+            return false;
         }
         self.first_run = Some(now);
         self.place = None;
@@ -90,7 +90,7 @@ impl Request {
         let spared = Work { tokens: cached, context: 0, logits: 0 };
         self.saved_by_prefix_cache =
             DeviceNanos(u64::try_from(calibration.prefill.own(spared) / 1000).unwrap_or(0));
-        Some(cached)
+        true
     }
 
     /// Charges its share of a step.

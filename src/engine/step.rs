@@ -301,7 +301,7 @@ impl Engine {
                 sequence.computed = found * self.parts.config.block_size;
                 sequence.high_water = sequence.high_water.max(sequence.computed);
             }
-            if request.begin(sequence.computed as u64, now, &self.parts.calibration).is_some() {
+            if request.begin(sequence.computed as u64, now, &self.parts.calibration) {
                 self.stats.prefix_queries += sequence.prompt as u64;
                 self.stats.prefix_hits += sequence.computed as u64;
                 self.stats.prompt_tokens += sequence.prompt as u64;

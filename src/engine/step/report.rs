@@ -57,7 +57,7 @@ impl Engine {
             *held.entry(sequence.request).or_default() += sequence.lease.owed();
         }
         // After the leases were asked what they owe.
-        let (house_kv, _paid) = self.blocks.totals();
+        let house_kv = self.blocks.house();
         let open = self
             .requests
             .iter()
