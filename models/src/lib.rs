@@ -13,7 +13,9 @@ mod gguf_check;
 mod kv_pool;
 mod linear;
 pub mod load;
+pub mod quant;
 pub mod spec;
 pub mod tokenizer;
 
 pub use decoder::Decoder;
+pub use obol_kernels::KvDtype;

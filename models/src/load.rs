@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use obol_kernels::Cpu;
+use obol_kernels::{Cpu, KvDtype};
 
 use crate::batch::CausalLm;
 use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
 use crate::error::LoadError;
 use crate::gguf::{GgufFile, type_name};
+use crate::quant::Quant;
 use crate::tokenizer::Tokenizer;
 
 /// More threads than any machine has.
@@ -25,12 +26,17 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Largest number of positions in a sequence, if less than the model's.
     pub max_model_len: Option<usize>,
+    /// What becomes of the file's weights.
+    pub quant: Quant,
+    /// The KV cache's type.
+    pub kv_dtype: KvDtype,
 }
 
 impl Default for LoadOptions {
     /// One thread a core that this process may use, the model's whole context.
     fn default() -> Self {
-        Self { threads: thread::available_parallelism().map_or(1, usize::from), max_model_len: None }
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        Self { threads, max_model_len: None, quant: Quant::default(), kv_dtype: KvDtype::default() }
     }
 }
 
@@ -73,6 +79,9 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             "{} threads; choose from 1 to {THREADS_MAX}",
             options.threads
         )));
+    }
+    if options.quant != Quant::File || options.kv_dtype != KvDtype::F16 {
+        return Err(LoadError::Options("other precisions than the file's are not supported yet".into()));
     }
     let file = GgufFile::open(path)?;
     // The tokenizer's tables are built on one thread while the weights are packed on the others.

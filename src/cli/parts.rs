@@ -59,7 +59,7 @@ pub(super) struct Ready {
 
 /// Loads the model file.
 pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result<Loaded, Failure> {
-    let options = LoadOptions { threads, max_model_len: config.max_model_len };
+    let options = LoadOptions { threads, max_model_len: config.max_model_len, ..LoadOptions::default() };
     load(file, &options).map_err(|error| Failure::failed(format!("cannot load {}: {error}", file.display())))
 }
 

@@ -34,7 +34,7 @@ fn load_parts(parts: &Parts, options: &LoadOptions) -> Result<Loaded, LoadError>
 
 #[test]
 fn a_model_comes_with_its_text_and_says_what_it_is() {
-    let options = LoadOptions { threads: 2, max_model_len: Some(48) };
+    let options = LoadOptions { threads: 2, max_model_len: Some(48), ..LoadOptions::default() };
     let loaded = load_parts(&with_text(), &options).expect("a good file");
     assert_eq!(loaded.tokenizer.end_tokens(), [7]);
     assert!(loaded.template.is_some());
@@ -46,7 +46,8 @@ fn a_model_comes_with_its_text_and_says_what_it_is() {
     // Embedding 8 x 32 and three norms in f32; 288 rows of 32 or 16 + 16 of 64 inputs at 20 bytes a group.
     assert_eq!(info.weight_bytes, (8 * 32 + 3 * 32) * 4 + (32 + 16 + 16 + 32 + 64 + 64 + 2 * 32) * 20);
 
-    let again = load_parts(&with_text(), &LoadOptions { threads: 1, max_model_len: None }).expect("good");
+    let again =
+        load_parts(&with_text(), &LoadOptions { threads: 1, ..LoadOptions::default() }).expect("good");
     assert_eq!(again.info.fingerprint, info.fingerprint);
     assert_eq!(again.info.context_length, 64);
     let mut named = with_text();
@@ -62,7 +63,7 @@ fn a_model_comes_with_its_text_and_says_what_it_is() {
 
 #[test]
 fn what_cannot_be_served_is_refused() {
-    let options = LoadOptions { threads: 1, max_model_len: None };
+    let options = LoadOptions { threads: 1, ..LoadOptions::default() };
     let check = |parts: &Parts, options: &LoadOptions, message: &str| {
         let error = load_parts(parts, options).err().expect(message).to_string();
         assert!(error.contains(message), "expected: {message}\ngot: {error}");
