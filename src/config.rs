@@ -5,10 +5,13 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
+use obol_models::KvDtype;
+use obol_models::quant::Quant;
+use serde::{Deserialize, Deserializer};
 
 /// The price of a CPU device when the configuration names none, per hour.
 pub const DEFAULT_DEVICE_HOUR: &str = "0.10";
@@ -49,6 +52,17 @@ pub struct ServeFlags {
     /// Model by catalog name, or a GGUF file
     #[arg(long, env = "OBOL_MODEL", value_name = "NAME|FILE")]
     pub model: Option<String>,
+    /// Branch, tag or commit of a model from the hub [default: main]
+    #[arg(long, env = "OBOL_REVISION", value_name = "REV")]
+    pub revision: Option<String>,
+    /// Precision of the weights: file, f32, f16, bf16, int8 or int4 [default: file, as the file has them]
+    #[arg(long, env = "OBOL_QUANT", value_name = "PRECISION")]
+    #[serde(default, deserialize_with = "parsed")]
+    pub quant: Option<Quant>,
+    /// Type of the KV cache: f16, bf16, f32 or int8 [default: f16]
+    #[arg(long, env = "OBOL_KV_DTYPE", value_name = "TYPE")]
+    #[serde(default, deserialize_with = "parsed")]
+    pub kv_dtype: Option<KvDtype>,
     /// Name under which clients ask for the model
     #[arg(long, env = "OBOL_SERVED_MODEL_NAME", value_name = "NAME")]
     pub served_model_name: Option<String>,
@@ -94,6 +108,12 @@ pub struct ServeFlags {
     /// Seconds that running requests get to finish after SIGTERM [default: 30]
     #[arg(long, env = "OBOL_DRAIN_TIMEOUT", value_name = "SECONDS")]
     pub drain_timeout: Option<u64>,
+}
+
+/// A setting that is read from its text, in the file as on the command line.
+fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(text: D) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(text)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// Where models and the ledger are kept.
@@ -159,6 +179,9 @@ pub struct Rates {
 #[derive(Debug, Clone)]
 pub struct Config {
     pub model: String,
+    pub revision: Option<String>,
+    pub quant: Quant,
+    pub kv_dtype: KvDtype,
     pub served_model_name: Option<String>,
     pub listen: SocketAddr,
     pub device: Device,
@@ -198,6 +221,9 @@ impl Config {
         let serve = file.serve;
         let config = Self {
             model: flags.model.or(serve.model).unwrap_or_else(|| DEFAULT_MODEL.into()),
+            revision: flags.revision.or(serve.revision),
+            quant: flags.quant.or(serve.quant).unwrap_or_default(),
+            kv_dtype: flags.kv_dtype.or(serve.kv_dtype).unwrap_or_default(),
             served_model_name: flags.served_model_name.or(serve.served_model_name),
             listen: flags.listen.or(serve.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             device: flags.device.or(serve.device).unwrap_or(Device::Auto),
@@ -323,6 +349,17 @@ mod tests {
         assert_eq!((config.rates.device_hour.as_str(), config.rates.kv_share.as_str()), ("2.5", "0.3"));
         assert_eq!(config.data_dir, Path::new("x"));
         assert!(!config.rates.is_default);
+        assert_eq!((config.quant, config.kv_dtype), (Quant::File, KvDtype::F16));
+    }
+
+    #[test]
+    fn precisions_are_read_by_their_names() {
+        let file = "[serve]\nquant = 'int4'\nkv_dtype = 'int8'\nrevision = 'v1'\n";
+        let config = resolve(file, ServeFlags::default()).unwrap();
+        assert_eq!((config.quant, config.kv_dtype), (Quant::Int4, KvDtype::Int8));
+        assert_eq!(config.revision.as_deref(), Some("v1"));
+        let flags = ServeFlags { quant: Some(Quant::F32), ..ServeFlags::default() };
+        assert_eq!(resolve(file, flags).unwrap().quant, Quant::F32);
     }
 
     #[test]
@@ -336,6 +373,8 @@ mod tests {
         says("[serve]\nkv_memory = 'lots'", "kv_memory: `lots` is not a size");
         says("[serve]\nlisten = '0.0.0.0:80'", "--insecure-open");
         says("[serve]\nstep_tokens = 3", "step_tokens");
+        says("[serve]\nquant = 'q4'", "choose file, f32, f16, bf16, int8 or int4");
+        says("[serve]\nkv_dtype = 'fp8'", "choose f16, bf16, f32 or int8");
         says("broken", "obol.toml");
     }
 }

@@ -44,6 +44,9 @@ enum Command {
     Pull {
         /// Name in the catalog; without one, the default model
         name: Option<String>,
+        /// Branch, tag or commit of a model from the hub [default: main]
+        #[arg(long, value_name = "REV")]
+        revision: Option<String>,
         /// Print the name and the file's path as JSON
         #[arg(long)]
         json: bool,
@@ -86,7 +89,9 @@ pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode 
     };
     let outcome = match cli.command {
         Command::Serve { serve, places } => serve::run(*serve, &places, directories),
-        Command::Pull { name, json } => model::pull(name.as_deref(), json, directories),
+        Command::Pull { name, revision, json } => {
+            model::pull(name.as_deref(), revision.as_deref(), json, directories)
+        }
         Command::Report { report, places } => books::report(&report, &places, directories),
         Command::Audit { json, places } => books::audit(json, &places, directories),
     };

@@ -14,9 +14,19 @@ pub(super) struct Located {
     pub(super) file: PathBuf,
 }
 
-/// Finds the model, fetching it if the catalog has it and the cache does not.
-pub(super) fn locate(argument: &str, directories: &Directories) -> Result<Located, Failure> {
+/// Finds the model, fetching it if the catalog has it and the cache does not. `revision` is of a
+/// repository of the hub; nothing else has one.
+pub(super) fn locate(
+    argument: &str,
+    revision: Option<&str>,
+    directories: &Directories,
+) -> Result<Located, Failure> {
     let catalog = Catalog::builtin();
+    if revision.is_some() {
+        return Err(Failure::usage(format!(
+            "--revision: '{argument}' is a name of the catalog or a file, and has no revisions"
+        )));
+    }
     match catalog.resolve(argument).map_err(Failure::usage)? {
         Resolved::File(file) => {
             let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
@@ -30,9 +40,14 @@ pub(super) fn locate(argument: &str, directories: &Directories) -> Result<Locate
     }
 }
 
-pub(super) fn pull(name: Option<&str>, json: bool, directories: &Directories) -> Result<ExitCode, Failure> {
+pub(super) fn pull(
+    name: Option<&str>,
+    revision: Option<&str>,
+    json: bool,
+    directories: &Directories,
+) -> Result<ExitCode, Failure> {
     let catalog = Catalog::builtin();
-    let located = locate(name.unwrap_or(&catalog.default_entry().name), directories)?;
+    let located = locate(name.unwrap_or(&catalog.default_entry().name), revision, directories)?;
     print(&match json {
         true => serde_json::json!({ "model": located.id, "file": located.file }).to_string(),
         false => located.file.display().to_string(),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use obol_models::KvDtype;
 use obol_models::batch::CausalLm;
 use obol_models::load::{LoadOptions, Loaded, ModelInfo, load};
 
@@ -57,10 +58,20 @@ pub(super) struct Ready {
     pub(super) calibration: Calibration,
 }
 
-/// Loads the model file.
+/// Loads the model file in the configured precisions. `info.precision` names both of them.
 pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result<Loaded, Failure> {
-    let options = LoadOptions { threads, max_model_len: config.max_model_len, ..LoadOptions::default() };
-    load(file, &options).map_err(|error| Failure::failed(format!("cannot load {}: {error}", file.display())))
+    let options = LoadOptions {
+        threads,
+        max_model_len: config.max_model_len,
+        quant: config.quant,
+        kv_dtype: config.kv_dtype,
+    };
+    let mut loaded = load(file, &options)
+        .map_err(|error| Failure::failed(format!("cannot load {}: {error}", file.display())))?;
+    if config.kv_dtype != KvDtype::default() {
+        loaded.info.precision += &format!("+kv-{}", config.kv_dtype);
+    }
+    Ok(loaded)
 }
 
 /// Makes the KV pool and calibrates.
@@ -77,8 +88,15 @@ pub(super) fn prepare(
         Failure::failed(format!("no memory for the KV cache ({error}); give it less with --kv-memory"))
     })?;
     early.partition.book(HouseTime::Load, early.clock.now());
-    let build = env!("CARGO_PKG_VERSION");
-    let key = format!("{} {} cpu {threads} {} {build}", info.fingerprint, info.precision, sizes.block_size);
+    let key = format!(
+        "{} {} {} {} cpu {threads} {} {}",
+        info.fingerprint,
+        info.precision,
+        config.quant,
+        config.kv_dtype,
+        sizes.block_size,
+        env!("CARGO_PKG_VERSION")
+    );
     let name = format!("{}.json", &blake3::hash(key.as_bytes()).to_hex()[..24]);
     let file = config.data_dir.join("calibration").join(name);
     let calibration = match calibration::cached(&file) {

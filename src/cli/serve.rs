@@ -177,7 +177,8 @@ impl Starting {
         let threads =
             config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let mut begin = Instant::now();
-        let prepared = model::locate(&config.model, &self.directories).and_then(|located| {
+        let located = model::locate(&config.model, config.revision.as_deref(), &self.directories);
+        let prepared = located.and_then(|located| {
             begin = Instant::now();
             let loaded = parts::load_model(&located.file, config, threads)?;
             let (info, ends) = (loaded.info, loaded.tokenizer.end_tokens());

@@ -54,3 +54,17 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
         assert!(output.status.success() && !said.contains("panicked"), "{arguments:?}: {said}");
     }
 }
+
+#[test]
+fn a_wrong_precision_is_refused_with_the_choices() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (flag, value, choices) in [
+        ("--quant", "q4", "file, f32, f16, bf16, int8 or int4"),
+        ("--kv-dtype", "fp8", "f16, bf16, f32 or int8"),
+    ] {
+        let output = obol(&["serve", flag, value], &dir, Stdio::piped());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(value) && said.contains(choices), "{said}");
+    }
+}
