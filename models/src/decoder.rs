@@ -8,10 +8,11 @@
 use obol_kernels::{Activations, Attention, Cpu, RopeTable, Rows};
 
 use crate::batch::{Batch, BatchLimits, CausalLm, ForwardError};
+use crate::checkpoint::{Checkpoint, OwnNames};
 use crate::error::LoadError;
 use crate::gguf::GgufFile;
 use crate::kv_pool::{KvPool, bytes_per_token};
-use crate::linear::{Linear, Named};
+use crate::linear::{Linear, Loader, Named};
 use crate::spec::ModelSpec;
 
 /// A model's weights, KV pool and working memory.
@@ -76,15 +77,17 @@ impl Decoder {
             }
             spec.context = length;
         }
-        refuse_unknown_tensors(file, &spec)?;
+        let weights = Checkpoint::new(file, OwnNames);
+        let loader = Loader { cpu: &cpu, weights: &weights };
         let one = |name: &str, out_features, in_features| {
-            Linear::load(&cpu, file, in_features, &[Named { name, out_features, bias: false }])
+            Linear::load(&loader, in_features, &[Named { name, out_features, bias: false }])
         };
         let embedding = one("token_embd", spec.vocab, spec.hidden)?;
         let head = if spec.tied_head { None } else { Some(one("output", spec.vocab, spec.hidden)?) };
-        let final_norm = file.tensor_f32("output_norm.weight", &[spec.hidden])?;
+        let final_norm = weights.vector("output_norm.weight", spec.hidden)?;
         let layers =
-            (0..spec.layers).map(|index| Layer::load(&cpu, file, &spec, index)).collect::<Result<_, _>>()?;
+            (0..spec.layers).map(|index| Layer::load(&loader, &spec, index)).collect::<Result<_, _>>()?;
+        weights.refuse_unread(&format!("a {} model of {} layers", spec.architecture, spec.layers))?;
         let rope = RopeTable::new(spec.rope.dim, spec.rope.base, spec.context, &spec.rope.scaling);
         let (kv, work) = (KvPool::empty(), Work::default());
         Ok(Self { spec, cpu, embedding, layers, final_norm, head, rope, kv, work })
@@ -220,8 +223,8 @@ impl CausalLm for Decoder {
 }
 
 impl Layer {
-    fn load(cpu: &Cpu, file: &GgufFile, spec: &ModelSpec, index: usize) -> Result<Self, LoadError> {
-        let norm = |name: &str| file.tensor_f32(&format!("blk.{index}.{name}.weight"), &[spec.hidden]);
+    fn load(loader: &Loader<'_>, spec: &ModelSpec, index: usize) -> Result<Self, LoadError> {
+        let norm = |name: &str| loader.weights.vector(&format!("blk.{index}.{name}.weight"), spec.hidden);
         let linear = |in_features: usize, matrices: &[(&str, usize, bool)]| {
             let names: Vec<String> =
                 matrices.iter().map(|(name, ..)| format!("blk.{index}.{name}")).collect();
@@ -230,7 +233,7 @@ impl Layer {
                 .zip(matrices)
                 .map(|(name, &(_, out_features, bias))| Named { name, out_features, bias })
                 .collect();
-            Linear::load(cpu, file, in_features, &matrices)
+            Linear::load(loader, in_features, &matrices)
         };
         let (q_width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let bias = spec.qkv_bias;
@@ -251,40 +254,6 @@ impl Layer {
         let linears = [&self.qkv, &self.attention_out, &self.gate_up, &self.down];
         linears.iter().map(|linear| linear.bytes()).sum::<usize>()
             + (self.attention_norm.len() + self.ffn_norm.len()) * 4
-    }
-}
-
-/// A tensor this decoder would leave out means that the model computes something else.
-fn refuse_unknown_tensors(file: &GgufFile, spec: &ModelSpec) -> Result<(), LoadError> {
-    const MODEL: [&str; 4] =
-        ["token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight"];
-    const LAYER: [&str; 9] = [
-        "attn_norm",
-        "attn_q",
-        "attn_k",
-        "attn_v",
-        "attn_output",
-        "ffn_norm",
-        "ffn_gate",
-        "ffn_up",
-        "ffn_down",
-    ];
-    let known = |name: &str| {
-        let layer_part = || {
-            let (index, part) = name.strip_prefix("blk.")?.split_once('.')?;
-            let (part, kind) = part.split_once('.')?;
-            let known =
-                LAYER.contains(&part) && (kind == "weight" || kind == "bias" && !part.ends_with("norm"));
-            Some(known && index.parse::<usize>().is_ok_and(|index| index < spec.layers))
-        };
-        MODEL.contains(&name) || layer_part() == Some(true)
-    };
-    match file.tensor_names().filter(|name| !known(name)).min() {
-        None => Ok(()),
-        Some(name) => Err(LoadError::TensorData {
-            tensor: name.into(),
-            problem: format!("not part of a {} model of {} layers", spec.architecture, spec.layers),
-        }),
     }
 }
 

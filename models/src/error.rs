@@ -17,6 +17,18 @@ pub enum LoadError {
     #[error("the GGUF file is broken or incomplete: {0}; download it again")]
     Broken(String),
 
+    #[error(
+        "{} has no weights: neither model.safetensors nor model.safetensors.index.json is there",
+        directory.display()
+    )]
+    NoWeights { directory: PathBuf },
+
+    #[error("{}: the safetensors file is broken or incomplete: {problem}; download it again", file.display())]
+    BrokenSafetensors { file: PathBuf, problem: String },
+
+    #[error("{}: {problem}", file.display())]
+    JsonFile { file: PathBuf, problem: String },
+
     #[error("GGUF metadata has no key `{0}`")]
     MissingKey(String),
 

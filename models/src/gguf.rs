@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
-use half::{bf16, f16};
 use memmap2::Mmap;
 
+use crate::checkpoint::Tensors;
 use crate::error::LoadError;
 use crate::gguf_check;
 
@@ -128,23 +128,7 @@ impl GgufFile {
     pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensor(name)?;
         tensor.expect_shape(shape)?;
-        let halves = |value: fn([u8; 2]) -> f32| {
-            tensor.data.chunks_exact(2).map(|b| value([b[0], b[1]])).collect::<Vec<f32>>()
-        };
-        match tensor.dtype {
-            GgmlDType::F32 => Ok(tensor
-                .data
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect()),
-            GgmlDType::F16 => Ok(halves(|b| f16::from_le_bytes(b).to_f32())),
-            GgmlDType::BF16 => Ok(halves(|b| bf16::from_le_bytes(b).to_f32())),
-            other => Err(LoadError::TensorType {
-                tensor: name.into(),
-                dtype: type_name(other),
-                supported: "F32, F16, BF16",
-            }),
-        }
+        tensor.to_f32()
     }
 
     // ---- metadata: `find_x` is None where the key is absent, `x` is an error then ----
@@ -266,6 +250,16 @@ impl GgufFile {
             Some(read) => Ok(Some(read)),
             None => Err(LoadError::KeyType { key: key.into(), expected, found: describe(value) }),
         }
+    }
+}
+
+impl Tensors for GgufFile {
+    fn find(&self, name: &str) -> Result<Option<TensorView<'_>>, LoadError> {
+        if self.has_tensor(name) { self.tensor(name).map(Some) } else { Ok(None) }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.tensor_names().collect()
     }
 }
 

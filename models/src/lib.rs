@@ -4,6 +4,7 @@ pub mod batch;
 mod blocks;
 pub mod catalog;
 pub mod chat_template;
+mod checkpoint;
 mod decoder;
 pub mod error;
 pub mod fake;
@@ -13,7 +14,9 @@ mod gguf_check;
 mod kv_pool;
 mod linear;
 pub mod load;
+mod matrix;
 pub mod quant;
+pub mod safetensors;
 pub mod spec;
 pub mod tokenizer;
 

@@ -12,8 +12,10 @@ use half::{bf16, f16};
 use obol_kernels::{Activations, Cpu, Dense, DenseData, Packed};
 
 use crate::blocks::{Format, read_group};
+use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
-use crate::gguf::{GgufFile, TensorView, type_name};
+use crate::gguf::type_name;
+use crate::matrix::Matrix;
 
 const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K";
 
@@ -60,26 +62,33 @@ pub(crate) struct Named<'a> {
     pub bias: bool,
 }
 
+/// What matrices are loaded from and with.
+#[derive(Clone, Copy)]
+pub(crate) struct Loader<'a> {
+    pub cpu: &'a Cpu,
+    pub weights: &'a Checkpoint<'a>,
+}
+
 impl Linear {
     /// Loads matrices `NAME.weight` with `NAME.bias`, all of `in_features`.
     ///
     /// # Errors
     /// When a tensor is missing or has the wrong shape or an unsupported type.
     pub(crate) fn load(
-        cpu: &Cpu,
-        file: &GgufFile,
+        loader: &Loader<'_>,
         in_features: usize,
         matrices: &[Named<'_>],
     ) -> Result<Self, LoadError> {
+        let weights = loader.weights;
         let mut tensors = Vec::with_capacity(matrices.len());
         let mut biases = Vec::with_capacity(matrices.len());
-        for matrix in matrices {
-            let tensor = file.tensor(&format!("{}.weight", matrix.name))?;
-            tensor.expect_shape(&[matrix.out_features, in_features])?;
-            tensors.push(tensor);
-            let bias = format!("{}.bias", matrix.name);
-            let wanted = matrix.bias || file.has_tensor(&bias);
-            biases.push(wanted.then(|| file.tensor_f32(&bias, &[matrix.out_features])).transpose()?);
+        for &Named { name, out_features, bias } in matrices {
+            tensors.push(weights.matrix(&format!("{name}.weight"), out_features, in_features)?);
+            let name = format!("{name}.bias");
+            biases.push(match bias {
+                true => Some(weights.vector(&name, out_features)?),
+                false => weights.find_vector(&name, out_features)?,
+            });
         }
         let mut linear = Self { in_features, products: Vec::new(), outputs: Vec::new() };
         for part in fusible(&tensors) {
@@ -90,7 +99,7 @@ impl Linear {
                 column += matrix.out_features;
             }
             let bias = join_biases(&matrices[part.clone()], &biases[part.clone()]);
-            let weight = Weight::load(cpu, &tensors[part])?;
+            let weight = Weight::load(loader.cpu, &tensors[part])?;
             linear.products.push(Product { weight, bias, first });
         }
         Ok(linear)
@@ -146,10 +155,10 @@ impl Linear {
 
 impl Weight {
     /// One matrix of the rows of all `tensors`, which have one format.
-    pub(crate) fn load(cpu: &Cpu, tensors: &[TensorView<'_>]) -> Result<Self, LoadError> {
+    pub(crate) fn load(cpu: &Cpu, tensors: &[Matrix<'_>]) -> Result<Self, LoadError> {
         let dtype = tensors[0].dtype;
-        let k = tensors[0].shape[1];
-        let n = tensors.iter().map(|tensor| tensor.shape[0]).sum();
+        let k = tensors[0].k;
+        let n = tensors.iter().map(|tensor| tensor.n).sum();
         let data = match dtype {
             GgmlDType::F32 => DenseData::F32(values(tensors, |b: [u8; 4]| f32::from_le_bytes(b))),
             GgmlDType::F16 => DenseData::F16(values(tensors, |b: [u8; 2]| f16::from_le_bytes(b))),
@@ -174,7 +183,7 @@ impl Weight {
     }
 }
 
-fn values<const N: usize, T>(tensors: &[TensorView<'_>], value: fn([u8; N]) -> T) -> Vec<T> {
+fn values<const N: usize, T>(tensors: &[Matrix<'_>], value: fn([u8; N]) -> T) -> Vec<T> {
     let mut values = Vec::with_capacity(tensors.iter().map(|tensor| tensor.data.len() / N).sum());
     for tensor in tensors {
         let chunks = tensor.data.chunks_exact(N);
@@ -183,7 +192,7 @@ fn values<const N: usize, T>(tensors: &[TensorView<'_>], value: fn([u8; N]) -> T
     values
 }
 
-fn pack(cpu: &Cpu, tensors: &[TensorView<'_>], n: usize, k: usize) -> Result<Packed, LoadError> {
+fn pack(cpu: &Cpu, tensors: &[Matrix<'_>], n: usize, k: usize) -> Result<Packed, LoadError> {
     for tensor in tensors {
         if Format::of(tensor.dtype).is_none() {
             return Err(LoadError::TensorType {
@@ -198,8 +207,8 @@ fn pack(cpu: &Cpu, tensors: &[TensorView<'_>], n: usize, k: usize) -> Result<Pac
     let packed = Packed::build(cpu, n, k, format.bits, format.scales, &|row, group, q| {
         let (index, row) = locate(tensors, row);
         let tensor = &tensors[index];
-        let row_bytes = k / tensor.dtype.block_size() * tensor.dtype.type_size();
-        let (scale, min) = read_group(tensor.dtype, &tensor.data[row * row_bytes..][..row_bytes], group, q);
+        let bytes = tensor.row_bytes();
+        let (scale, min) = read_group(tensor.dtype, &tensor.data[row * bytes..][..bytes], group, q);
         if format.holds(scale, min) {
             return (scale, min);
         }
@@ -216,19 +225,19 @@ fn pack(cpu: &Cpu, tensors: &[TensorView<'_>], n: usize, k: usize) -> Result<Pac
 }
 
 /// Which tensor holds row `row` of all rows together, and as which of its own.
-fn locate(tensors: &[TensorView<'_>], mut row: usize) -> (usize, usize) {
+fn locate(tensors: &[Matrix<'_>], mut row: usize) -> (usize, usize) {
     for (index, tensor) in tensors.iter().enumerate() {
-        if row < tensor.shape[0] {
+        if row < tensor.n {
             return (index, row);
         }
-        row -= tensor.shape[0];
+        row -= tensor.n;
     }
     unreachable!("row {row} past the last tensor; this is a bug")
 }
 
 /// Cuts `tensors` into runs of one format.
-fn fusible(tensors: &[TensorView<'_>]) -> Vec<Range<usize>> {
-    let same = |a: &TensorView<'_>, b: &TensorView<'_>| match (Format::of(a.dtype), Format::of(b.dtype)) {
+fn fusible(tensors: &[Matrix<'_>]) -> Vec<Range<usize>> {
+    let same = |a: &Matrix<'_>, b: &Matrix<'_>| match (Format::of(a.dtype), Format::of(b.dtype)) {
         (None, None) => a.dtype == b.dtype,
         (a, b) => a == b,
     };
@@ -263,6 +272,7 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
+    use crate::gguf::TensorView;
 
     /// Random blocks whose 16-bit scales are ordinary numbers.
     fn random_blocks(dtype: GgmlDType, blocks: usize, seed: u64) -> Vec<u8> {
@@ -303,15 +313,11 @@ mod tests {
         let storage = QStorage::from_data(Cow::Borrowed(&data), &Device::Cpu, dtype).expect("storage");
         let theirs = QTensor::new(storage, (n, k)).expect("tensor").dequantize(&Device::Cpu).expect("values");
         let theirs: Vec<Vec<f32>> = theirs.to_vec2().expect("rows");
-        let tensor = TensorView { name: "w".into(), dtype, shape: vec![n, k], data: &data };
+        let view = TensorView { name: "w".into(), dtype, shape: vec![n, k], data: &data };
         let cpu = Cpu::new(2);
         // Cut in two and fused again, at a row inside a panel.
-        let cut = 21 * k / dtype.block_size() * dtype.type_size();
-        let parts = [
-            TensorView { shape: vec![21, k], data: &data[..cut], ..tensor.clone() },
-            TensorView { shape: vec![n - 21, k], data: &data[cut..], ..tensor.clone() },
-        ];
-        for tensors in [&[tensor][..], &parts] {
+        let parts = [Matrix::rows(&view, 0..21), Matrix::rows(&view, 21..n)];
+        for tensors in [&[Matrix::rows(&view, 0..n)][..], &parts] {
             let weight = Weight::load(&cpu, tensors).expect("supported");
             for (row, theirs) in theirs.iter().enumerate() {
                 let mut ours = vec![0.0; k];
@@ -344,7 +350,7 @@ mod tests {
 
     #[test]
     fn fused_outputs_lie_side_by_side_and_others_one_after_another() {
-        let view = |dtype, n: usize| TensorView { name: String::new(), dtype, shape: vec![n, 32], data: &[] };
+        let view = |dtype, n| Matrix { name: String::new(), dtype, n, k: 32, data: Cow::Borrowed(&[]) };
         let runs = fusible(&[view(GgmlDType::Q4_1, 4), view(GgmlDType::Q4_1, 2), view(GgmlDType::Q5_1, 2)]);
         assert_eq!(runs, [0..2, 2..3]);
         let runs = fusible(&[view(GgmlDType::F16, 4), view(GgmlDType::F32, 2)]);

@@ -1,0 +1,208 @@
+//! A model's tensors under one set of names, whatever the file calls them and however it joins them.
+//!
+//! The names are GGUF's: `token_embd`, `blk.3.attn_q`, `output_norm`, with `.weight` or `.bias`. Knows no
+//! file format beyond [`Tensors`] and no model beyond [`Names`]. Remembers what was asked for, so that a
+//! tensor that nobody reads, which means that the model computes something else, can be refused.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::quantized::GgmlDType;
+use half::{bf16, f16};
+
+use crate::error::LoadError;
+use crate::gguf::{TensorView, type_name};
+use crate::matrix::Matrix;
+
+/// A file's tensors by the file's own names.
+pub(crate) trait Tensors: Sync {
+    /// The tensor `name`, if there.
+    ///
+    /// # Errors
+    /// When it has a type that cannot be read, or does not lie inside the file.
+    fn find(&self, name: &str) -> Result<Option<TensorView<'_>>, LoadError>;
+
+    /// All names, in no order.
+    fn names(&self) -> Vec<&str>;
+}
+
+/// Where a tensor lies in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Location {
+    /// The file's name of the tensor.
+    pub tensor: String,
+    /// The part of its rows that is meant; all if none.
+    pub rows: Option<Range<usize>>,
+    /// The file has it as (in_features, out_features).
+    pub transposed: bool,
+    /// The matrix's index in a tensor of several (experts).
+    pub plane: Option<usize>,
+}
+
+impl Location {
+    /// A whole tensor.
+    pub(crate) fn whole(tensor: impl Into<String>) -> Self {
+        Self { tensor: tensor.into(), rows: None, transposed: false, plane: None }
+    }
+}
+
+/// How a family's files name things.
+pub(crate) trait Names: Sync {
+    /// Where `name` (`blk.0.attn_q.weight`) lies.
+    fn locate(&self, name: &str) -> Location;
+
+    /// Whether the tensor of the file holds nothing that the model computes with (a table that can be
+    /// computed, a buffer).
+    fn is_spare(&self, tensor: &str) -> bool;
+}
+
+/// Files that have the names already.
+pub(crate) struct OwnNames;
+
+impl Names for OwnNames {
+    fn locate(&self, name: &str) -> Location {
+        Location::whole(name)
+    }
+
+    /// The spec reads these itself.
+    fn is_spare(&self, tensor: &str) -> bool {
+        tensor == "rope_freqs.weight"
+    }
+}
+
+/// The tensors of a model.
+pub(crate) struct Checkpoint<'a> {
+    files: &'a dyn Tensors,
+    names: Box<dyn Names + 'a>,
+    /// The file's names of what was read.
+    read: Mutex<HashSet<String>>,
+}
+
+impl<'a> Checkpoint<'a> {
+    pub(crate) fn new(files: &'a dyn Tensors, names: impl Names + 'a) -> Self {
+        Self { files, names: Box::new(names), read: Mutex::default() }
+    }
+
+    /// Whether there is a tensor `name`.
+    ///
+    /// # Errors
+    /// As [`Tensors::find`].
+    pub(crate) fn has(&self, name: &str) -> Result<bool, LoadError> {
+        Ok(self.files.find(&self.names.locate(name).tensor)?.is_some())
+    }
+
+    fn tensor(&self, location: &Location) -> Result<TensorView<'a>, LoadError> {
+        let found = self.files.find(&location.tensor)?;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(location.tensor.clone());
+        found.ok_or_else(|| LoadError::MissingTensor(location.tensor.clone()))
+    }
+
+    /// The weight matrix `name` (`blk.0.attn_q.weight`) of that shape.
+    ///
+    /// # Errors
+    /// When there is none or it has another shape.
+    pub(crate) fn matrix(
+        &self,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Matrix<'a>, LoadError> {
+        let location = self.names.locate(name);
+        let mut view = self.tensor(&location)?;
+        if let Some(plane) = location.plane {
+            view = view.plane(plane)?;
+        }
+        let total = location.rows.as_ref().map(|_| view.shape[usize::from(location.transposed)]);
+        let stored = total.unwrap_or(out_features);
+        let fits = location.rows.as_ref().is_none_or(|rows| rows.end <= stored && rows.len() == out_features);
+        let expected = if location.transposed { [in_features, stored] } else { [stored, in_features] };
+        view.expect_shape(&expected)?;
+        if !fits {
+            let problem = format!("its {stored} rows are not enough for `{name}`");
+            return Err(LoadError::TensorData { tensor: view.name, problem });
+        }
+        let rows = location.rows.unwrap_or(0..out_features);
+        if location.transposed { Matrix::transposed(&view, rows) } else { Ok(Matrix::rows(&view, rows)) }
+    }
+
+    /// The small tensor `name` (a norm's weight, a bias) of `len` values.
+    ///
+    /// # Errors
+    /// When there is none, it has another length or a quantised type.
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        let location = self.names.locate(name);
+        let view = self.tensor(&location)?;
+        let Some(rows) = location.rows else {
+            view.expect_shape(&[len])?;
+            return view.to_f32();
+        };
+        let values = view.to_f32()?;
+        match values.get(rows.clone()) {
+            Some(part) if part.len() == len => Ok(part.to_vec()),
+            _ => Err(LoadError::TensorShape {
+                tensor: view.name,
+                expected: vec![rows.end],
+                found: vec![values.len()],
+            }),
+        }
+    }
+
+    /// As [`Checkpoint::vector`], none where it is absent.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::vector`], but for absence.
+    pub(crate) fn find_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        if self.has(name)? { self.vector(name, len).map(Some) } else { Ok(None) }
+    }
+
+    /// Refuses a file with a tensor that was not read.
+    ///
+    /// # Errors
+    /// Names the first such tensor.
+    pub(crate) fn refuse_unread(&self, model: &str) -> Result<(), LoadError> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.files.names().into_iter();
+        match names.filter(|&name| !read.contains(name) && !self.names.is_spare(name)).min() {
+            None => Ok(()),
+            Some(name) => {
+                Err(LoadError::TensorData { tensor: name.into(), problem: format!("not part of {model}") })
+            }
+        }
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// Matrix `index` of a tensor of several.
+    fn plane(self, index: usize) -> Result<Self, LoadError> {
+        if self.shape.len() != 3 || index >= self.shape[0] {
+            let problem = format!("its shape {:?} has no matrix {index}", self.shape);
+            return Err(LoadError::TensorData { tensor: self.name, problem });
+        }
+        let bytes = self.data.len() / self.shape[0];
+        Ok(Self { data: &self.data[index * bytes..][..bytes], shape: self.shape[1..].to_vec(), ..self })
+    }
+
+    /// A small F32, F16 or BF16 tensor's values.
+    ///
+    /// # Errors
+    /// When it has another type.
+    pub(crate) fn to_f32(&self) -> Result<Vec<f32>, LoadError> {
+        let halves = |value: fn([u8; 2]) -> f32| {
+            self.data.chunks_exact(2).map(|b| value([b[0], b[1]])).collect::<Vec<f32>>()
+        };
+        match self.dtype {
+            GgmlDType::F32 => {
+                let values = self.data.chunks_exact(4);
+                Ok(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            }
+            GgmlDType::F16 => Ok(halves(|b| f16::from_le_bytes(b).to_f32())),
+            GgmlDType::BF16 => Ok(halves(|b| bf16::from_le_bytes(b).to_f32())),
+            other => Err(LoadError::TensorType {
+                tensor: self.name.clone(),
+                dtype: type_name(other),
+                supported: "F32, F16, BF16",
+            }),
+        }
+    }
+}
