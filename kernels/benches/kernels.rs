@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use obol_kernels::{
-    Activations, Attention, Bits, Cpu, Dense, DenseData, GROUP, Isa, KvLayer, KvShape, Packed, Rows,
+    Act, Activations, Attention, Bits, Cpu, Dense, DenseData, GROUP, Isa, KvLayer, KvShape, Packed, Rows,
     ScaleKind, Span,
 };
 
@@ -107,8 +107,8 @@ fn rows(c: &mut Criterion) {
         });
         let gate_up = numbers(m * 3072);
         let mut out = vec![0.0; m * 1536];
-        group.bench_function(BenchmarkId::new("silu_mul 1536", m), |b| {
-            b.iter(|| cpu.silu_mul(black_box(&gate_up), 1536, &mut out));
+        group.bench_function(BenchmarkId::new("silu-mul 1536", m), |b| {
+            b.iter(|| cpu.act_mul(Act::Silu, black_box(&gate_up), 1536, &mut out));
         });
     }
     group.bench_function("pool: a section of 16 empty tasks", |b| {

@@ -7,6 +7,7 @@
 
 #![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
+use crate::act::cap_vector;
 use crate::attention::Attention;
 use crate::kv::STRIP;
 use crate::simd::{Kernel, LANES, Simd};
@@ -399,11 +400,7 @@ fn softmax<S: Simd>(
         for scores in scores.chunks_exact_mut(LANES) {
             // SAFETY: 16 lanes.
             unsafe {
-                // tanh(x) = 1 - 2 / (e^(2 x) + 1)
-                let x = s.mul(s.load(scores.as_ptr()), s.splat(2.0 / cap));
-                let below = s.add(s.exp(x), s.splat(1.0));
-                let tanh = s.sub(s.splat(1.0), s.div(s.splat(2.0), below));
-                s.store(scores.as_mut_ptr(), s.mul(tanh, s.splat(cap)));
+                s.store(scores.as_mut_ptr(), cap_vector(s, cap, s.load(scores.as_ptr())));
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The operations' safe functions: shapes are checked here, the work is shared out over the pool.
+//! Products, the KV cache and attention as safe functions: shapes are checked here, the work is shared out
+//! over the pool. Operations on single rows and elements are in `row_ops`.
 
 use std::marker::PhantomData;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,12 +8,12 @@ use crate::attention::{Attention, check_spans};
 use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, parts};
 use crate::dense_product::{DenseTask, TASK_COLUMNS};
 use crate::packed_product::{Cut, PackedTask};
-use crate::rows::{Norm, Quantize, Rotate, SiluMul, ToHalf};
+use crate::rows::{Quantize, ToHalf};
 use crate::simd::dispatch;
-use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, RopeStyle, RopeTable, Rows, Span};
+use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, Rows, Span};
 
 /// Elements of row-wise work that make a task worth while.
-const TASK_ELEMENTS: usize = 16 * 1024;
+pub(crate) const TASK_ELEMENTS: usize = 16 * 1024;
 
 /// A number of threads and an instruction set: every operation is a method.
 pub struct Cpu {
@@ -61,7 +62,7 @@ impl Cpu {
     }
 
     /// `f(row)` for every row of `width` elements' work, in parallel where that pays.
-    fn each_row(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
+    pub(crate) fn each_row(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
         let each = (TASK_ELEMENTS / width.max(1)).clamp(1, rows.max(1));
         self.pool.run(rows.div_ceil(each), &|task| {
             (task * each..((task + 1) * each).min(rows)).for_each(f);
@@ -107,129 +108,6 @@ impl Cpu {
         let y = SharedMut::new(y);
         self.pool.run(w.n().div_ceil(TASK_COLUMNS), &|task| {
             dispatch(self.isa, DenseTask { x, w, bias, y: &y, task });
-        });
-    }
-
-    /// out = x / sqrt(mean(x^2) + eps) * weight, for rows of `weight.len()`.
-    ///
-    /// Also norms each head of q or k where weight is (head_dim) and the heads lie together.
-    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        check_norm(x, weight, out);
-        let width = weight.len();
-        let to = SharedMut::new(out);
-        self.each_row(x.len() / width, width, &|row| {
-            let x = &x[row * width..][..width];
-            // SAFETY: each row is handed out once.
-            let out = unsafe { to.slice(row * width, width) };
-            dispatch(self.isa, Norm { x: x.as_ptr(), add: None, weight, eps, out: out.as_mut_ptr() });
-        });
-    }
-
-    /// Norms in place the first `heads` heads (`weight.len()` each) of rows `stride` apart (q/k norm).
-    pub fn rms_norm_heads(&self, x: &mut [f32], stride: usize, heads: usize, weight: &[f32], eps: f32) {
-        let width = heads * weight.len();
-        assert!(width > 0 && stride >= width, "head norm: stride {stride} is less than {width}");
-        let rows = x.len().div_ceil(stride);
-        Rows::new(x, stride).check("head norm", rows, width);
-        let x = SharedMut::new(x);
-        self.each_row(rows, width, &|row| {
-            // SAFETY: each row is handed out once.
-            let x = unsafe { x.slice(row * stride, width) };
-            for head in x.chunks_exact_mut(weight.len()) {
-                let head = head.as_mut_ptr();
-                dispatch(self.isa, Norm { x: head, add: None, weight, eps, out: head });
-            }
-        });
-    }
-
-    /// residual += delta, then out = the norm of residual.
-    pub fn add_rms_norm(
-        &self,
-        residual: &mut [f32],
-        delta: &[f32],
-        weight: &[f32],
-        eps: f32,
-        out: &mut [f32],
-    ) {
-        assert_eq!(residual.len(), delta.len(), "add and norm: lengths differ");
-        check_norm(residual, weight, out);
-        let width = weight.len();
-        let (residual, to) = (SharedMut::new(residual), SharedMut::new(out));
-        self.each_row(delta.len() / width, width, &|row| {
-            // SAFETY: each row is handed out once.
-            let (residual, out) =
-                unsafe { (residual.slice(row * width, width), to.slice(row * width, width)) };
-            let residual = residual.as_mut_ptr();
-            let add = Some((residual, &delta[row * width..][..width]));
-            dispatch(self.isa, Norm { x: residual, add, weight, eps, out: out.as_mut_ptr() });
-        });
-    }
-
-    /// x += delta.
-    pub fn add(&self, x: &mut [f32], delta: &[f32]) {
-        assert_eq!(x.len(), delta.len(), "add: lengths differ");
-        for (x, delta) in x.iter_mut().zip(delta) {
-            *x += delta;
-        }
-    }
-
-    /// out (m, f) = silu(gate) * up of rows (gate, up) of 2 f.
-    pub fn silu_mul(&self, gate_up: &[f32], f: usize, out: &mut [f32]) {
-        assert_eq!(gate_up.len(), 2 * out.len(), "silu-mul: lengths differ");
-        self.silu_mul_rows(
-            Rows::new(gate_up, 2 * f),
-            Rows::new(gate_up.get(f..).unwrap_or(&[]), 2 * f),
-            f,
-            out,
-        );
-    }
-
-    /// out (m, f) = silu(gate) * up, where gate and up lie apart.
-    pub fn silu_mul_split(&self, gate: &[f32], up: &[f32], f: usize, out: &mut [f32]) {
-        self.silu_mul_rows(Rows::new(gate, f), Rows::new(up, f), f, out);
-    }
-
-    fn silu_mul_rows(&self, gate: Rows<'_>, up: Rows<'_>, f: usize, out: &mut [f32]) {
-        assert!(f > 0 && out.len().is_multiple_of(f), "silu-mul: {} values are no rows of {f}", out.len());
-        gate.check("silu-mul gate", out.len() / f, f);
-        up.check("silu-mul up", out.len() / f, f);
-        let rows = out.len() / f;
-        let to = SharedMut::new(out);
-        self.each_row(rows, 4 * f, &|row| {
-            // SAFETY: each row is handed out once.
-            let out = unsafe { to.slice(row * f, f) };
-            dispatch(self.isa, SiluMul { gate: gate.row(row, f), up: up.row(row, f), out });
-        });
-    }
-
-    /// Rotates in place the first `heads` heads of rows `stride` apart, row `i` by `positions[i]`.
-    ///
-    /// With q and k side by side in a row, `heads` may count both. Elements of a head past the table's
-    /// rotary_dim stay as they are.
-    pub fn rope(
-        &self,
-        x: &mut [f32],
-        stride: usize,
-        heads: usize,
-        head_dim: usize,
-        positions: &[u32],
-        table: &RopeTable,
-        style: RopeStyle,
-    ) {
-        Rows::new(x, stride).check("rope", positions.len(), heads * head_dim);
-        assert!(table.rotary_dim() <= head_dim, "rope: rotary_dim is over head_dim");
-        for position in positions {
-            assert!((*position as usize) < table.positions(), "rope: no position {position} in the table");
-        }
-        let half = table.rotary_dim() / 2;
-        let width = heads * head_dim;
-        let x = SharedMut::new(x);
-        self.each_row(positions.len(), width, &|row| {
-            // SAFETY: each row is handed out once.
-            let x = unsafe { x.slice(row * stride, width) };
-            let angles = positions[row] as usize * half;
-            let (cos, sin) = (&table.cos[angles..][..half], &table.sin[angles..][..half]);
-            dispatch(self.isa, Rotate { x, head_dim, cos, sin, style });
         });
     }
 
@@ -368,11 +246,6 @@ fn at_least(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
 fn check_product(m: usize, n: usize, bias: Option<&[f32]>, y: &[f32]) {
     assert_eq!(y.len(), m * n, "product: the output is not ({m}, {n})");
     assert!(bias.is_none_or(|bias| bias.len() == n), "product: the bias is not ({n})");
-}
-
-fn check_norm(x: &[f32], weight: &[f32], out: &[f32]) {
-    assert!(!weight.is_empty() && x.len().is_multiple_of(weight.len()), "norm: rows do not fit the weight");
-    assert_eq!(x.len(), out.len(), "norm: lengths differ");
 }
 
 /// A slice that tasks write at places they promise to be disjoint.

@@ -8,6 +8,7 @@
 //! attention on its sequence's KV), never on the other rows, the tile it falls in, the number of threads or
 //! the order in which tasks run.
 
+mod act;
 mod activations;
 mod attention;
 mod attention_kernel;
@@ -22,9 +23,11 @@ mod packed_product;
 mod pool;
 pub mod reference;
 mod rope;
+mod row_ops;
 mod rows;
 mod simd;
 
+pub use act::Act;
 pub use activations::Activations;
 pub use attention::{Attention, Span};
 pub use cpu::Cpu;

@@ -1,7 +1,7 @@
 //! The operations once more, slow and obvious: every test's oracle. Sums are in f64.
 
 use crate::attention::Attention;
-use crate::{Activations, Dense, GROUP, KvLayer, Packed, RopeStyle, RopeTable, Rows, Span};
+use crate::{Act, Activations, Dense, GROUP, KvLayer, Packed, RopeStyle, RopeTable, Rows, Span};
 
 /// int8 of each group of 32: (integers, scales).
 pub fn quantize(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
@@ -66,15 +66,62 @@ pub fn add_rms_norm(residual: &mut [f32], delta: &[f32], weight: &[f32], eps: f3
     rms_norm(residual, weight, eps, out);
 }
 
-/// out = gate / (1 + exp(-gate)) * up.
-pub fn silu_mul(gate: Rows<'_>, up: Rows<'_>, width: usize, out: &mut [f32]) {
+/// out = (x - mean) / sqrt(variance + eps) * weight + bias, rows of weight's length.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+        let variance = x.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+        let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+        for i in 0..width {
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[i]));
+            out[i] = ((f64::from(x[i]) - mean) * factor * f64::from(weight[i]) + bias) as f32;
+        }
+    }
+}
+
+/// One element's activation.
+pub fn act(act: Act, x: f64) -> f64 {
+    match act {
+        Act::Silu => x / (1.0 + (-x).exp()),
+        Act::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            x / (1.0 + (-2.0 * u).exp())
+        }
+        Act::Gelu => x * normal_below(x),
+    }
+}
+
+/// The standard normal distribution's share below x: Simpson's rule over its density from -12 on.
+fn normal_below(x: f64) -> f64 {
+    if x < -12.0 {
+        return 0.0;
+    }
+    let to = x.min(12.0);
+    let steps = 4000;
+    let width = (to + 12.0) / f64::from(steps);
+    let density = |z: f64| (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let weighted = |i: i32| {
+        let weight = if i == 0 || i == steps { 1.0 } else { f64::from(2 + 2 * (i % 2)) };
+        weight * density(-12.0 + f64::from(i) * width)
+    };
+    (0..=steps).map(weighted).sum::<f64>() * width / 3.0
+}
+
+/// out = act(gate) * up.
+pub fn act_mul(function: Act, gate: Rows<'_>, up: Rows<'_>, width: usize, out: &mut [f32]) {
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
         let (gate, up) = (gate.row(row, width), up.row(row, width));
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            let gate = f64::from(*gate);
-            *out = (gate / (1.0 + (-gate).exp()) * f64::from(*up)) as f32;
+            *out = (act(function, f64::from(*gate)) * f64::from(*up)) as f32;
         }
     }
+}
+
+/// x = cap * tanh(x / cap).
+pub fn softcap(x: &mut [f32], cap: f32) {
+    let cap = f64::from(cap);
+    x.iter_mut().for_each(|x| *x = (cap * (f64::from(*x) / cap).tanh()) as f32);
 }
 
 /// Rotates the first `heads` heads of every row of `x` in place.

@@ -48,13 +48,29 @@ impl RopeTable {
         let frequencies: Vec<f64> = (0..half)
             .map(|i| f64::from(base).powf(-2.0 * i as f64 / rotary_dim as f64) / factor(i))
             .collect();
-        let mut cos = Vec::with_capacity(max_positions * half);
-        let mut sin = Vec::with_capacity(max_positions * half);
+        Self::from_frequencies(rotary_dim, &frequencies, 1.0, max_positions)
+    }
+
+    /// Angles `position * frequency` for positions under `max_positions`; `attention_factor` multiplies every
+    /// cosine and sine, so that scores grow by its square (YaRN: Peng et al., 2023; longrope).
+    ///
+    /// # Panics
+    /// When `rotary_dim` is odd or 0, or the frequencies are not (rotary_dim / 2).
+    pub fn from_frequencies(
+        rotary_dim: usize,
+        frequencies: &[f64],
+        attention_factor: f64,
+        max_positions: usize,
+    ) -> Self {
+        assert!(rotary_dim > 0 && rotary_dim.is_multiple_of(2), "rope: rotary_dim {rotary_dim} is odd or 0");
+        assert_eq!(frequencies.len(), rotary_dim / 2, "rope: wrong number of frequencies");
+        let mut cos = Vec::with_capacity(max_positions * frequencies.len());
+        let mut sin = Vec::with_capacity(max_positions * frequencies.len());
         for position in 0..max_positions {
-            for frequency in &frequencies {
+            for frequency in frequencies {
                 let (s, c) = (position as f64 * frequency).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
+                cos.push((attention_factor * c) as f32);
+                sin.push((attention_factor * s) as f32);
             }
         }
         Self { rotary_dim, positions: max_positions, cos, sin }

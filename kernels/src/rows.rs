@@ -1,5 +1,5 @@
-//! Kernels that work on single rows: quantising, norms, activations, rotation. Each row by itself, in a
-//! fixed order.
+//! Kernels that work on single rows: quantising, norms, rotation, rounding. Each row by itself, in a fixed
+//! order.
 
 use crate::simd::{Kernel, LANES, Simd, load_part, split, store_part};
 use crate::{GROUP, RopeStyle};
@@ -97,36 +97,63 @@ impl Kernel for Norm<'_> {
     }
 }
 
-/// out = silu(gate) * up, one row.
-pub(crate) struct SiluMul<'a> {
-    pub(crate) gate: &'a [f32],
-    pub(crate) up: &'a [f32],
+/// out = (x - mean) / deviation * weight + bias, one row.
+pub(crate) struct LayerNorm<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) eps: f32,
     pub(crate) out: &'a mut [f32],
 }
 
-#[inline(always)]
-fn silu_mul<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
-    let below = s.add(s.splat(1.0), s.exp(s.sub(s.zero(), gate)));
-    s.mul(s.div(gate, below), up)
-}
-
-impl Kernel for SiluMul<'_> {
+impl Kernel for LayerNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let width = self.out.len();
-        assert!(self.gate.len() == width && self.up.len() == width, "rows differ; this is a bug");
+        let width = self.weight.len();
+        assert!(self.x.len() == width && self.out.len() == width, "rows differ; this is a bug");
         let (full, rest) = split(width);
-        let (gate, up, out) = (self.gate.as_ptr(), self.up.as_ptr(), self.out.as_mut_ptr());
-        // SAFETY: all three rows have `width` elements.
+        let (x, weight, out) = (self.x.as_ptr(), self.weight.as_ptr(), self.out.as_mut_ptr());
+        // SAFETY: x, weight and out have `width` elements.
         unsafe {
+            let mut total = s.zero();
             let mut i = 0;
             while i < full {
-                s.store(out.add(i), silu_mul(s, s.load(gate.add(i)), s.load(up.add(i))));
+                total = s.add(total, s.load(x.add(i)));
                 i += LANES;
             }
             if rest > 0 {
-                let (gate, up) = (load_part(s, gate.add(full), rest), load_part(s, up.add(full), rest));
-                store_part(s, out.add(full), rest, silu_mul(s, gate, up));
+                total = s.add(total, load_part(s, x.add(full), rest));
+            }
+            let mean = s.splat(s.sum(total) / width as f32);
+            // The deviations wait in `out`.
+            let mut squares = s.zero();
+            let mut i = 0;
+            while i < full {
+                let deviation = s.sub(s.load(x.add(i)), mean);
+                s.store(out.add(i), deviation);
+                squares = s.fma(deviation, deviation, squares);
+                i += LANES;
+            }
+            if rest > 0 {
+                store_part(s, out.add(full), rest, s.sub(load_part(s, x.add(full), rest), mean));
+                let deviation = load_part(s, out.add(full), rest);
+                squares = s.fma(deviation, deviation, squares);
+            }
+            let factor = s.splat(1.0 / (s.sum(squares) / width as f32 + self.eps).sqrt());
+            let mut i = 0;
+            while i < full {
+                let deviation = s.mul(s.load(out.add(i)), factor);
+                s.store(out.add(i), s.mul(deviation, s.load(weight.add(i))));
+                i += LANES;
+            }
+            if rest > 0 {
+                let deviation = s.mul(load_part(s, out.add(full), rest), factor);
+                store_part(s, out.add(full), rest, s.mul(deviation, load_part(s, weight.add(full), rest)));
+            }
+        }
+        if let Some(bias) = self.bias {
+            for (out, bias) in self.out.iter_mut().zip(bias) {
+                *out += bias;
             }
         }
     }

@@ -142,6 +142,22 @@ pub(crate) trait Simd: Copy {
         let y = self.fma(p, self.mul(r, r), self.add(r, self.splat(1.0)));
         self.where_less(x, floor, self.zero(), self.mul(y, self.exp2_int(n)))
     }
+
+    /// tanh x to a few units in the last place: near zero the polynomial of Moshier's Cephes `tanhf`, else
+    /// 1 - 2 / (e^(2 x) + 1).
+    #[inline(always)]
+    fn tanh(self, x: Self::V) -> Self::V {
+        let square = self.mul(x, x);
+        let mut p = self.splat(-5.704_988_7e-3);
+        p = self.fma(p, square, self.splat(2.063_909e-2));
+        p = self.fma(p, square, self.splat(-5.373_971_6e-2));
+        p = self.fma(p, square, self.splat(1.333_144_2e-1));
+        p = self.fma(p, square, self.splat(-3.333_328e-1));
+        let near = self.fma(self.mul(p, square), x, x);
+        let below = self.add(self.exp(self.add(x, x)), self.splat(1.0));
+        let far = self.sub(self.splat(1.0), self.div(self.splat(2.0), below));
+        self.where_less(self.abs(x), self.splat(0.625), near, far)
+    }
 }
 
 /// How many of `len` elements fill whole vectors, and the rest.

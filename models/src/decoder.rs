@@ -5,7 +5,7 @@
 //! kernels keeps rows apart); buffers grow to the largest batch seen and are then reused, so that a steady
 //! state allocates nothing.
 
-use obol_kernels::{Activations, Attention, Cpu, RopeTable, Rows};
+use obol_kernels::{Act, Activations, Attention, Cpu, RopeTable, Rows};
 
 use crate::batch::{Batch, BatchLimits, CausalLm, ForwardError};
 use crate::checkpoint::{Checkpoint, OwnNames};
@@ -151,10 +151,10 @@ impl Decoder {
             let gate_up = fit(&mut work.gate_up, rows * layer.gate_up.out_features());
             layer.gate_up.forward(cpu, normed, &mut work.quantized, gate_up);
             if layer.gate_up.is_fused() {
-                cpu.silu_mul(gate_up, spec.ffn, activated);
+                cpu.act_mul(Act::Silu, gate_up, spec.ffn, activated);
             } else {
                 let (gate, up) = gate_up.split_at(rows * spec.ffn);
-                cpu.silu_mul_split(gate, up, spec.ffn, activated);
+                cpu.act_mul_split(Act::Silu, gate, up, spec.ffn, activated);
             }
             layer.down.forward(cpu, activated, &mut work.quantized, delta);
         }

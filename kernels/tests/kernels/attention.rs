@@ -158,6 +158,16 @@ fn takes_any_shape() {
 }
 
 #[test]
+fn takes_the_head_sizes_of_models_and_odder_ones() {
+    for head_dim in [2, 6, 34, 64, 80, 96, 112, 128, 130, 256] {
+        let shape = KvShape { kv_heads: 2, head_dim, block_size: 16 };
+        let world = world(7, shape, 6, &[(261, 3), (18, 18)]);
+        world.check(&format!("head size {head_dim}"));
+        world.check_invariance(&format!("head size {head_dim}"));
+    }
+}
+
+#[test]
 fn a_window_hides_what_is_older() {
     for window in [1, 2, 16, 17, 100, 300, 4096] {
         let mut world = world(4, SMOL, 9, &[(600, 30), (300, 1), (20, 20)]);

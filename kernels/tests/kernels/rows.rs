@@ -2,7 +2,7 @@
 
 use crate::common::{Random, assert_close, assert_same_bits, cpus};
 use half::{bf16, f16};
-use obol_kernels::{Cpu, Dense, DenseData, Isa, RopeScaling, RopeStyle, RopeTable, Rows, reference};
+use obol_kernels::{Act, Cpu, Dense, DenseData, Isa, RopeScaling, RopeStyle, RopeTable, Rows, reference};
 
 #[test]
 fn norms_agree_with_the_reference_and_row_by_row() {
@@ -51,26 +51,110 @@ fn head_norms_leave_the_rest_of_a_row() {
 }
 
 #[test]
-fn silu_agrees_with_the_reference_also_far_out() {
-    let mut random = Random(3);
+fn layer_norms_agree_with_the_reference_and_row_by_row() {
+    let mut random = Random(6);
     for cpu in cpus() {
+        for (m, width) in [(1, 768), (9, 15), (33, 17), (40, 1536), (3, 1)] {
+            let what = format!("{} {m}x{width}", cpu.isa());
+            // Rows far from zero, as the variance must not be taken from the mean square.
+            let x: Vec<f32> = random.vec(m * width).iter().map(|x| x + 20.0).collect();
+            let (weight, bias) = (random.vec(width), random.vec(width));
+            for bias in [None, Some(&bias[..])] {
+                let (mut y, mut expected) = (vec![0.0; m * width], vec![0.0; m * width]);
+                cpu.layer_norm(&x, &weight, bias, 1e-5, &mut y);
+                reference::layer_norm(&x, &weight, bias, 1e-5, &mut expected);
+                assert_close(&y, &expected, if width == 1 { 1e-3 } else { 1e-5 }, &what);
+                let mut one = vec![0.0; width];
+                cpu.layer_norm(&x[(m - 1) * width..], &weight, bias, 1e-5, &mut one);
+                assert_same_bits(&one, &y[(m - 1) * width..], &what);
+            }
+        }
+        let mut y = vec![1.0; 40];
+        cpu.layer_norm(&[3.0; 40], &[1.0; 20], Some(&[0.5; 20]), 1e-5, &mut y);
+        assert_eq!(y, [0.5; 40], "a constant row is its bias");
+    }
+}
+
+const ACTS: [Act; 3] = [Act::Silu, Act::GeluTanh, Act::Gelu];
+
+#[test]
+fn gated_activations_agree_with_the_reference_also_far_out() {
+    let mut random = Random(3);
+    for (act, cpu) in ACTS.into_iter().flat_map(|act| cpus().into_iter().map(move |cpu| (act, cpu))) {
         for (m, f) in [(1, 1536), (9, 17), (33, 96)] {
             let mut x: Vec<f32> = random.vec(m * 2 * f).iter().map(|x| x * 20.0).collect();
             (x[0], x[1], x[2], x[3]) = (0.0, -200.0, 200.0, -85.0);
             let (mut y, mut expected) = (vec![0.0; m * f], vec![0.0; m * f]);
-            cpu.silu_mul(&x, f, &mut y);
-            reference::silu_mul(Rows::new(&x, 2 * f), Rows::new(&x[f..], 2 * f), f, &mut expected);
-            assert_close(&y, &expected, 1e-6, &format!("{} {m}x{f}", cpu.isa()));
+            cpu.act_mul(act, &x, f, &mut y);
+            reference::act_mul(act, Rows::new(&x, 2 * f), Rows::new(&x[f..], 2 * f), f, &mut expected);
+            assert_close(&y, &expected, 1e-6, &format!("{} {act:?} {m}x{f}", cpu.isa()));
             let split = |start: usize| -> Vec<f32> {
                 x.chunks(2 * f).flat_map(|row| row[start..start + f].to_vec()).collect()
             };
-            cpu.silu_mul_split(&split(0), &split(f), f, &mut expected);
+            cpu.act_mul_split(act, &split(0), &split(f), f, &mut expected);
             assert_same_bits(&expected, &y, "gate and up apart");
             let mut one = vec![0.0; f];
-            cpu.silu_mul(&x[(m - 1) * 2 * f..], f, &mut one);
+            cpu.act_mul(act, &x[(m - 1) * 2 * f..], f, &mut one);
             assert_same_bits(&one, &y[(m - 1) * f..], "the last row alone");
         }
     }
+}
+
+/// Every place of a vector and of a task gives an element the same bits.
+fn check_elements(f: &dyn Fn(&Cpu, &mut [f32]), exact: &dyn Fn(f32) -> f64, bound: f32, what: &str) {
+    let mut x: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 250.0).collect();
+    x.extend([0.0, -0.0, 1e-30, -1e-30, 300.0, -300.0, 1e15, -1e15, 1e-4]);
+    // More than one task.
+    x.extend(Random(7).vec(20_000));
+    let expected: Vec<f32> = x.iter().map(|x| exact(*x) as f32).collect();
+    for cpu in cpus() {
+        let mut y = x.clone();
+        f(&cpu, &mut y);
+        assert_close(&y, &expected, bound, &format!("{what} {}", cpu.isa()));
+        for start in [1, 5, 7990, 16_383] {
+            let mut some = x[start..start + 37].to_vec();
+            f(&cpu, &mut some);
+            assert_same_bits(&some, &y[start..start + 37], what);
+        }
+    }
+}
+
+#[test]
+fn activations_agree_with_the_reference_element_by_element() {
+    for act in ACTS {
+        check_elements(
+            &|cpu, x| cpu.act(act, x),
+            &|x| reference::act(act, f64::from(x)),
+            5e-7,
+            &format!("{act:?}"),
+        );
+    }
+}
+
+#[test]
+fn caps_and_factors_agree_with_the_reference_element_by_element() {
+    for cap in [1.5, 30.0] {
+        let exact = |x: f32| {
+            let mut one = [x];
+            reference::softcap(&mut one, cap);
+            f64::from(one[0])
+        };
+        check_elements(&|cpu, x| cpu.softcap(x, cap), &exact, 5e-7, "softcap");
+        for cpu in cpus() {
+            let (mut x, mut expected) = ([1e-4, -3e-3, 0.2], [1e-4, -3e-3, 0.2]);
+            cpu.softcap(&mut x, cap);
+            reference::softcap(&mut expected, cap);
+            for (x, expected) in x.iter().zip(expected) {
+                assert!((x / expected - 1.0).abs() < 5e-7, "near zero: {x}, expected {expected}");
+            }
+        }
+    }
+    check_elements(&|cpu, x| cpu.scale(x, 0.22), &|x| f64::from(x * 0.22), 0.0, "scale");
+    let twice = |cpu: &Cpu, x: &mut [f32]| {
+        let delta = x.to_vec();
+        cpu.add(x, &delta);
+    };
+    check_elements(&twice, &|x| f64::from(x + x), 0.0, "add");
 }
 
 #[test]
@@ -113,6 +197,23 @@ fn frequencies_are_scaled() {
     assert_eq!(turn(&linear, 8), turn(&plain, 2));
     assert_eq!(turn(&factors, 8)[..2], turn(&plain, 8)[..2]);
     assert_eq!(turn(&factors, 8)[2..], turn(&plain, 2)[2..]);
+}
+
+#[test]
+fn frequencies_may_be_handed_over() {
+    let plain = RopeTable::new(6, 100.0, 9, &RopeScaling::None);
+    let frequencies: Vec<f64> = (0..3).map(|i| 100f64.powf(-2.0 * f64::from(i) / 6.0)).collect();
+    let turn = |table: &RopeTable| {
+        let mut x = [1.0, 0.5, -1.0, 0.25, 2.0, 0.125];
+        Cpu::new(1).rope(&mut x, 6, 1, 6, &[5], table, RopeStyle::Halves);
+        x
+    };
+    let same = RopeTable::from_frequencies(6, &frequencies, 1.0, 9);
+    assert_eq!(turn(&same), turn(&plain));
+    let larger = RopeTable::from_frequencies(6, &frequencies, 2.0, 9);
+    assert_eq!(turn(&larger), turn(&plain).map(|x| 2.0 * x));
+    let still = RopeTable::from_frequencies(6, &[0.0; 3], 1.0, 9);
+    assert_eq!(turn(&still), [1.0, 0.5, -1.0, 0.25, 2.0, 0.125]);
 }
 
 #[test]
