@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use obol_kernels::{
-    Act, Activations, Attention, Bits, Cpu, Dense, DenseData, GROUP, Isa, KvLayer, KvShape, Packed, Rows,
-    ScaleKind, Span,
+    Act, Activations, Attention, Bits, Cpu, Dense, DenseData, GROUP, Isa, KvDtype, KvLayer, KvShape, Packed,
+    Rows, ScaleKind, Span,
 };
 
 /// (n, k): q and o, k or v, gate or up, down, the vocabulary.
@@ -122,7 +122,7 @@ fn rows(c: &mut Criterion) {
 }
 
 fn attention(c: &mut Criterion) {
-    let shape = KvShape { kv_heads: 3, head_dim: 64, block_size: 16 };
+    let shape = KvShape { kv_heads: 3, head_dim: 64, block_size: 16, dtype: KvDtype::F16 };
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(threads(), isa);
         let mut group = c.benchmark_group(format!("attention {isa}"));

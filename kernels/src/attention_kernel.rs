@@ -4,12 +4,16 @@
 //! computed for 16 positions side by side, then its largest score, the sum of the exponentials and the sum of
 //! the values; parts are merged in ascending order. A part's figures and the order of merging depend on
 //! neither the tile nor on who computes the part, so a row's result is the same in every batch.
+//!
+//! With int8 K and V a position's scale of K multiplies its score, and its scale of V its exponential once
+//! the exponentials are added up.
 
 #![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
 use crate::act::cap_vector;
 use crate::attention::Attention;
-use crate::kv::STRIP;
+use crate::element::{Brain, Byte, Element, Half, Single};
+use crate::kv::{KvData, Parts, STRIP};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Positions of a part.
@@ -113,22 +117,37 @@ impl Kernel for AttendTile<'_> {
                 *to = q * self.attention.scale;
             }
         }
-        let view = View { attention: self.attention, tile: self.tile, kv_head: self.kv_head, sizes, queries };
-        match self.todo {
-            Todo::Part(part, figures) => {
-                view.part(s, part, scaled, scores, figures);
+        let buffers =
+            Buffers { scaled, scores, part_figures, merged: &mut merged[..queries * sizes.figures()] };
+        let Self { attention, tile, kv_head, todo, .. } = self;
+        match &attention.layer.data {
+            KvData::Half(data) => {
+                View { attention, tile, kv_head, sizes, queries, element: Half, data }.run(s, buffers, todo);
             }
-            Todo::All(out) => {
-                let merged = &mut merged[..queries * sizes.figures()];
-                reset(merged, sizes);
-                for part in parts(self.attention, self.tile) {
-                    view.part(s, part, scaled, scores, part_figures);
-                    merge(s, merged, part_figures, sizes);
-                }
-                view.finish(merged, out);
+            KvData::Brain(data) => {
+                View { attention, tile, kv_head, sizes, queries, element: Brain, data }.run(s, buffers, todo);
+            }
+            KvData::Single(data) => {
+                View { attention, tile, kv_head, sizes, queries, element: Single, data }
+                    .run(s, buffers, todo);
+            }
+            KvData::Byte(data) => {
+                View { attention, tile, kv_head, sizes, queries, element: Byte, data }.run(s, buffers, todo);
             }
         }
     }
+}
+
+/// A tile's pieces of scratch.
+struct Buffers<'a> {
+    /// (queries, head_dim)
+    scaled: &'a [f32],
+    /// (queries, PART)
+    scores: &'a mut [f32],
+    /// (queries, figures)
+    part_figures: &'a mut [f32],
+    /// (queries, figures)
+    merged: &'a mut [f32],
 }
 
 impl Kernel for MergeTile<'_> {
@@ -142,8 +161,7 @@ impl Kernel for MergeTile<'_> {
         for figures in others.chunks_exact(part_size) {
             merge(s, merged, figures, sizes);
         }
-        let view = View { attention: self.attention, tile: self.tile, kv_head: self.kv_head, sizes, queries };
-        view.finish(merged, self.out);
+        finish(self.attention, self.tile, self.kv_head, merged, self.out);
     }
 }
 
@@ -186,15 +204,33 @@ fn merge<S: Simd>(s: S, merged: &mut [f32], part: &[f32], sizes: Sizes) {
 }
 
 /// A tile's queries of one kv head.
-struct View<'a> {
+struct View<'a, E: Element> {
     attention: &'a Attention<'a>,
     tile: Tile,
     kv_head: usize,
     sizes: Sizes,
     queries: usize,
+    element: E,
+    data: &'a Parts<E::Item>,
 }
 
-impl View<'_> {
+impl<E: Element> View<'_, E> {
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, buffers: Buffers<'_>, todo: Todo<'_>) {
+        let Buffers { scaled, scores, part_figures, merged } = buffers;
+        match todo {
+            Todo::Part(part, figures) => self.part(s, part, scaled, scores, figures),
+            Todo::All(out) => {
+                reset(merged, self.sizes);
+                for part in parts(self.attention, self.tile) {
+                    self.part(s, part, scaled, scores, part_figures);
+                    merge(s, merged, part_figures, self.sizes);
+                }
+                finish(self.attention, self.tile, self.kv_head, merged, out);
+            }
+        }
+    }
+
     /// A position's block and slot.
     #[inline(always)]
     fn place(&self, position: usize) -> (usize, usize) {
@@ -237,8 +273,26 @@ impl View<'_> {
             let (max, sum) = softmax(s, scores, start, seen, self.attention.softcap);
             figures[self.sizes.v_dim] = max;
             figures[self.sizes.v_dim + 1] = sum;
+            if E::SCALED {
+                self.scale_exponentials(s, start, scores);
+            }
         }
         self.values(s, part, start, end, scores, figures);
+    }
+
+    /// Multiplies one query's exponentials (from position `start` on) by the scales of the positions' values.
+    #[inline(always)]
+    fn scale_exponentials<S: Simd>(&self, s: S, start: usize, exponentials: &mut [f32]) {
+        for (strip, exponentials) in exponentials.chunks_exact_mut(STRIP).enumerate() {
+            let (block, slot) = self.place(start + strip * STRIP);
+            let at = self.attention.layer.shape().scale_start(block, self.kv_head) + slot;
+            let scales = &self.data.v_scales[at..][..STRIP];
+            // SAFETY: both have 16 elements.
+            unsafe {
+                let scaled = s.mul(s.load(exponentials.as_ptr()), s.load(scales.as_ptr()));
+                s.store(exponentials.as_mut_ptr(), scaled);
+            }
+        }
     }
 
     /// Scores of `NQ` queries at a strip's 16 positions.
@@ -256,7 +310,7 @@ impl View<'_> {
         let (block, slot) = self.place(position);
         let shape = self.attention.layer.shape();
         let start = shape.k_start(block, self.kv_head);
-        let k = &self.attention.layer.k[start + shape.k_offset(slot, 0)..][..head_dim * STRIP];
+        let k = &self.data.k[start + shape.k_offset(slot, 0)..][..head_dim * STRIP];
         let q = &scaled[query * head_dim..][..NQ * head_dim];
         let scores = &mut scores[query * PART..][..NQ * PART];
         assert!(at + STRIP <= PART, "a strip past its part; this is a bug");
@@ -264,9 +318,16 @@ impl View<'_> {
         // SAFETY: k, q and scores have the lengths of the slices taken just above.
         unsafe {
             for d in 0..head_dim {
-                let k = s.load_f16(k.as_ptr().add(d * STRIP));
+                let k = self.element.load(s, k.as_ptr().add(d * STRIP));
                 for i in 0..NQ {
                     sums[i] = s.fma(s.splat(*q.as_ptr().add(i * head_dim + d)), k, sums[i]);
+                }
+            }
+            if E::SCALED {
+                let at = shape.scale_start(block, self.kv_head) + slot;
+                let scales = s.load(self.data.k_scales[at..][..STRIP].as_ptr());
+                for i in 0..NQ {
+                    sums[i] = s.mul(sums[i], scales);
                 }
             }
             for i in 0..NQ {
@@ -328,7 +389,7 @@ impl View<'_> {
             let strip_end = (position + STRIP).min(end);
             let (block, slot) = self.place(position);
             let start = self.attention.layer.shape().v_start(block, self.kv_head);
-            let v = &self.attention.layer.v[start + slot * v_dim..][..(strip_end - position) * v_dim];
+            let v = &self.data.v[start + slot * v_dim..][..(strip_end - position) * v_dim];
             let at = position - part * PART;
             // SAFETY: v holds the strip's rows; scores hold PART of each query; d + 16 ND <= v_dim.
             unsafe {
@@ -336,7 +397,7 @@ impl View<'_> {
                     let v = v.as_ptr().add(i * v_dim + d);
                     let mut loaded = [s.zero(); ND];
                     for j in 0..ND {
-                        loaded[j] = s.load_f16(v.add(j * LANES));
+                        loaded[j] = self.element.load(s, v.add(j * LANES));
                     }
                     for q in 0..NQ {
                         let p = s.splat(*scores.as_ptr().add(q * PART + at + i));
@@ -355,20 +416,27 @@ impl View<'_> {
             }
         }
     }
+}
 
-    /// Divides by the exponentials' sum and writes the rows' heads.
-    #[inline(always)]
-    fn finish(&self, merged: &[f32], out: &crate::cpu::SharedMut<'_, f32>) {
-        let Sizes { group, head_dim, v_dim } = self.sizes;
-        for (query, figures) in merged.chunks_exact(self.sizes.figures()).enumerate() {
-            let (row, head) = (self.tile.row + query / group, self.kv_head * group + query % group);
-            let at = (row * self.attention.heads + head) * head_dim;
-            // SAFETY: a row's head is written by its tile's and kv head's task alone.
-            let out = unsafe { out.slice(at, head_dim) };
-            let inverse = 1.0 / figures[v_dim + 1];
-            for (out, sum) in out.iter_mut().zip(figures) {
-                *out = sum * inverse;
-            }
+/// Divides by the exponentials' sum and writes the rows' heads.
+#[inline(always)]
+fn finish(
+    attention: &Attention<'_>,
+    tile: Tile,
+    kv_head: usize,
+    merged: &[f32],
+    out: &crate::cpu::SharedMut<'_, f32>,
+) {
+    let sizes = Sizes::of(attention);
+    let Sizes { group, head_dim, v_dim } = sizes;
+    for (query, figures) in merged.chunks_exact(sizes.figures()).enumerate() {
+        let (row, head) = (tile.row + query / group, kv_head * group + query % group);
+        let at = (row * attention.heads + head) * head_dim;
+        // SAFETY: a row's head is written by its tile's and kv head's task alone.
+        let out = unsafe { out.slice(at, head_dim) };
+        let inverse = 1.0 / figures[v_dim + 1];
+        for (out, sum) in out.iter_mut().zip(figures) {
+            *out = sum * inverse;
         }
     }
 }

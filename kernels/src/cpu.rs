@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::attention::{Attention, check_spans};
 use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, parts};
 use crate::dense_product::{DenseTask, TASK_COLUMNS};
+use crate::kv_write::{SharedLayer, WriteHead};
 use crate::packed_product::{Cut, PackedTask};
-use crate::rows::{Quantize, ToHalf};
+use crate::rows::Quantize;
 use crate::simd::dispatch;
 use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, Rows, Span};
 
@@ -111,7 +112,9 @@ impl Cpu {
         });
     }
 
-    /// Writes each row's k and v (kv_heads, head_dim), rounded to f16, at its position.
+    /// Writes each row's k and v (kv_heads, head_dim), rounded to the layer's type, at its position.
+    ///
+    /// With int8 K and V of each position and kv head have a scale, amax / 127, and are rounded half to even.
     pub fn kv_write(
         &self,
         layer: &mut KvLayer,
@@ -125,40 +128,15 @@ impl Cpu {
         k.check("kv write k", positions.len(), width);
         v.check("kv write v", positions.len(), width);
         check_spans("kv write", layer, spans, positions, block_tables);
-        let shape = layer.shape();
-        let (to_k, to_v) = (SharedMut::new(&mut layer.k), SharedMut::new(&mut layer.v));
+        let (isa, kv_heads) = (self.isa, layer.shape().kv_heads);
+        let layer = &SharedLayer::new(layer);
         let write = |kv_head: usize| {
-            let mut halves = [0u16; 512];
-            for span in spans {
-                for row in span.rows.clone() {
-                    let position = positions[row] as usize;
-                    let block = block_tables[span.table.start + position / shape.block_size] as usize;
-                    let slot = position % shape.block_size;
-                    let (k_start, v_start) = (shape.k_start(block, kv_head), shape.v_start(block, kv_head));
-                    let from = kv_head * shape.head_dim..(kv_head + 1) * shape.head_dim;
-                    // SAFETY: only this task has this kv head, and it takes one piece at a time.
-                    let (to_k, to_v) = unsafe {
-                        (
-                            to_k.slice(k_start, shape.block_size * shape.head_dim),
-                            to_v.slice(v_start + slot * shape.v_dim(), shape.head_dim),
-                        )
-                    };
-                    dispatch(self.isa, ToHalf { from: &v.row(row, width)[from.clone()], to: to_v });
-                    let from = &k.row(row, width)[from];
-                    for (start, from) in (0..).step_by(halves.len()).zip(from.chunks(halves.len())) {
-                        let halves = &mut halves[..from.len()];
-                        dispatch(self.isa, ToHalf { from, to: &mut *halves });
-                        for (d, half) in (start..).zip(halves) {
-                            to_k[shape.k_offset(slot, d)] = *half;
-                        }
-                    }
-                }
-            }
+            dispatch(isa, WriteHead { layer, kv_head, k, v, spans, positions, block_tables });
         };
         if positions.len() * width < TASK_ELEMENTS {
-            (0..shape.kv_heads).for_each(write);
+            (0..kv_heads).for_each(write);
         } else {
-            self.pool.run(shape.kv_heads, &write);
+            self.pool.run(kv_heads, &write);
         }
     }
 

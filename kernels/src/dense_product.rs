@@ -8,6 +8,7 @@
 use half::slice::HalfFloatSliceExt;
 
 use crate::cpu::SharedMut;
+use crate::element::{Brain, Element, Half, Single};
 use crate::simd::{Kernel, LANES, Simd, load_part, split};
 use crate::{Dense, DenseData};
 
@@ -25,48 +26,6 @@ pub(crate) struct DenseTask<'a> {
     pub(crate) task: usize,
 }
 
-/// A type of weights.
-trait Weights: Copy {
-    type Item;
-    /// # Safety
-    /// 16 elements can be read.
-    unsafe fn load<S: Simd>(self, s: S, from: *const Self::Item) -> S::V;
-}
-
-#[derive(Clone, Copy)]
-struct Single;
-#[derive(Clone, Copy)]
-struct Half;
-#[derive(Clone, Copy)]
-struct Brain;
-
-impl Weights for Single {
-    type Item = f32;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const f32) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(from) }
-    }
-}
-
-impl Weights for Half {
-    type Item = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const u16) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_f16(from) }
-    }
-}
-
-impl Weights for Brain {
-    type Item = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, from: *const u16) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_bf16(from) }
-    }
-}
-
 impl Kernel for DenseTask<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -79,7 +38,7 @@ impl Kernel for DenseTask<'_> {
 }
 
 #[inline(always)]
-fn columns<S: Simd, W: Weights>(s: S, t: &DenseTask<'_>, weights: W, w: &[W::Item]) {
+fn columns<S: Simd, W: Element>(s: S, t: &DenseTask<'_>, weights: W, w: &[W::Item]) {
     let (m, n) = (t.x.len() / t.w.k(), t.w.n());
     let end = n.min((t.task + 1) * TASK_COLUMNS);
     let mut column = t.task * TASK_COLUMNS;
@@ -108,7 +67,7 @@ fn columns<S: Simd, W: Weights>(s: S, t: &DenseTask<'_>, weights: W, w: &[W::Ite
 /// # Safety
 /// They exist, and nobody else reads or writes these outputs.
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Weights, const MR: usize, const NC: usize>(
+unsafe fn tile<S: Simd, W: Element, const MR: usize, const NC: usize>(
     s: S,
     t: &DenseTask<'_>,
     weights: W,

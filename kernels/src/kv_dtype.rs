@@ -17,6 +17,15 @@ pub enum KvDtype {
 impl KvDtype {
     pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::F32, Self::Int8];
 
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Int8 => 1,
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",

@@ -1,6 +1,7 @@
 //! The operations once more, slow and obvious: every test's oracle. Sums are in f64.
 
 use crate::attention::Attention;
+use crate::kv::KvData;
 use crate::{Act, Activations, Dense, GROUP, KvLayer, Packed, RopeStyle, RopeTable, Rows, Span};
 
 /// int8 of each group of 32: (integers, scales).
@@ -8,12 +9,19 @@ pub fn quantize(x: &[f32]) -> (Vec<i8>, Vec<f32>) {
     let mut q = Vec::with_capacity(x.len());
     let mut scales = Vec::with_capacity(x.len() / GROUP);
     for group in x.chunks_exact(GROUP) {
-        let amax = group.iter().fold(0f32, |a, x| a.max(x.abs()));
-        let inverse = if amax < f32::MIN_POSITIVE * 128.0 { 0.0 } else { 127.0 / amax };
-        scales.push(if inverse == 0.0 { 0.0 } else { amax / 127.0 });
-        q.extend(group.iter().map(|x| (x * inverse).round_ties_even() as i8));
+        let (integers, scale) = quantize_all(group);
+        q.extend(integers);
+        scales.push(scale);
     }
     (q, scales)
+}
+
+/// int8 with one scale.
+fn quantize_all(x: &[f32]) -> (Vec<i8>, f32) {
+    let amax = x.iter().fold(0f32, |a, x| a.max(x.abs()));
+    let inverse = if amax < f32::MIN_POSITIVE * 128.0 { 0.0 } else { 127.0 / amax };
+    let scale = if inverse == 0.0 { 0.0 } else { amax / 127.0 };
+    (x.iter().map(|x| (x * inverse).round_ties_even() as i8).collect(), scale)
 }
 
 /// y (m, n) of quantised rows and packed weights: integer dots per group, exact, then f64.
@@ -151,7 +159,7 @@ pub fn rope(
     }
 }
 
-/// Writes each row's K and V (kv_heads, head_dim), rounded to f16, at its position.
+/// Writes each row's K and V (kv_heads, head_dim), rounded to the layer's type, at its position.
 pub fn kv_write(
     layer: &mut KvLayer,
     k: Rows<'_>,
@@ -168,16 +176,38 @@ pub fn kv_write(
             let block = block_tables[span.table.start + position / shape.block_size] as usize;
             let slot = position % shape.block_size;
             for head in 0..shape.kv_heads {
-                let (k_start, v_start) = (shape.k_start(block, head), shape.v_start(block, head));
-                for d in 0..shape.head_dim {
-                    let i = head * shape.head_dim + d;
-                    layer.k[k_start + shape.k_offset(slot, d)] =
-                        half::f16::from_f32(k.row(row, width)[i]).to_bits();
-                    layer.v[v_start + slot * shape.v_dim() + d] =
-                        half::f16::from_f32(v.row(row, width)[i]).to_bits();
-                }
+                let from = head * shape.head_dim..(head + 1) * shape.head_dim;
+                let (k, v) = (&k.row(row, width)[from.clone()], &v.row(row, width)[from]);
+                put(layer, (block, head, slot), k, v);
             }
         }
+    }
+}
+
+fn put(layer: &mut KvLayer, (block, head, slot): (usize, usize, usize), k: &[f32], v: &[f32]) {
+    let shape = layer.shape();
+    let (k_start, v_start) = (shape.k_start(block, head), shape.v_start(block, head) + slot * shape.v_dim());
+    let k_at = |d| k_start + shape.k_offset(slot, d);
+    for d in 0..shape.head_dim {
+        match &mut layer.data {
+            KvData::Half(parts) => {
+                parts.k[k_at(d)] = half::f16::from_f32(k[d]).to_bits();
+                parts.v[v_start + d] = half::f16::from_f32(v[d]).to_bits();
+            }
+            KvData::Brain(parts) => {
+                parts.k[k_at(d)] = half::bf16::from_f32(k[d]).to_bits();
+                parts.v[v_start + d] = half::bf16::from_f32(v[d]).to_bits();
+            }
+            KvData::Single(parts) => (parts.k[k_at(d)], parts.v[v_start + d]) = (k[d], v[d]),
+            KvData::Byte(_) => {}
+        }
+    }
+    if let KvData::Byte(parts) = &mut layer.data {
+        let scale_at = shape.scale_start(block, head) + slot;
+        let ((k, k_scale), (v, v_scale)) = (quantize_all(k), quantize_all(v));
+        (parts.k_scales[scale_at], parts.v_scales[scale_at]) = (k_scale, v_scale);
+        parts.v[v_start..][..shape.head_dim].copy_from_slice(&v);
+        (0..shape.head_dim).for_each(|d| parts.k[k_at(d)] = k[d]);
     }
 }
 

@@ -1,5 +1,4 @@
-//! Kernels that work on single rows: quantising, norms, rotation, rounding. Each row by itself, in a fixed
-//! order.
+//! Kernels that work on single rows: quantising, norms, rotation. Each row by itself, in a fixed order.
 
 use crate::simd::{Kernel, LANES, Simd, load_part, split, store_part};
 use crate::{GROUP, RopeStyle};
@@ -192,33 +191,6 @@ impl Kernel for Rotate<'_> {
                         second[i] = a * self.sin[i] + b * self.cos[i];
                     }
                 }
-            }
-        }
-    }
-}
-
-/// to = from rounded to f16.
-pub(crate) struct ToHalf<'a> {
-    pub(crate) from: &'a [f32],
-    pub(crate) to: &'a mut [u16],
-}
-
-impl Kernel for ToHalf<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        assert_eq!(self.from.len(), self.to.len(), "lengths differ; this is a bug");
-        let (full, rest) = split(self.from.len());
-        // SAFETY: both slices have the same length, full + rest.
-        unsafe {
-            let mut i = 0;
-            while i < full {
-                s.store_f16(self.to.as_mut_ptr().add(i), s.load(self.from.as_ptr().add(i)));
-                i += LANES;
-            }
-            if rest > 0 {
-                let mut halves = [0u16; LANES];
-                s.store_f16(halves.as_mut_ptr(), load_part(s, self.from.as_ptr().add(full), rest));
-                self.to[full..].copy_from_slice(&halves[..rest]);
             }
         }
     }

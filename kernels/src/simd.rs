@@ -58,6 +58,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn store(self, to: *mut f32, v: Self::V);
     unsafe fn load_f16(self, from: *const u16) -> Self::V;
     unsafe fn load_bf16(self, from: *const u16) -> Self::V;
+    unsafe fn load_i8(self, from: *const i8) -> Self::V;
+    /// Rounds to nearest, ties to even.
+    unsafe fn store_bf16(self, to: *mut u16, v: Self::V);
     /// Rounds to nearest, ties to even.
     unsafe fn store_f16(self, to: *mut u16, v: Self::V);
     /// Rounds to nearest, ties to even; returns the sum of the integers. Lanes must be within -127..=127.

@@ -3,7 +3,7 @@
 //! Does not know which sequence holds a block. Invariant: what lies in a block before it is written never
 //! matters, because attention reads only positions that its sequence has written.
 
-use obol_kernels::{KvLayer, KvShape};
+use obol_kernels::{KvDtype, KvLayer, KvShape};
 
 use crate::batch::ForwardError;
 use crate::spec::ModelSpec;
@@ -40,7 +40,8 @@ impl KvPool {
             return Err(ForwardError(problem));
         }
         check_memory(spec, blocks, block_size)?;
-        let shape = KvShape { kv_heads: spec.kv_heads, head_dim: spec.head_dim, block_size };
+        let shape =
+            KvShape { kv_heads: spec.kv_heads, head_dim: spec.head_dim, block_size, dtype: KvDtype::F16 };
         let layers = (0..spec.layers).map(|_| KvLayer::new(shape, blocks)).collect();
         Ok(Self { layers, blocks, block_size })
     }

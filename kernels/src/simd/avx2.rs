@@ -93,6 +93,32 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> V {
+        with!([
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()))),
+        ])
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16, v: V) {
+        with!({
+            // Half of the last kept place, less one where that place is even; a NaN stays one.
+            let rounded = |v: __m256| {
+                let bits = _mm256_castps_si256(v);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+                let number = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+                let nan = _mm256_or_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(0x40));
+                let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+                _mm256_blendv_epi8(number, nan, is_nan)
+            };
+            let words = _mm256_packus_epi32(rounded(v[0]), rounded(v[1]));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(words));
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16, v: V) {
         with!({
             _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));

@@ -59,6 +59,26 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> __m512 {
+        with!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16, v: __m512) {
+        with!({
+            // Half of the last kept place, less one where that place is even; a NaN stays one.
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let number = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+            let nan = _mm512_or_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(0x40));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let words = _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, number, nan));
+            _mm256_storeu_si256(to.cast(), words);
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16, v: __m512) {
         with!(_mm256_storeu_si256(
             to.cast(),

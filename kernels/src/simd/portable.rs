@@ -57,6 +57,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16, v: V) {
+        let bits = v.map(|x| bf16::from_f32(x).to_bits());
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(bits) }
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(self, to: *mut u16, v: V) {
         let bits = v.map(|x| f16::from_f32(x).to_bits());
         // SAFETY: the caller's promise.

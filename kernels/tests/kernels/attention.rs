@@ -1,7 +1,7 @@
 //! Paged attention against the reference, and bit for bit the same in every batch.
 
 use crate::common::{Random, assert_close, assert_same_bits, cpus};
-use obol_kernels::{Attention, Cpu, Isa, KvLayer, KvShape, Rows, Span, reference};
+use obol_kernels::{Attention, Cpu, Isa, KvDtype, KvLayer, KvShape, Rows, Span, reference};
 
 /// Sequences of some lengths in a shuffled pool, with the queries of their last rows.
 struct World {
@@ -128,7 +128,7 @@ impl World {
     }
 }
 
-const SMOL: KvShape = KvShape { kv_heads: 3, head_dim: 64, block_size: 16 };
+const SMOL: KvShape = KvShape { kv_heads: 3, head_dim: 64, block_size: 16, dtype: KvDtype::F16 };
 
 #[test]
 fn decodes_contexts_around_the_strips_and_parts() {
@@ -150,7 +150,7 @@ fn takes_any_shape() {
     for (kv_heads, heads, head_dim, block_size) in
         [(1, 1, 16, 16), (1, 8, 80, 32), (2, 2, 128, 64), (2, 14, 64, 16), (1, 20, 24, 16), (4, 4, 7, 48)]
     {
-        let shape = KvShape { kv_heads, head_dim, block_size };
+        let shape = KvShape { kv_heads, head_dim, block_size, dtype: KvDtype::F16 };
         let world = world(3, shape, heads, &[(270, 5), (20, 20), (33, 1)]);
         world.check(&format!("{shape:?} {heads}"));
         world.check_invariance(&format!("{shape:?} {heads}"));
@@ -160,7 +160,7 @@ fn takes_any_shape() {
 #[test]
 fn takes_the_head_sizes_of_models_and_odder_ones() {
     for head_dim in [2, 6, 34, 64, 80, 96, 112, 128, 130, 256] {
-        let shape = KvShape { kv_heads: 2, head_dim, block_size: 16 };
+        let shape = KvShape { kv_heads: 2, head_dim, block_size: 16, dtype: KvDtype::F16 };
         let world = world(7, shape, 6, &[(261, 3), (18, 18)]);
         world.check(&format!("head size {head_dim}"));
         world.check_invariance(&format!("head size {head_dim}"));
@@ -186,13 +186,96 @@ fn scores_are_capped() {
 }
 
 #[test]
+fn every_type_of_kv_is_attended_to() {
+    for dtype in KvDtype::ALL {
+        let what = dtype.name();
+        for (shape, heads) in [
+            (KvShape { dtype, ..SMOL }, 9),
+            (KvShape { kv_heads: 2, head_dim: 80, block_size: 32, dtype }, 8),
+            (KvShape { kv_heads: 1, head_dim: 7, block_size: 16, dtype }, 3),
+        ] {
+            let mut world = world(8, shape, heads, &[(270, 21), (530, 1), (1, 1), (33, 33)]);
+            world.check(what);
+            world.check_invariance(what);
+            world.window = Some(100);
+            world.check(&format!("{what} window"));
+            world.check_invariance(&format!("{what} window"));
+            world.softcap = Some(1.5);
+            world.check(&format!("{what} window and cap"));
+            world.check_invariance(&format!("{what} window and cap"));
+        }
+    }
+}
+
+/// Against unrounded K and V: values within -1..1 are off by at most `unit`, so a score by at most scale *
+/// unit * (sum of |q|), a probability by a factor of at most e^(2 * that), and a result by that and `unit`.
+#[test]
+fn rounded_kv_is_as_near_as_its_type_allows() {
+    let lengths = [(300, 20), (40, 40)];
+    for (dtype, unit) in
+        [(KvDtype::F16, 0.5f32.powi(11)), (KvDtype::Bf16, 0.5f32.powi(8)), (KvDtype::Int8, 1.0 / 254.0)]
+    {
+        // The same seed writes the same numbers.
+        let exact = world(11, KvShape { dtype: KvDtype::F32, ..SMOL }, 9, &lengths);
+        let rounded = world(11, KvShape { dtype, ..SMOL }, 9, &lengths);
+        let exact_out = exact.attend(&reference::paged_attention, &exact.whole());
+        for cpu in cpus() {
+            let out = rounded.attend(&|q, a, out| cpu.paged_attention(q, a, out), &rounded.whole());
+            for sequence in 0..lengths.len() {
+                let heads = exact.queries[sequence].chunks(SMOL.head_dim);
+                let pairs =
+                    out[sequence].chunks(SMOL.head_dim).zip(exact_out[sequence].chunks(SMOL.head_dim));
+                for (q, (out, exact)) in heads.zip(pairs) {
+                    let sum: f32 = q.iter().map(|q| q.abs()).sum();
+                    let score = unit * sum / (SMOL.head_dim as f32).sqrt();
+                    let bound = (2.0 * score).exp_m1() + unit + 1e-5;
+                    for (out, exact) in out.iter().zip(exact) {
+                        assert!(
+                            (out - exact).abs() <= bound,
+                            "{dtype}: {out}, exactly {exact}, bound {bound}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn kv_states_the_bytes_it_holds() {
+    for (dtype, token) in
+        [(KvDtype::F16, 2 * 3 * 128), (KvDtype::Bf16, 2 * 3 * 128), (KvDtype::F32, 4 * 3 * 128)]
+    {
+        assert_eq!(KvShape { dtype, ..SMOL }.token_bytes(), token);
+    }
+    assert_eq!(KvShape { dtype: KvDtype::Int8, ..SMOL }.token_bytes(), 3 * (128 + 8));
+    for (dtype, head_dim) in KvDtype::ALL.into_iter().flat_map(|dtype| [(dtype, 64), (dtype, 70)]) {
+        let shape = KvShape { kv_heads: 3, head_dim, block_size: 32, dtype };
+        assert_eq!(shape.block_bytes(), 32 * shape.token_bytes());
+        assert_eq!(KvLayer::new(shape, 5).bytes(), 5 * shape.block_bytes());
+        assert_eq!(KvLayer::new(shape, 0).bytes(), 0);
+        for blocks in [usize::MAX / 1000, usize::MAX] {
+            let error = KvLayer::try_new(shape, blocks).err().expect("no machine has this memory");
+            assert!(error.bytes > 1 << 50, "{error}");
+        }
+    }
+}
+
+#[test]
 fn kv_is_written_where_the_table_says_on_every_instruction_set() {
     let mut random = Random(6);
     for cpu in cpus() {
-        for (kv_heads, head_dim, rows) in [(3, 64, 100), (1, 7, 5), (2, 600, 40)] {
-            let shape = KvShape { kv_heads, head_dim, block_size: 32 };
+        let sizes = [(3, 64, 100), (1, 7, 5), (2, 600, 40)];
+        for ((kv_heads, head_dim, rows), dtype) in
+            sizes.into_iter().flat_map(|sizes| KvDtype::ALL.map(|dtype| (sizes, dtype)))
+        {
+            let shape = KvShape { kv_heads, head_dim, block_size: 32, dtype };
             let width = kv_heads * head_dim;
-            let (k, v) = (random.vec(rows * (width + 3)), random.vec(rows * (width + 5)));
+            let (mut k, v) = (random.vec(rows * (width + 3)), random.vec(rows * (width + 5)));
+            // A zero head, ties, and values that overflow or vanish.
+            k[..head_dim].fill(0.0);
+            k[width + 3..][..5].copy_from_slice(&[127.0, 0.5, 1.5, -2.5, 1.003_906_2]);
+            k[2 * (width + 3)..][..3].copy_from_slice(&[1e-40, 65_520.0, -1e-8]);
             let (k, v) = (Rows::new(&k, width + 3), Rows::new(&v, width + 5));
             let (spans, tables) = ([Span { rows: 0..rows, table: 1..6 }], [9, 4, 2, 6, 3, 5]);
             let positions: Vec<u32> = (7..7 + rows as u32).collect();
