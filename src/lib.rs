@@ -13,6 +13,7 @@ pub mod text;
 
 pub mod engine;
 
+pub mod compare;
 pub mod pipeline;
 
 pub mod cli;

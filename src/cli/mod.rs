@@ -2,6 +2,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod books;
+mod compare;
 mod model;
 mod parts;
 mod serve;
@@ -51,6 +52,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// One model in several precisions beside each other: quality, speed, memory and cost
+    ///
+    /// Variants run one after another, each loaded alone: perplexity and KL divergence over a text (in the
+    /// convention of llama-perplexity), greedy answers, then speed and exact cost through the engine that
+    /// the server uses. Nothing is written to the ledger. Exit code 1 if a limit is exceeded.
+    #[command(
+        after_help = "Example:\n  obol compare smollm2-135m-instruct --variants f32,file,int8,int4+kv-int8 --max-perplexity-loss 2%"
+    )]
+    Compare {
+        #[command(flatten)]
+        compare: Box<compare::CompareFlags>,
+        #[command(flatten)]
+        places: PlaceFlags,
+    },
     /// Spend by model, day and more, with idle and house time
     #[command(after_help = "Example:\n  obol report --by model,day\n  obol report --by user --format csv")]
     Report {
@@ -92,6 +107,7 @@ pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode 
         Command::Pull { name, revision, json } => {
             model::pull(name.as_deref(), revision.as_deref(), json, directories)
         }
+        Command::Compare { compare, places } => compare::run(*compare, &places, directories),
         Command::Report { report, places } => books::report(&report, &places, directories),
         Command::Audit { json, places } => books::audit(json, &places, directories),
     };

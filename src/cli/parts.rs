@@ -128,8 +128,8 @@ fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<Eng
     }
     let bytes_per_block = model.kv_bytes_per_token() * config.block_size as u64;
     let useful = (config.max_sequences * longest.div_ceil(config.block_size)) as u64;
-    let memory = config.kv_memory.unwrap_or_else(|| free_memory() / KV_FRACTION);
-    let blocks = usize::try_from((memory / bytes_per_block).min(useful)).map_err(Failure::failed)?;
+    let blocks =
+        usize::try_from((kv_memory(config) / bytes_per_block).min(useful)).map_err(Failure::failed)?;
     let capacity = blocks * config.block_size;
     if blocks < 2 {
         return Err(Failure::failed(format!(
@@ -155,6 +155,11 @@ fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<Eng
         prefix_caching: config.prefix_caching,
         end_tokens: end_tokens.to_vec(),
     })
+}
+
+/// Bytes for the KV pool: as configured, or a part of what is free now.
+pub(super) fn kv_memory(config: &Config) -> u64 {
+    config.kv_memory.unwrap_or_else(|| free_memory() / KV_FRACTION)
 }
 
 /// Memory that this process can still take: the machine's available memory, or less in a container.

@@ -1,6 +1,7 @@
 //! The one integration binary: every test that looks at the crates from outside.
 
 mod commands;
+mod compare;
 mod engine_sim;
 mod http_answers;
 mod http_errors;
@@ -10,3 +11,4 @@ mod http_tokens;
 mod http_world;
 mod ledger;
 mod tidy;
+mod tiny_model;

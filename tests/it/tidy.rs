@@ -19,7 +19,7 @@ const LEVELS: &[&[&str]] = &[
     &["units", "clock", "request", "usage", "config", "metrics"],
     &["text", "meter", "ledger"],
     &["engine", "admission"],
-    &["pipeline"],
+    &["pipeline", "compare"],
     &["http", "cli"],
 ];
 
