@@ -13,6 +13,8 @@ pub struct Activations {
     pub(crate) scales: Vec<f32>,
     /// (m, k / 32) scale * (sum of the group's integers)
     pub(crate) sums: Vec<f32>,
+    /// (m, k / 32, 2) the same of each half of a group
+    pub(crate) half_sums: Vec<f32>,
 }
 
 impl Activations {
@@ -43,5 +45,6 @@ impl Activations {
         self.q.resize(m * k, 0);
         self.scales.resize(m * groups, 0.0);
         self.sums.resize(m * groups, 0.0);
+        self.half_sums.resize(2 * m * groups, 0.0);
     }
 }

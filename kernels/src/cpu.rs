@@ -79,12 +79,14 @@ impl Cpu {
         let q = SharedMut::new(&mut out.q);
         let scales = SharedMut::new(&mut out.scales);
         let sums = SharedMut::new(&mut out.sums);
+        let half_sums = SharedMut::new(&mut out.half_sums);
         self.each_row(m, k, &|row| {
             // SAFETY: each row is handed out once.
-            let (q, scales, sums) = unsafe {
-                (q.slice(row * k, k), scales.slice(row * groups, groups), sums.slice(row * groups, groups))
-            };
-            dispatch(self.isa, Quantize { x: &x[row * k..][..k], q, scales, sums });
+            let (q, scales) = unsafe { (q.slice(row * k, k), scales.slice(row * groups, groups)) };
+            // SAFETY: as above.
+            let (sums, half_sums) =
+                unsafe { (sums.slice(row * groups, groups), half_sums.slice(2 * row * groups, 2 * groups)) };
+            dispatch(self.isa, Quantize { x: &x[row * k..][..k], q, scales, sums, half_sums });
         });
     }
 

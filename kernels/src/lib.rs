@@ -28,6 +28,7 @@ mod rope;
 mod row_ops;
 mod rows;
 mod simd;
+mod super_scales;
 
 pub use act::Act;
 pub use activations::Activations;
@@ -37,9 +38,10 @@ pub use dense::{Dense, DenseData};
 pub use isa::Isa;
 pub use kv::{KvLayer, KvShape, OutOfMemory};
 pub use kv_dtype::KvDtype;
-pub use packed::{Bits, Fill, GROUP, Packed, ScaleKind};
+pub use packed::{Bits, Fill, GROUP, Group, Packed, ScaleKind};
 pub use pool::Pool;
 pub use rope::{RopeScaling, RopeStyle, RopeTable};
+pub use super_scales::{FillSuper, SUPER_BLOCK, SuperBlock, SuperKind};
 
 /// Rows of equal length at a fixed distance in a larger slice: row `i` starts at `data[i * stride]`.
 ///

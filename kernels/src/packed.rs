@@ -6,12 +6,16 @@
 //! `q[column][4 * j + b]` and its high nibble `q[column][16 + 4 * j + b]`. So each 32-bit lane of a vector is
 //! four consecutive weights of one column, as `vpdpbusd` wants them.
 //!
+//! Scales of two steps, for each 16 weights if need be, are in `super_scales`: with either width a group's first
+//! half is what comes first in each vector's order, the low nibbles or vectors 0 to 3.
+//!
 //! Knows no file format: the caller hands over integers and scales.
 
 use half::f16;
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
+use crate::super_scales::SuperScales;
 
 /// Weights along k that share a scale.
 pub const GROUP: usize = 32;
@@ -59,6 +63,10 @@ pub enum ScaleKind {
 #[derive(Clone, Copy)]
 pub(crate) struct Line([u8; 64]);
 
+impl Line {
+    pub(crate) const ZERO: Self = Self([0; 64]);
+}
+
 pub(crate) enum Scales {
     /// (panels, groups, 16)
     F16Centred(Vec<u16>),
@@ -66,6 +74,22 @@ pub(crate) enum Scales {
     F16(Vec<u16>),
     /// (panels, groups, 2, 16)
     F32(Vec<f32>),
+    Super(SuperScales),
+}
+
+/// A row's group as it is kept: weight `i` is `scale * q[i] + min` with the scale and min of its half.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    pub q: [u8; GROUP],
+    /// (scale, min) of the first and the last 16; mostly the same.
+    pub halves: [(f32, f32); 2],
+}
+
+impl Group {
+    pub fn value(&self, i: usize) -> f32 {
+        let (scale, min) = self.halves[i / (GROUP / 2)];
+        scale * f32::from(self.q[i]) + min
+    }
 }
 
 /// Writes the 32 integers of (row, group) and returns (scale, min).
@@ -93,7 +117,7 @@ impl Packed {
         assert!(k.is_multiple_of(GROUP), "packed weights: k = {k} is no multiple of {GROUP}");
         let (panels, groups) = (n.div_ceil(PANEL), k / GROUP);
         let tiles = panels * groups;
-        let mut quants = vec![Line([0; 64]); tiles * bits.group_bytes() / 64];
+        let mut quants = vec![Line::ZERO; tiles * bits.group_bytes() / 64];
         let mut halves = vec![
             0u16;
             match kind {
@@ -140,6 +164,10 @@ impl Packed {
             ScaleKind::F16 => Scales::F16(halves),
             ScaleKind::F32 => Scales::F32(singles),
         };
+        Self::from_parts(n, k, bits, quants, scales)
+    }
+
+    pub(crate) fn from_parts(n: usize, k: usize, bits: Bits, quants: Vec<Line>, scales: Scales) -> Self {
         Self { n, k, bits, quants, scales }
     }
 
@@ -162,6 +190,7 @@ impl Packed {
         let scales = match &self.scales {
             Scales::F16Centred(halves) | Scales::F16(halves) => halves.len() * 2,
             Scales::F32(singles) => singles.len() * 4,
+            Scales::Super(scales) => scales.bytes(),
         };
         self.quants.len() * 64 + scales
     }
@@ -180,8 +209,13 @@ impl Packed {
         unsafe { std::slice::from_raw_parts(self.quants.as_ptr().cast(), self.quants.len() * 64) }
     }
 
-    /// The integers of `row`'s `group`, and (scale, min).
-    pub fn group(&self, row: usize, group: usize) -> ([u8; GROUP], f32, f32) {
+    /// Whether the two halves of a group have scales of their own.
+    pub(crate) fn has_halves(&self) -> bool {
+        matches!(&self.scales, Scales::Super(scales) if scales.has_halves())
+    }
+
+    /// The integers of `row`'s `group`, and their scales.
+    pub fn group(&self, row: usize, group: usize) -> Group {
         assert!(row < self.n && group < self.groups(), "packed weights: no group ({row}, {group})");
         let (tile, column) = ((row / PANEL) * self.groups() + group, row % PANEL);
         let bytes = &self.quants()[tile * self.bits.group_bytes()..][..self.bits.group_bytes()];
@@ -196,7 +230,11 @@ impl Packed {
             }
         }
         let single = |bits: u16| f16::from_bits(bits).to_f32();
-        let (scale, min) = match &self.scales {
+        let both = match &self.scales {
+            Scales::Super(scales) => {
+                let halves = [0, 1].map(|half| scales.scale_min_of(tile, half, column));
+                return Group { q, halves };
+            }
             Scales::F16Centred(s) => {
                 let scale = single(s[tile * PANEL + column]);
                 (scale, -f32::from(self.bits.centre()) * scale)
@@ -206,7 +244,7 @@ impl Packed {
             }
             Scales::F32(s) => (s[tile * PANEL * 2 + column], s[tile * PANEL * 2 + PANEL + column]),
         };
-        (q, scale, min)
+        Group { q, halves: [both; 2] }
     }
 
     /// Writes the weights of output row `row` (k): an embedding's row, say.
@@ -216,9 +254,9 @@ impl Packed {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.k, "dequantized row: wrong length");
         for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
-            let (q, scale, min) = self.group(row, group);
-            for (out, q) in out.iter_mut().zip(q) {
-                *out = scale * f32::from(q) + min;
+            let group = self.group(row, group);
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = group.value(i);
             }
         }
     }
@@ -230,7 +268,7 @@ fn half_bits(value: f32) -> u16 {
     half.to_bits()
 }
 
-fn interleave(bits: Bits, column: usize, q: &[u8; GROUP], lines: &mut [Line]) {
+pub(crate) fn interleave(bits: Bits, column: usize, q: &[u8; GROUP], lines: &mut [Line]) {
     for (j, line) in lines.iter_mut().enumerate() {
         for b in 0..4 {
             line.0[4 * column + b] = match bits {

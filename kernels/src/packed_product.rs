@@ -1,8 +1,9 @@
 //! The product of int8 rows and packed weights: tiles of a few rows and one or two panels of 16 columns.
 //!
 //! Per group the integer dots are exact; then, in the order of the groups, `sum += scale * a_scale * dot` and
-//! `sum += min * a_sum`, both fused where the instruction set fuses. Every tile size does the same for a row,
-//! so the tiling cannot be seen in the result.
+//! `sum += min * a_sum`, both fused where the instruction set fuses. Where the halves of a group have scales of
+//! their own, so for each half. Every tile size does the same for a row, so the tiling cannot be seen in the
+//! result.
 
 #![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
@@ -98,11 +99,15 @@ unsafe fn rows_tile<S: Simd, const NR: usize, const EIGHT: bool>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match rows {
-            1 => tile::<S, 1, NR, EIGHT>(s, t, row, panel),
-            2 => tile::<S, 2, NR, EIGHT>(s, t, row, panel),
-            3 => tile::<S, 3, NR, EIGHT>(s, t, row, panel),
-            4 => tile::<S, 4, NR, EIGHT>(s, t, row, panel),
+        match (rows, t.w.has_halves()) {
+            (1, false) => tile::<S, 1, NR, EIGHT, false>(s, t, row, panel),
+            (2, false) => tile::<S, 2, NR, EIGHT, false>(s, t, row, panel),
+            (3, false) => tile::<S, 3, NR, EIGHT, false>(s, t, row, panel),
+            (4, false) => tile::<S, 4, NR, EIGHT, false>(s, t, row, panel),
+            (1, true) => tile::<S, 1, NR, EIGHT, true>(s, t, row, panel),
+            (2, true) => tile::<S, 2, NR, EIGHT, true>(s, t, row, panel),
+            (3, true) => tile::<S, 3, NR, EIGHT, true>(s, t, row, panel),
+            (4, true) => tile::<S, 4, NR, EIGHT, true>(s, t, row, panel),
             _ => unreachable!("a tile of {rows} rows; this is a bug"),
         }
     }
@@ -115,12 +120,13 @@ fn scale_at(w: &Packed, tile: usize) -> *const u8 {
         Scales::F16Centred(v) => v.as_ptr().wrapping_add(tile * PANEL).cast(),
         Scales::F16(v) => v.as_ptr().wrapping_add(tile * PANEL * 2).cast(),
         Scales::F32(v) => v.as_ptr().wrapping_add(tile * PANEL * 2).cast(),
+        Scales::Super(scales) => scales.near(tile),
     }
 }
 
-/// Scale and min of a tile's 16 columns in one group.
+/// Scale and min of a tile's 16 columns in one group; `half` counts where halves differ.
 #[inline(always)]
-unsafe fn scale_min<S: Simd>(s: S, w: &Packed, tile: usize) -> (S::V, S::V) {
+unsafe fn scale_min<S: Simd>(s: S, w: &Packed, tile: usize, half: usize) -> (S::V, S::V) {
     // SAFETY: the tile exists: the caller's promise.
     unsafe {
         match w.scales() {
@@ -136,8 +142,74 @@ unsafe fn scale_min<S: Simd>(s: S, w: &Packed, tile: usize) -> (S::V, S::V) {
                 let at = v.as_ptr().add(tile * PANEL * 2);
                 (s.load(at), s.load(at.add(PANEL)))
             }
+            Scales::Super(scales) => scales.scale_min(s, tile, half),
         }
     }
+}
+
+/// Integer dots of one group, or of its half `half` with `HALVES`: rows `stride` apart from `a` on times panels
+/// whose integers start at `at`.
+///
+/// # Safety
+/// The rows' and panels' group can be read.
+#[inline(always)]
+unsafe fn dots<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool, const HALVES: bool>(
+    s: S,
+    at: [*const u8; NR],
+    a: *const i8,
+    stride: usize,
+    half: usize,
+) -> [[S::V; NR]; MR] {
+    let mut dots = [[s.zero(); NR]; MR];
+    // SAFETY: the caller's promise; a group has 8 lines with 8 bits, else 4.
+    unsafe {
+        if EIGHT {
+            let mut acc = [[s.dot8_zero(); NR]; MR];
+            let (first, count) = if HALVES { (4 * half, 4) } else { (0, 8) };
+            for j in first..first + count {
+                let mut bytes = [s.load_bytes(at[0].add(64 * j)); NR];
+                for p in 1..NR {
+                    bytes[p] = s.load_bytes(at[p].add(64 * j));
+                }
+                for r in 0..MR {
+                    for p in 0..NR {
+                        acc[r][p] = s.dot8(acc[r][p], bytes[p], a.add(r * stride + 4 * j));
+                    }
+                }
+            }
+            for r in 0..MR {
+                for p in 0..NR {
+                    dots[r][p] = s.dot8_f32(acc[r][p]);
+                }
+            }
+        } else {
+            let mut acc = [[s.dot4_zero(); NR]; MR];
+            for j in 0..4 {
+                let bytes = s.load_bytes(at[0].add(64 * j));
+                let (mut low, mut high) = ([s.low_nibbles(bytes); NR], [s.high_nibbles(bytes); NR]);
+                for p in 1..NR {
+                    let bytes = s.load_bytes(at[p].add(64 * j));
+                    (low[p], high[p]) = (s.low_nibbles(bytes), s.high_nibbles(bytes));
+                }
+                for r in 0..MR {
+                    for p in 0..NR {
+                        if !HALVES || half == 0 {
+                            acc[r][p] = s.dot4(acc[r][p], low[p], a.add(r * stride + 4 * j));
+                        }
+                        if !HALVES || half == 1 {
+                            acc[r][p] = s.dot4(acc[r][p], high[p], a.add(r * stride + 16 + 4 * j));
+                        }
+                    }
+                }
+            }
+            for r in 0..MR {
+                for p in 0..NR {
+                    dots[r][p] = s.dot4_f32(acc[r][p]);
+                }
+            }
+        }
+    }
+    dots
 }
 
 /// `MR` rows from `row` on times `NR` panels from `panel` on.
@@ -145,7 +217,7 @@ unsafe fn scale_min<S: Simd>(s: S, w: &Packed, tile: usize) -> (S::V, S::V) {
 /// # Safety
 /// They exist, and nobody else reads or writes these outputs.
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool>(
+unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool, const HALVES: bool>(
     s: S,
     t: &PackedTask<'_>,
     row: usize,
@@ -162,7 +234,11 @@ unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool>(
     unsafe {
         let a = x.q.as_ptr().add(row * x.k);
         let a_scales = x.scales.as_ptr().add(row * groups);
-        let a_sums = x.sums.as_ptr().add(row * groups);
+        let (a_sums, halves) = if HALVES {
+            (x.half_sums.as_ptr().add(2 * row * groups), 2)
+        } else {
+            (x.sums.as_ptr().add(row * groups), 1)
+        };
         for group in 0..groups {
             let a = a.add(group * GROUP);
             let mut at = [quants; NR];
@@ -176,54 +252,16 @@ unsafe fn tile<S: Simd, const MR: usize, const NR: usize, const EIGHT: bool>(
                     s.prefetch(scale_at(w, (panel + NR + p) * groups + group));
                 }
             }
-            let mut dots = [[s.zero(); NR]; MR];
-            if EIGHT {
-                let mut acc = [[s.dot8_zero(); NR]; MR];
-                for j in 0..8 {
-                    let mut bytes = [s.load_bytes(at[0].add(64 * j)); NR];
-                    for p in 1..NR {
-                        bytes[p] = s.load_bytes(at[p].add(64 * j));
-                    }
+            for half in 0..halves {
+                let dots = dots::<S, MR, NR, EIGHT, HALVES>(s, at, a, x.k, half);
+                for p in 0..NR {
+                    let (scale, min) = scale_min(s, w, (panel + p) * groups + group, half);
                     for r in 0..MR {
-                        for p in 0..NR {
-                            acc[r][p] = s.dot8(acc[r][p], bytes[p], a.add(r * x.k + 4 * j));
-                        }
+                        let a_scale = s.splat(*a_scales.add(r * groups + group));
+                        let a_sum = s.splat(*a_sums.add((r * groups + group) * halves + half));
+                        sums[r][p] = s.fma(s.mul(scale, a_scale), dots[r][p], sums[r][p]);
+                        sums[r][p] = s.fma(min, a_sum, sums[r][p]);
                     }
-                }
-                for r in 0..MR {
-                    for p in 0..NR {
-                        dots[r][p] = s.dot8_f32(acc[r][p]);
-                    }
-                }
-            } else {
-                let mut acc = [[s.dot4_zero(); NR]; MR];
-                for j in 0..4 {
-                    let bytes = s.load_bytes(at[0].add(64 * j));
-                    let (mut low, mut high) = ([s.low_nibbles(bytes); NR], [s.high_nibbles(bytes); NR]);
-                    for p in 1..NR {
-                        let bytes = s.load_bytes(at[p].add(64 * j));
-                        (low[p], high[p]) = (s.low_nibbles(bytes), s.high_nibbles(bytes));
-                    }
-                    for r in 0..MR {
-                        for p in 0..NR {
-                            acc[r][p] = s.dot4(acc[r][p], low[p], a.add(r * x.k + 4 * j));
-                            acc[r][p] = s.dot4(acc[r][p], high[p], a.add(r * x.k + 16 + 4 * j));
-                        }
-                    }
-                }
-                for r in 0..MR {
-                    for p in 0..NR {
-                        dots[r][p] = s.dot4_f32(acc[r][p]);
-                    }
-                }
-            }
-            for p in 0..NR {
-                let (scale, min) = scale_min(s, w, (panel + p) * groups + group);
-                for r in 0..MR {
-                    let a_scale = s.splat(*a_scales.add(r * groups + group));
-                    let a_sum = s.splat(*a_sums.add(r * groups + group));
-                    sums[r][p] = s.fma(s.mul(scale, a_scale), dots[r][p], sums[r][p]);
-                    sums[r][p] = s.fma(min, a_sum, sums[r][p]);
                 }
             }
         }

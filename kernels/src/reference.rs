@@ -31,12 +31,15 @@ pub fn matmul_packed(x: &Activations, w: &Packed, bias: Option<&[f32]>, y: &mut 
         for column in 0..n {
             let mut sum = bias.map_or(0.0, |bias| f64::from(bias[column]));
             for group in 0..w.k() / GROUP {
-                let (q, scale, min) = w.group(column, group);
+                let weights = w.group(column, group);
                 let (a, a_scale) = x.group(row, group);
-                let dot: i32 = q.iter().zip(a).map(|(q, a)| i32::from(*q) * i32::from(*a)).sum();
-                let total: i32 = a.iter().map(|a| i32::from(*a)).sum();
-                sum += f64::from(a_scale)
-                    * (f64::from(scale) * f64::from(dot) + f64::from(min) * f64::from(total));
+                let halves = weights.q.chunks(GROUP / 2).zip(a.chunks(GROUP / 2)).zip(weights.halves);
+                for ((q, a), (scale, min)) in halves {
+                    let dot: i32 = q.iter().zip(a).map(|(q, a)| i32::from(*q) * i32::from(*a)).sum();
+                    let total: i32 = a.iter().map(|a| i32::from(*a)).sum();
+                    sum += f64::from(a_scale)
+                        * (f64::from(scale) * f64::from(dot) + f64::from(min) * f64::from(total));
+                }
             }
             y[row * n + column] = sum as f32;
         }

@@ -9,6 +9,7 @@ pub(crate) struct Quantize<'a> {
     pub(crate) q: &'a mut [i8],
     pub(crate) scales: &'a mut [f32],
     pub(crate) sums: &'a mut [f32],
+    pub(crate) half_sums: &'a mut [f32],
 }
 
 impl Kernel for Quantize<'_> {
@@ -25,10 +26,12 @@ impl Kernel for Quantize<'_> {
                 let inverse = if amax < f32::MIN_POSITIVE * 128.0 { 0.0 } else { 127.0 / amax };
                 let scale = if inverse == 0.0 { 0.0 } else { amax / 127.0 };
                 let v = s.splat(inverse);
-                let total = s.store_i8(q.as_mut_ptr(), s.mul(a, v))
-                    + s.store_i8(q.as_mut_ptr().add(LANES), s.mul(b, v));
+                let first = s.store_i8(q.as_mut_ptr(), s.mul(a, v));
+                let second = s.store_i8(q.as_mut_ptr().add(LANES), s.mul(b, v));
                 self.scales[group] = scale;
-                self.sums[group] = scale * total as f32;
+                self.sums[group] = scale * (first + second) as f32;
+                self.half_sums[2 * group] = scale * first as f32;
+                self.half_sums[2 * group + 1] = scale * second as f32;
             }
         }
     }

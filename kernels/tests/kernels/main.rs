@@ -5,3 +5,4 @@ mod common;
 mod packed;
 mod pool;
 mod rows;
+mod super_scales;

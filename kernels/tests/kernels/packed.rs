@@ -75,7 +75,7 @@ fn integer_sums_are_exact() {
                 for (i, y) in y.iter().enumerate() {
                     let expected: i64 = (0..k)
                         .map(|j| {
-                            let (q, _, _) = w.group(i % n, j / GROUP);
+                            let q = w.group(i % n, j / GROUP).q;
                             i64::from(q[j % GROUP]) * x[i / n * k + j] as i64
                         })
                         .sum();
@@ -151,9 +151,11 @@ fn gives_back_what_was_packed() {
                 for r in 0..n {
                     w.dequantize_row(r, &mut row);
                     for g in 0..k / GROUP {
-                        let (q, scale, min) = w.group(r, g);
+                        let group = w.group(r, g);
+                        let (scale, min) = group.halves[0];
+                        assert_eq!(group.halves[1], (scale, min));
                         for i in 0..GROUP {
-                            assert_eq!(row[g * GROUP + i], scale * f32::from(q[i]) + min);
+                            assert_eq!(row[g * GROUP + i], scale * f32::from(group.q[i]) + min);
                         }
                     }
                 }
@@ -168,9 +170,9 @@ fn gives_back_what_was_packed() {
         (row as f32, 0.1)
     });
     for row in 0..20 {
-        let (q, scale, min) = w.group(row, 0);
-        assert_eq!((scale, min), (row as f32, 0.1));
-        assert!(q.iter().enumerate().all(|(i, q)| usize::from(*q) == (row + 3 * i) % 16));
+        let group = w.group(row, 0);
+        assert_eq!(group.halves, [(row as f32, 0.1); 2]);
+        assert!(group.q.iter().enumerate().all(|(i, q)| usize::from(*q) == (row + 3 * i) % 16));
     }
 }
 
