@@ -47,14 +47,15 @@ pub(super) struct CompareFlags {
     /// Branch, tag or commit of a model from the hub [default: main]
     #[arg(long, env = "OBOL_REVISION", value_name = "REV")]
     revision: Option<String>,
-    /// What is compared, the reference first: QUANT, or FILE or NAME of the same model with @QUANT after
-    /// it; each may end in +kv-TYPE
+    /// What is compared, the reference first: file, f32, f16, bf16, int8 or int4, or another FILE or NAME
+    /// of the same model, with @int8 and the like after it; +kv-int8 and the like sets the KV cache's type
     #[arg(long, value_delimiter = ',', default_value = "f32,file,int8,int4")]
     variants: Vec<Variant>,
     /// Text for perplexity [default: 71 kB of a novel that come with the program]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Chunks of the text that are scored; 0 for all
+    /// Chunks of the text that are scored, 0 for all; meanwhile the reference's log-probabilities take
+    /// half a chunk's tokens x vocabulary x 4 bytes of disk for each, 50 MB with 49,152 tokens
     #[arg(long, default_value = "8")]
     chunks: usize,
     /// Tokens in a chunk

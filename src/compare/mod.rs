@@ -145,6 +145,13 @@ pub struct Measured {
     pub speeds: Vec<Speed>,
 }
 
+impl Measured {
+    /// The precision of the weights alone.
+    fn weights(&self) -> &str {
+        self.precision.split('+').next().unwrap_or_default()
+    }
+}
+
 /// All variants; the first is the reference.
 #[derive(Debug, Clone)]
 pub struct Comparison {
@@ -254,8 +261,8 @@ fn measure(
             settings.answer_tokens,
             counted(reference.prompts.len(), "prompt")
         );
-        progress.stage(&label, &what, 1);
-        let answers = speed::answers(&running, &reference.prompts, settings)?;
+        progress.stage(&label, &what, reference.prompts.len() as u64);
+        let answers = speed::answers(&running, &reference.prompts, settings, progress)?;
         if reference.answers.is_empty() {
             reference.answers = answers;
         } else {
@@ -265,7 +272,7 @@ fn measure(
     if let Some(prompts) = &reference.windows {
         let clients: Vec<String> = settings.clients.iter().map(usize::to_string).collect();
         let what =
-            format!("speed, {} of {} clients", counted(settings.rounds, "round"), clients.join(" and "));
+            format!("speed at {} clients, {}", clients.join(" and "), counted(settings.rounds, "round"));
         progress.stage(&label, &what, (settings.rounds * clients.len()) as u64);
         measured.speeds = speed::speeds(&running, prompts, settings, progress)?;
     }

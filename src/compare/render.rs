@@ -20,14 +20,21 @@ impl Comparison {
         &self.variants[0]
     }
 
-    /// What the reference is, for people: `f32 (F32 of Q4_1)`.
+    /// What the reference is, for people: `reference: f32, dequantised from Q4_1`.
     #[must_use]
     pub fn reference_statement(&self) -> String {
         let reference = self.reference();
-        let (label, precision) = (&reference.label, &reference.precision);
-        match reference.quant.as_str() {
-            "file" => format!("reference: {label}, {precision} as the file has it"),
-            _ => format!("reference: {label}, {precision}"),
+        let label = &reference.label;
+        if reference.quant == "file" {
+            return format!("reference: {label}, {} as the file has it", reference.weights());
+        }
+        let same_file = |variant: &&Measured| variant.fingerprint == reference.fingerprint;
+        match self.variants.iter().filter(same_file).find(|variant| variant.quant == "file") {
+            Some(file) if file.weights().contains('Q') => {
+                format!("reference: {label}, dequantised from {}", file.weights())
+            }
+            Some(file) => format!("reference: {label}, converted from {}", file.weights()),
+            None => format!("reference: {label}, converted from what the file has"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Requests through the engine that the server uses: greedy answers, and closed loops of clients with
 //! what the meter charged for them. A closed loop sends its next request when the last one has ended.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -140,10 +141,15 @@ pub(super) fn answers(
     running: &Running,
     prompts: &[Arc<[u32]>],
     settings: &Settings,
+    progress: &Progress,
 ) -> Result<Vec<Vec<u32>>, CompareError> {
-    let asked = prompts
-        .iter()
-        .map(|prompt| ask(&running.engine, request(prompt.clone(), settings.answer_tokens, false)));
+    let done = Cell::new(0);
+    let asked = prompts.iter().map(async |prompt| {
+        let answer = ask(&running.engine, request(prompt.clone(), settings.answer_tokens, false)).await;
+        done.set(done.get() + 1);
+        progress.at(done.get());
+        answer
+    });
     let answers = runtime()?.block_on(join_all(asked));
     let answers = answers.into_iter().map(|answer| answer.map(|answer| answer.tokens));
     let answers = answers.collect::<Result<_, _>>()?;

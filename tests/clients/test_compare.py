@@ -2,6 +2,8 @@
 
 import json
 import math
+import signal
+import subprocess
 import xml.etree.ElementTree
 
 import harness
@@ -45,3 +47,25 @@ def test_compare(tmp_path, say):
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert any("perplexity lost" in (text.text or "") for text in root.iter("{http://www.w3.org/2000/svg}text"))
     assert not list(data.glob("*.db*")), "nothing is written to the ledger"
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    data, temporary = tmp_path / "data", tmp_path / "temporary"
+    temporary.mkdir()
+    command = [harness.binary(), "compare", harness.model(), "--variants", "file", "--only", "quality"]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(data)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=harness.clean_environment() | {"TMPDIR": str(temporary)},
+        cwd=tmp_path,
+    )
+    with process:
+        for line in process.stderr:
+            if "perplexity" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+    assert not list(data.rglob("*")) and not list(temporary.iterdir())
