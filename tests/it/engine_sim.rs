@@ -351,7 +351,10 @@ fn a_failing_step_ends_what_took_part_and_the_engine_goes_on() {
 fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
     let mut config = config(10, 4);
     config.queue_depth = 2;
-    let world = World::new(FakeModel::new(5, 40, 1), config);
+    // The first step waits for the stop, or a fast engine could be done before.
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let model = FakeModel::new(5, 40, 1).on_forward(move |_| drop(gate.recv()));
+    let world = World::new(model, config);
     let stops = Stops { max_tokens: 30, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
     let seats = (world.engine.reserve(), world.engine.reserve());
     assert!(world.engine.reserve().is_err(), "two places are taken");
@@ -360,6 +363,7 @@ fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
         let mut stream = world.submit(0, &[1; 4], Sampling::default(), stops, 2, 0);
         let mut ends = Vec::new();
         stream.stop_choice(1);
+        drop(go);
         while let Some(event) = stream.next().await {
             if let Event::Finished { choice, finish } = event {
                 ends.push((choice, finish));
