@@ -18,6 +18,7 @@ mod matrix;
 pub mod quant;
 pub mod safetensors;
 pub mod spec;
+pub mod text_files;
 pub mod tokenizer;
 
 pub use decoder::Decoder;

@@ -14,6 +14,7 @@ use crate::decoder::Decoder;
 use crate::error::LoadError;
 use crate::gguf::{GgufFile, type_name};
 use crate::quant::Quant;
+use crate::text_files::{self, Text};
 use crate::tokenizer::Tokenizer;
 
 /// More threads than any machine has.
@@ -86,11 +87,11 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let file = GgufFile::open(path)?;
     // The tokenizer's tables are built on one thread while the weights are packed on the others.
     let (model, text) = thread::scope(|scope| {
-        let text = scope.spawn(|| load_text(&file));
+        let text = scope.spawn(|| text_files::from_gguf(&file));
         let model = Decoder::load(&file, Cpu::new(options.threads), options.max_model_len);
         (model, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    let (model, (tokenizer, template)) = (model?, text?);
+    let (model, Text { tokenizer, template }) = (model?, text?);
     let spec = model.spec();
     if tokenizer.vocab_size() > spec.vocab {
         return Err(LoadError::Tokenizer(format!(
@@ -110,23 +111,6 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
         fingerprint: fingerprint(&file),
     };
     Ok(Loaded { model: Box::new(model), tokenizer: Arc::new(tokenizer), template, info })
-}
-
-fn load_text(file: &GgufFile) -> Result<(Tokenizer, Option<ChatTemplate>), LoadError> {
-    let tokenizer = Tokenizer::from_gguf(file)?;
-    let template = match file.find_string("tokenizer.chat_template")? {
-        // A file that has ChatML's markers was trained on them.
-        None if ["<|im_start|>", "<|im_end|>"].iter().all(|text| tokenizer.control_token(text).is_some()) => {
-            Some(ChatTemplate::chatml())
-        }
-        None => None,
-        Some(source) => {
-            let text = |token: Option<u32>| token.map_or_else(String::new, |id| tokenizer.token_text(id));
-            let template = ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()));
-            Some(template.map_err(|error| LoadError::Template(error.to_string()))?)
-        }
-    };
-    Ok((tokenizer, template))
 }
 
 fn name(file: &GgufFile) -> Result<String, LoadError> {

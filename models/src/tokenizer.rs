@@ -1,24 +1,41 @@
-//! Text to token ids and back, by the vocabulary that a GGUF file carries (`tokenizer.ggml.*`): byte-level BPE.
-//! Knows no chat format and keeps no state between calls, so one tokenizer serves all threads.
+//! Text to token ids and back: byte-pair encoding over bytes or characters, from GGUF files and from the
+//! `tokenizer.json` of Hugging Face directories. Knows no chat format and keeps no state between calls, so one
+//! tokenizer serves all threads.
 //!
-//! Invariants: the ids equal llama.cpp's for the same file; `token_bytes` of the ids of a text, put together, are
-//! the text's bytes (special tokens included), as long as the vocabulary has all bytes, which real ones do.
+//! A text goes through: special tokens found in it -> normalisation -> tokens found in the normalised text ->
+//! pieces -> merges. Each file format's reader fills these five in; nothing after the readers knows of formats.
+//!
+//! Invariants: the ids equal llama.cpp's for a GGUF file and the `tokenizers` library's for a directory; what
+//! users write never becomes a control token (see `guard`); `token_bytes` of the ids of a text, put together, are
+//! the text's bytes (special tokens included), as long as the vocabulary has all bytes, which real ones do, and
+//! the normalisation changes nothing but spaces.
 
 mod bpe;
 mod bytes;
+mod families;
+mod gguf;
 mod guard;
+#[expect(dead_code, reason = "the reader of directories comes next")]
+mod model;
+mod pattern;
+mod scored;
 mod special;
-mod split;
+#[expect(dead_code, reason = "the reader of directories comes next")]
+mod steps;
+#[expect(dead_code, reason = "the reader of directories comes next")]
+mod vocabulary;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::error::LoadError;
-use crate::gguf::GgufFile;
-use bpe::{Merges, Scratch};
-use bytes::Alphabet;
+use bpe::Scratch;
 pub use guard::{Guard, NoMarkLeft};
-use special::SpecialTokens;
-use split::Splitter;
+use model::{Model, Symbols};
+use special::{Found, Fragment, SpecialTokens};
+use steps::{Place, PrependTo, Step};
+use vocabulary::Spelling;
+pub use vocabulary::{TokenKind, Vocabulary, VocabularyModel};
 
 /// What to do about special tokens when encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,48 +48,6 @@ pub struct Special {
     pub add: bool,
 }
 
-/// What a token is (`tokenizer.ggml.token_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenKind {
-    /// A piece of text.
-    Normal,
-    /// Stands for what has no token.
-    Unknown,
-    /// Steers: never text of its own.
-    Control,
-    /// Text that is always found whole.
-    UserDefined,
-    /// A place without a use.
-    Unused,
-    /// One byte.
-    Byte,
-}
-
-/// A vocabulary as a file holds it; [`Tokenizer::new`] checks it.
-#[derive(Debug, Clone, Default)]
-pub struct Vocabulary {
-    /// The tokens' texts in the byte alphabet, by id.
-    pub tokens: Vec<String>,
-    /// The tokens' kinds, by id; empty if all are normal.
-    pub kinds: Vec<TokenKind>,
-    /// Pairs to merge, `left right`, the most important first.
-    pub merges: Vec<String>,
-    /// Name of the pre-tokenizer.
-    pub pre: String,
-    /// Beginning of text.
-    pub bos: Option<u32>,
-    /// End of text.
-    pub eos: Option<u32>,
-    /// Further tokens that end an answer (end of turn, end of message).
-    pub ends: Vec<u32>,
-    /// Whether encoding adds `bos`; `None`: as the pre-tokenizer's family does.
-    pub add_bos: Option<bool>,
-    /// Whether encoding adds `eos`.
-    pub add_eos: bool,
-    /// Whether a space goes before a text.
-    pub add_space_prefix: bool,
-}
-
 /// Tokens that end an answer wherever a vocabulary has them as control tokens: files often name only one of them.
 const END_TEXTS: &[&str] = &[
     "<|im_end|>",
@@ -82,18 +57,25 @@ const END_TEXTS: &[&str] = &[
     "<|end_of_text|>",
     "<|end|>",
     "<end_of_turn>",
+    "<turn|>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
 ];
 
 /// Encodes and decodes.
 #[derive(Debug)]
 pub struct Tokenizer {
-    splitter: Splitter,
-    merges: Merges,
-    /// The token of each single byte.
-    byte_ids: [Option<u32>; 256],
-    /// Whole pieces that are tokens; only for families that take them without merging.
-    whole: HashMap<Box<[u8]>, u32>,
+    /// Found in the text as it is.
     special: SpecialTokens,
+    /// Done to the text between them.
+    normalize: Vec<Step>,
+    /// Found in the normalised text.
+    normalized: SpecialTokens,
+    /// Cuts what is between those.
+    split: Vec<Step>,
+    model: Model,
+    /// Where a space is put before texts, which decoding leaves out again.
+    space_before: Option<PrependTo>,
     /// The bytes of all tokens, one after the other, and where each ends.
     bytes: Vec<u8>,
     ends_at: Vec<u32>,
@@ -101,107 +83,78 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     end_tokens: Vec<u32>,
-    add_bos: bool,
-    add_eos: bool,
-    add_space_prefix: bool,
+    /// Tokens that encoding adds.
+    before: Vec<u32>,
+    after: Vec<u32>,
+}
+
+/// What a tokenizer is made of, as the readers of file formats deliver it.
+struct Parts {
+    tokens: Vec<String>,
+    kinds: Vec<TokenKind>,
+    /// Control, unknown and user-defined tokens.
+    found: Vec<Found>,
+    normalize: Vec<Step>,
+    split: Vec<Step>,
+    model: Model,
+    /// A piece that is a token is taken whole, without merging.
+    whole: bool,
+    spelling: Spelling,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    ends: Vec<u32>,
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.ggml.*`.
-    ///
-    /// # Errors
-    /// When a key is missing or of another type, the model is not byte-level BPE, the pre-tokenizer is unknown, or
-    /// the parts do not fit together (see [`Tokenizer::new`]).
-    pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
-        let model = file.string("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(LoadError::Tokenizer(format!(
-                "its kind `{model}` is not supported; supported: gpt2 (byte-level BPE)"
-            )));
-        }
-        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
-        let kinds = file.find_i32s("tokenizer.ggml.token_type")?.unwrap_or_default();
-        let end = |name: &str| file.find_u32(&format!("tokenizer.ggml.{name}_token_id"));
-        let vocabulary = Vocabulary {
-            tokens: owned(file.strings("tokenizer.ggml.tokens")?),
-            kinds: kinds.into_iter().map(kind_of).collect::<Result<_, _>>()?,
-            merges: owned(file.strings("tokenizer.ggml.merges")?),
-            pre: file.find_string("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
-            bos: end("bos")?,
-            eos: end("eos")?,
-            ends: [end("eot")?, end("eom")?].into_iter().flatten().collect(),
-            add_bos: file.find_bool("tokenizer.ggml.add_bos_token")?,
-            add_eos: file.find_bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
-            add_space_prefix: file.find_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false),
-        };
-        Self::new(&vocabulary)
-    }
-
-    /// Builds the tables.
-    ///
-    /// # Errors
-    /// [`LoadError::Tokenizer`] when the vocabulary is empty or too large, a list has another length, an id is out
-    /// of range, or a merge names a token that is not there.
-    pub fn new(vocabulary: &Vocabulary) -> Result<Self, LoadError> {
+    fn assemble(parts: Parts) -> Result<Self, LoadError> {
         let fail = |why: String| Err(LoadError::Tokenizer(why));
-        let size = vocabulary.tokens.len();
+        let size = parts.tokens.len();
         if size == 0 || size >= u32::MAX as usize {
             return fail(format!("it has {size} tokens"));
         }
-        let mut kinds = vocabulary.kinds.clone();
-        if kinds.is_empty() {
-            kinds = vec![TokenKind::Normal; size];
-        } else if kinds.len() != size {
-            return fail(format!("it has {size} tokens but {} token types", kinds.len()));
+        let mut ids: Vec<u32> = [parts.bos, parts.eos].into_iter().flatten().collect();
+        ids.extend([&parts.ends, &parts.before, &parts.after].into_iter().flatten());
+        if let Some(id) = ids.into_iter().find(|&id| id as usize >= size) {
+            return fail(format!("the special token id {id} is not below the vocabulary's size {size}"));
         }
-        let named =
-            [vocabulary.bos, vocabulary.eos].into_iter().flatten().chain(vocabulary.ends.iter().copied());
-        for id in named.clone() {
-            if id as usize >= size {
-                return fail(format!("the special token id {id} is not below the vocabulary's size {size}"));
-            }
-        }
-        let splitter = Splitter::by_name(&vocabulary.pre).map_err(LoadError::Tokenizer)?;
-
-        let id_of = ids_by_text(&vocabulary.tokens);
-        let merges = read_merges(&vocabulary.merges, &id_of)?;
-        let byte_ids = std::array::from_fn(|byte| {
-            id_of.get(bytes::char_of_byte(byte as u8).encode_utf8(&mut [0; 4]) as &str).copied()
-        });
-        let (bytes, ends_at) = decode_all(&vocabulary.tokens, &kinds);
+        let (bytes, ends_at) = vocabulary::decode_all(&parts.tokens, &parts.kinds, parts.spelling)?;
+        let (normalized, raw): (Vec<_>, Vec<_>) = parts.found.into_iter().partition(|found| found.normalized);
+        let special = |found| SpecialTokens::new(found, &parts.kinds).map_err(LoadError::Tokenizer);
+        let end_tokens = end_tokens(&parts.tokens, &parts.kinds, parts.eos.into_iter().chain(parts.ends));
         let mut tokenizer = Self {
-            add_bos: vocabulary.add_bos.unwrap_or(splitter.add_bos),
-            splitter,
-            merges,
-            byte_ids,
-            whole: HashMap::new(),
-            special: SpecialTokens::new(&vocabulary.tokens, &kinds).map_err(LoadError::Tokenizer)?,
+            special: special(raw)?,
+            normalized: special(normalized)?,
+            space_before: space_before(parts.normalize.iter().chain(&parts.split), parts.spelling),
+            normalize: parts.normalize,
+            split: parts.split,
+            model: parts.model,
             bytes,
             ends_at,
-            bos: vocabulary.bos,
-            eos: vocabulary.eos,
-            end_tokens: Vec::new(),
-            add_eos: vocabulary.add_eos,
-            add_space_prefix: vocabulary.add_space_prefix,
-            kinds,
+            bos: parts.bos,
+            eos: parts.eos,
+            end_tokens,
+            before: parts.before,
+            after: parts.after,
+            kinds: parts.kinds,
         };
-        if tokenizer.splitter.ignore_merges {
-            tokenizer.whole = tokenizer.whole_pieces();
+        if parts.whole {
+            tokenizer.model.whole = tokenizer.whole_pieces(&parts.tokens, parts.spelling);
         }
-        let ends = vocabulary.eos.into_iter().chain(vocabulary.ends.iter().copied());
-        let known = END_TEXTS.iter().filter_map(|text| id_of.get(text).copied());
-        let known = known.filter(|&id| tokenizer.kinds[id as usize] == TokenKind::Control);
-        tokenizer.end_tokens = ends.chain(known).collect();
-        tokenizer.end_tokens.sort_unstable();
-        tokenizer.end_tokens.dedup();
         Ok(tokenizer)
     }
 
-    fn whole_pieces(&self) -> HashMap<Box<[u8]>, u32> {
+    fn whole_pieces(&self, tokens: &[String], spelling: Spelling) -> HashMap<Box<[u8]>, u32> {
         let normal = |id: &u32| self.kinds[*id as usize] == TokenKind::Normal;
+        // Pieces are bytes where the tokens are spelled in bytes, else they are written as the tokens are.
+        let piece = |id: u32| match (spelling, &self.model.symbols) {
+            (Spelling::Bytes, Symbols::Bytes(_)) => self.token_bytes(id),
+            _ => Some(tokens[id as usize].as_bytes()),
+        };
         // Backwards, so that of equal tokens the first stays.
         let ids = (0..self.kinds.len() as u32).rev().filter(normal);
-        ids.filter_map(|id| Some((self.token_bytes(id)?.into(), id))).collect()
+        ids.filter_map(|id| Some((piece(id)?.into(), id))).collect()
     }
 
     // ---- encoding ----
@@ -227,35 +180,43 @@ impl Tokenizer {
     fn encode_marked(&self, text: &str, guard: Option<Guard>, special: Special) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         let mut scratch = Scratch::default();
-        let mut first = self.add_space_prefix;
+        let mut place = Place { first_text: true, start: true };
         self.special.partition(text, special.parse, &mut |fragment| match fragment {
-            special::Fragment::Token(id) => ids.push(id),
-            special::Fragment::Text(text) => {
+            Fragment::Token(id) => {
+                ids.push(id);
+                place.start = false;
+            }
+            Fragment::Text(text) => {
                 let text = guard.map_or(text.into(), |guard| guard.unmark(text));
-                if std::mem::take(&mut first) && !text.starts_with(char::is_whitespace) {
-                    self.encode_text(&format!(" {text}"), &mut scratch, &mut ids);
-                } else {
-                    self.encode_text(&text, &mut scratch, &mut ids);
+                if !text.is_empty() {
+                    self.encode_text(text, place, &mut scratch, &mut ids);
+                    place = Place { first_text: false, start: false };
                 }
             }
         });
-        if special.add && self.add_bos && self.bos.is_some() && ids.first() != self.bos.as_ref() {
-            ids.splice(0..0, self.bos);
-        }
-        if special.add && self.add_eos {
-            ids.extend(self.eos);
+        if special.add {
+            if !self.before.is_empty() && !ids.starts_with(&self.before) {
+                ids.splice(0..0, self.before.iter().copied());
+            }
+            ids.extend(&self.after);
         }
         ids
     }
 
-    fn encode_text(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        self.splitter.split(text, &mut |piece: &str| match self.whole.get(piece.as_bytes()) {
-            Some(&id) => ids.push(id),
-            // A byte without a token is left out, as llama.cpp does.
-            None => {
-                let bytes = piece.bytes().filter_map(|byte| self.byte_ids[usize::from(byte)]);
-                scratch.merge(&self.merges, bytes, ids);
+    fn encode_text(&self, text: Cow<'_, str>, mut place: Place, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let text = steps::rewrite(&self.normalize, text, place);
+        let mut model = |piece: &str, ids: &mut Vec<u32>| self.model.encode(piece, scratch, ids);
+        if self.normalized.is_empty() {
+            return steps::pieces(&self.split, &text, place, &mut |piece| model(piece, ids));
+        }
+        self.normalized.partition(&text, false, &mut |fragment| {
+            match fragment {
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => {
+                    steps::pieces(&self.split, text, place, &mut |piece| model(piece, ids));
+                }
             }
+            place = Place { first_text: false, start: false };
         });
     }
 
@@ -275,12 +236,21 @@ impl Tokenizer {
         String::from_utf8_lossy(self.token_bytes(id).unwrap_or_default()).into_owned()
     }
 
-    /// The text of `ids`; what is no UTF-8 becomes U+FFFD, ids out of range are left out.
+    /// The text of `ids`, without the space that encoding put before it; what is no UTF-8 becomes U+FFFD, ids out
+    /// of range are left out.
     #[must_use]
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut bytes = Vec::new();
-        for &id in ids.iter().filter(|&&id| !(skip_special && self.is_special(id))) {
-            bytes.extend_from_slice(self.token_bytes(id).unwrap_or_default());
+        let mut strips = self.space_before.is_some();
+        for &id in ids {
+            let is_special = self.is_special(id);
+            let token = self.token_bytes(id).unwrap_or_default();
+            let token = token.strip_prefix(b" ").filter(|_| strips && !is_special).unwrap_or(token);
+            if !(skip_special && is_special) {
+                bytes.extend_from_slice(token);
+            }
+            let whole = is_special || self.kinds.get(id as usize) == Some(&TokenKind::UserDefined);
+            strips = self.space_before == Some(PrependTo::Every) && whole;
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -325,61 +295,24 @@ impl Tokenizer {
     }
 }
 
-fn kind_of(number: i32) -> Result<TokenKind, LoadError> {
-    Ok(match number {
-        1 => TokenKind::Normal,
-        2 => TokenKind::Unknown,
-        3 => TokenKind::Control,
-        4 => TokenKind::UserDefined,
-        5 => TokenKind::Unused,
-        6 => TokenKind::Byte,
-        other => return Err(LoadError::Tokenizer(format!("it has the unknown token type {other}"))),
+/// `ends`, and the control tokens that are known to end answers; ascending.
+fn end_tokens(tokens: &[String], kinds: &[TokenKind], ends: impl Iterator<Item = u32>) -> Vec<u32> {
+    let known = |id: &u32| {
+        kinds[*id as usize] == TokenKind::Control && END_TEXTS.contains(&tokens[*id as usize].as_str())
+    };
+    let mut found: Vec<u32> = ends.chain((0..tokens.len() as u32).filter(known)).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Where encoding puts a space that is no part of the text. Byte-level vocabularies keep it when they decode.
+fn space_before<'s>(mut steps: impl Iterator<Item = &'s Step>, spelling: Spelling) -> Option<PrependTo> {
+    let Spelling::Spaces(mark) = spelling else { return None };
+    steps.find_map(|step| match step {
+        Step::Prepend(prepend) if prepend.text == " " || prepend.text == mark.to_string() => Some(prepend.to),
+        _ => None,
     })
-}
-
-/// Of equal texts the first counts.
-fn ids_by_text(tokens: &[String]) -> HashMap<&str, u32> {
-    let mut id_of = HashMap::with_capacity(tokens.len());
-    for (id, token) in tokens.iter().enumerate() {
-        id_of.entry(token.as_str()).or_insert(id as u32);
-    }
-    id_of
-}
-
-fn read_merges(lines: &[String], id_of: &HashMap<&str, u32>) -> Result<Merges, LoadError> {
-    let mut merges = Merges::with_capacity(lines.len());
-    let mut text = String::new();
-    for (rank, line) in lines.iter().enumerate() {
-        let fail = |why: &str| Err(LoadError::Tokenizer(format!("merge {rank} ({line:?}) {why}")));
-        // A space at the start would be part of the left side.
-        let Some(border) = line.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at) else {
-            return fail("is not two tokens with a space between");
-        };
-        let (left, right) = (&line[..border], &line[border + 1..]);
-        text.clear();
-        text.extend([left, right]);
-        match (id_of.get(left), id_of.get(right), id_of.get(text.as_str())) {
-            (Some(&left), Some(&right), Some(&result)) => merges.add(left, right, rank as u32, result),
-            _ => return fail("names a token that the vocabulary does not have"),
-        }
-    }
-    Ok(merges)
-}
-
-/// All tokens' bytes and where each ends.
-fn decode_all(tokens: &[String], kinds: &[TokenKind]) -> (Vec<u8>, Vec<u32>) {
-    let alphabet = Alphabet::new();
-    let (mut bytes, mut ends_at) = (Vec::new(), Vec::with_capacity(tokens.len()));
-    for (token, kind) in tokens.iter().zip(kinds) {
-        // Special tokens are written as they are; so is a normal one with a character outside the alphabet.
-        let encoded = matches!(kind, TokenKind::Normal | TokenKind::Byte | TokenKind::Unused);
-        match encoded.then(|| alphabet.bytes(token)).flatten() {
-            Some(decoded) => bytes.extend(decoded),
-            None => bytes.extend_from_slice(token.as_bytes()),
-        }
-        ends_at.push(bytes.len() as u32);
-    }
-    (bytes, ends_at)
 }
 
 #[cfg(test)]

@@ -61,6 +61,10 @@ fn ids_equal_those_of_llama_cpp() {
     for name in ["gpt-2", "llama-bpe", "qwen2", "starcoder", "falcon", "mpt", "refact", "command-r"] {
         check_vectors(name, "texts.txt");
     }
+    for name in ["llama-spm", "phi-3", "deepseek-llm", "deepseek-coder"] {
+        check_vectors(name, "texts.txt");
+    }
+    check_vectors("gemma-4", "texts-gemma-4.txt");
     check_vectors("qwen35", "texts-qwen35.txt");
 }
 

@@ -1,5 +1,6 @@
 //! Byte-pair merging of one piece: the pair with the lowest rank first, the leftmost of equals, until no pair of
-//! neighbours has a rank. O(n log n) in the piece's length, so a megabyte without a space is no attack.
+//! neighbours has a rank. O(n log n) in the piece's length, so a megabyte without a space is no attack. Knows
+//! ids only: whether a rank comes from a list of merges or from scores, or what an id stands for, is not its matter.
 //! (Sennrich et al. 2016, arXiv:1508.07909; byte level as in GPT-2.)
 
 use std::cmp::Reverse;
@@ -56,7 +57,7 @@ impl Hasher for PairHasher {
     }
 }
 
-/// Buffers of `merge`, kept between pieces.
+/// One piece while it is merged. Kept between pieces, so that they share buffers.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
@@ -85,14 +86,14 @@ struct Candidate {
 }
 
 impl Scratch {
-    /// Merges the tokens of single bytes and appends what is left to `out`.
-    pub(super) fn merge(&mut self, merges: &Merges, bytes: impl Iterator<Item = u32>, out: &mut Vec<u32>) {
-        self.symbols.clear();
-        self.queue.clear();
-        for id in bytes {
-            let place = self.symbols.len() as u32;
-            self.symbols.push(Symbol { id, previous: place.wrapping_sub(1), next: place + 1 });
-        }
+    /// Adds a token to the end of the piece.
+    pub(super) fn push(&mut self, id: u32) {
+        let place = self.symbols.len() as u32;
+        self.symbols.push(Symbol { id, previous: place.wrapping_sub(1), next: place + 1 });
+    }
+
+    /// Merges what was pushed, appends what is left to `out`, and is empty again.
+    pub(super) fn merge(&mut self, merges: &Merges, out: &mut Vec<u32>) {
         let Some(last) = self.symbols.last_mut() else { return };
         last.next = NONE;
         for place in 0..self.symbols.len() as u32 {
@@ -107,6 +108,7 @@ impl Scratch {
             out.push(symbol.id);
             place = symbol.next;
         }
+        self.symbols.clear();
     }
 
     /// Queues the pair that begins at `place`, if it can be merged.

@@ -27,9 +27,14 @@ impl Alphabet {
         Self { byte_of }
     }
 
+    /// The byte that `c` stands for.
+    pub(super) fn byte(&self, c: char) -> Option<u8> {
+        self.byte_of.get(c as usize).copied().flatten()
+    }
+
     /// The bytes that `text` stands for; `None` if a character is not of the alphabet.
     pub(super) fn bytes(&self, text: &str) -> Option<Vec<u8>> {
-        text.chars().map(|c| self.byte_of.get(c as usize).copied().flatten()).collect()
+        text.chars().map(|c| self.byte(c)).collect()
     }
 }
 

@@ -114,7 +114,7 @@ fn bos_and_eos_are_added_as_the_file_says_and_never_twice() {
 #[test]
 fn a_space_goes_before_a_text_only_if_the_file_says_so() {
     let mut vocabulary = vocabulary(&[], &[("<s>", TokenKind::Control)]);
-    vocabulary.add_space_prefix = true;
+    vocabulary.add_space_prefix = Some(true);
     let tokenizer = Tokenizer::new(&vocabulary).expect("good");
     assert_eq!(pieces(&tokenizer, "ab", true), [" ", "a", "b"]);
     assert_eq!(pieces(&tokenizer, " a", true), [" ", "a"]);
