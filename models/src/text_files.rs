@@ -1,6 +1,9 @@
 //! A model's files to its tokenizer and chat template. Knows where the files keep them and nothing of their insides.
 
+use std::io::ErrorKind;
 use std::path::Path;
+
+use serde_json::Value;
 
 use crate::chat_template::ChatTemplate;
 use crate::error::LoadError;
@@ -26,13 +29,47 @@ pub fn from_gguf(file: &GgufFile) -> Result<Text, LoadError> {
     Ok(Text { tokenizer, template })
 }
 
-/// From a Hugging Face directory: `tokenizer.json` and the files beside it.
+/// From a Hugging Face directory: `tokenizer.json` and the files beside it; the template from
+/// `chat_template.jinja`, else from `tokenizer_config.json`.
 ///
 /// # Errors
 /// As [`from_gguf`], and when a file cannot be read.
 pub fn from_directory(directory: &Path) -> Result<Text, LoadError> {
-    let _ = directory;
-    Err(LoadError::Tokenizer("tokenizers of Hugging Face directories are not supported yet".into()))
+    let tokenizer = Tokenizer::from_hf(directory)?;
+    let source = template_source(directory)?;
+    let template = template(source.as_deref(), &tokenizer)?;
+    Ok(Text { tokenizer, template })
+}
+
+fn template_source(directory: &Path) -> Result<Option<String>, LoadError> {
+    let read = |name: &str| {
+        let path = directory.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LoadError::Io { path, source }),
+        }
+    };
+    if let Some(source) = read("chat_template.jinja")? {
+        return Ok(Some(source));
+    }
+    let Some(config) = read("tokenizer_config.json")? else { return Ok(None) };
+    let bad = |why: String| LoadError::Template(format!("tokenizer_config.json: {why}"));
+    let config: Value = serde_json::from_str(&config).map_err(|error| bad(error.to_string()))?;
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(source.clone())),
+        // Several by name: the default, else the first.
+        Some(Value::Array(named)) => {
+            let is_default = |entry: &&Value| entry["name"] == "default";
+            let Some(chosen) = named.iter().find(is_default).or(named.first()) else { return Ok(None) };
+            let source = chosen["template"].as_str();
+            source.map(|source| Some(source.to_owned())).ok_or_else(|| {
+                bad("`chat_template` should be a list of templates, each with `name` and `template`".into())
+            })
+        }
+        Some(_) => Err(bad("`chat_template` should be a string or a list of named templates".into())),
+    }
 }
 
 fn template(source: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, LoadError> {

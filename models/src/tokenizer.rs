@@ -15,14 +15,12 @@ mod bytes;
 mod families;
 mod gguf;
 mod guard;
-#[expect(dead_code, reason = "the reader of directories comes next")]
+mod hf;
 mod model;
 mod pattern;
 mod scored;
 mod special;
-#[expect(dead_code, reason = "the reader of directories comes next")]
 mod steps;
-#[expect(dead_code, reason = "the reader of directories comes next")]
 mod vocabulary;
 
 use std::borrow::Cow;

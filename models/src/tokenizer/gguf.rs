@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::model::{CharIds, Model, Symbols, Unknown};
 use super::special::Found;
-use super::steps::{Prepend, PrependTo, Step};
+use super::steps::{Prepend, PrependTo, Step, Unless};
 use super::vocabulary::{self, Spelling, TokenKind, Vocabulary, VocabularyModel};
 use super::{Parts, Tokenizer, families, scored};
 use crate::error::LoadError;
@@ -83,13 +83,13 @@ impl Tokenizer {
                 let family = families::by_name(&vocabulary.pre).map_err(LoadError::Tokenizer)?;
                 split = family.steps;
                 if vocabulary.add_space_prefix == Some(true) {
-                    let (text, unless) = (" ".to_owned(), char::is_whitespace as fn(char) -> bool);
+                    let (text, unless) = (" ".to_owned(), Unless::Space);
                     normalize.push(Step::Prepend(Prepend { text, unless, to: PrependTo::FirstText }));
                 }
                 add_bos = family.add_bos;
                 model = Model {
                     merges: vocabulary::read_merges(&vocabulary.merges, &id_of, &kinds)?,
-                    symbols: Symbols::Bytes(vocabulary::alphabet_ids(&id_of)),
+                    symbols: Symbols::Bytes(vocabulary::alphabet_ids(&id_of, &kinds)),
                     whole: HashMap::new(),
                     // A byte without a token is left out, as llama.cpp does.
                     unknown: Unknown::default(),
@@ -104,7 +104,7 @@ impl Tokenizer {
             VocabularyModel::Scores => {
                 split = Vec::new();
                 if vocabulary.add_space_prefix != Some(false) {
-                    let (text, unless) = (" ".to_owned(), (|_| false) as fn(char) -> bool);
+                    let (text, unless) = (" ".to_owned(), Unless::Never);
                     normalize.push(Step::Prepend(Prepend { text, unless, to: PrependTo::Every }));
                 }
                 normalize.push(Step::replace(" ", SPACE).map_err(LoadError::Tokenizer)?);

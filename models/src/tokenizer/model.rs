@@ -22,7 +22,7 @@ pub(super) struct Model {
 pub(super) enum Symbols {
     Bytes(ByteIds),
     /// The piece's characters stand for bytes already.
-    SpelledBytes(ByteIds, Alphabet),
+    SpelledBytes(ByteIds, Box<Alphabet>),
     Chars(CharIds),
 }
 

@@ -55,8 +55,15 @@ pub(super) enum Behavior {
 pub(super) struct Prepend {
     pub(super) text: String,
     /// Not before a text that begins so.
-    pub(super) unless: fn(char) -> bool,
+    pub(super) unless: Unless,
     pub(super) to: PrependTo,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unless {
+    Never,
+    Char(char),
+    Space,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +211,12 @@ impl Prepend {
             PrependTo::FirstText => place.first_text,
             PrependTo::Start => place.start,
         };
-        if here && text.chars().next().is_some_and(|first| !(self.unless)(first)) {
+        let stands = |first: char| match self.unless {
+            Unless::Never => false,
+            Unless::Char(c) => first == c,
+            Unless::Space => first.is_whitespace(),
+        };
+        if here && text.chars().next().is_some_and(|first| !stands(first)) {
             format!("{}{text}", self.text).into()
         } else {
             text

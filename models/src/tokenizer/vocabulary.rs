@@ -127,9 +127,10 @@ pub(super) fn add_merge(
 }
 
 /// The tokens of single bytes in the byte alphabet.
-pub(super) fn alphabet_ids(id_of: &HashMap<&str, u32>) -> ByteIds {
+pub(super) fn alphabet_ids(id_of: &HashMap<&str, u32>, kinds: &[TokenKind]) -> ByteIds {
     Box::new(std::array::from_fn(|byte| {
-        id_of.get(bytes::char_of_byte(byte as u8).encode_utf8(&mut [0; 4]) as &str).copied()
+        let id = id_of.get(bytes::char_of_byte(byte as u8).encode_utf8(&mut [0; 4]) as &str).copied()?;
+        (!matches!(kinds[id as usize], TokenKind::Control | TokenKind::Unknown)).then_some(id)
     }))
 }
 
