@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use obol_kernels::{
     Act, Activations, Attention, Bits, Cpu, Dense, DenseData, GROUP, Isa, KvDtype, KvLayer, KvShape, Packed,
-    Rows, ScaleKind, Span,
+    Rows, ScaleKind, Span, SuperBlock, SuperKind,
 };
 
 /// (n, k): q and o, k or v, gate or up, down, the vocabulary.
@@ -91,6 +91,62 @@ fn eight_bits_and_dense(c: &mut Criterion) {
         }
         group.finish();
     }
+}
+
+/// The K-quants' scales beside Q4_1's, which have one step.
+fn super_scales(c: &mut Criterion) {
+    let (n, k) = (2048, 2048);
+    for isa in Isa::available() {
+        let cpu = Cpu::with_isa(threads(), isa);
+        let mut group = c.benchmark_group(format!("super-blocks {isa}"));
+        let fill = |row: usize, at: usize, out: &mut SuperBlock| {
+            for (i, q) in out.q.iter_mut().enumerate() {
+                *q = ((row * 7 + at * 3 + i * 5) % 16) as u8;
+            }
+            (out.d, out.dmin, out.scales, out.mins) = (half::f16::ONE, half::f16::ONE, [7; 16], [3; 16]);
+        };
+        for (name, w) in [
+            ("q4_1", weights(&cpu, n, k, Bits::Four, ScaleKind::F16)),
+            ("q4_k", Packed::build_super(&cpu, n, k, Bits::Four, SuperKind::WITH_MIN, &fill)),
+            ("q2_k", Packed::build_super(&cpu, n, k, Bits::Four, SuperKind::HALVES_WITH_MIN, &fill)),
+            ("q8_0", weights(&cpu, n, k, Bits::Eight, ScaleKind::F16Centred)),
+            ("q6_k", Packed::build_super(&cpu, n, k, Bits::Eight, SuperKind::HALVES_CENTRED_32, &fill)),
+        ] {
+            for m in [1, 128] {
+                let (mut x, mut y) = (Activations::new(), vec![0.0; m * n]);
+                cpu.quantize(&numbers(m * k), k, &mut x);
+                group.throughput(Throughput::Elements((2 * m * n * k) as u64));
+                group.bench_function(BenchmarkId::new(name, m), |b| {
+                    b.iter(|| cpu.matmul_packed(black_box(&x), &w, None, &mut y));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+fn quantising_weights(c: &mut Criterion) {
+    let cpu = Cpu::new(1);
+    let mut group = c.benchmark_group("quantising weights");
+    let x = numbers(64 * GROUP);
+    let (groups, _) = x.as_chunks::<GROUP>();
+    let mut q = [0; GROUP];
+    group.throughput(Throughput::Elements(x.len() as u64));
+    group.bench_function("int4", |b| {
+        b.iter(|| {
+            for x in groups {
+                black_box(cpu.quantize_int4(x, &mut q));
+            }
+        });
+    });
+    group.bench_function("int8", |b| {
+        b.iter(|| {
+            for x in groups {
+                black_box(cpu.quantize_int8(x, &mut q));
+            }
+        });
+    });
+    group.finish();
 }
 
 fn rows(c: &mut Criterion) {
@@ -192,6 +248,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(700))
         .without_plots();
-    targets = packed, eight_bits_and_dense, rows, attention, packing
+    targets = packed, eight_bits_and_dense, super_scales, quantising_weights, rows, attention, packing
 }
 criterion_main!(benches);

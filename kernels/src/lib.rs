@@ -23,6 +23,7 @@ mod kv_write;
 mod packed;
 mod packed_product;
 mod pool;
+mod quantize_weights;
 pub mod reference;
 mod rope;
 mod row_ops;

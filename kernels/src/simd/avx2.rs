@@ -41,6 +41,24 @@ pub(super) unsafe fn sum8(v: __m256) -> f32 {
     }
 }
 
+/// Each lane rounded to bf16, in its low 16 bits.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn bf16_bits(v: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Half of the last kept place, less one where that place is even; a NaN stays one.
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let number = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+        let nan = _mm256_or_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(0x40));
+        _mm256_blendv_epi8(number, nan, _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v)))
+    }
+}
+
 type V = [__m256; 2];
 type W = [__m256i; 2];
 
@@ -103,17 +121,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut u16, v: V) {
         with!({
-            // Half of the last kept place, less one where that place is even; a NaN stays one.
-            let rounded = |v: __m256| {
-                let bits = _mm256_castps_si256(v);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-                let number = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
-                let nan = _mm256_or_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(0x40));
-                let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-                _mm256_blendv_epi8(number, nan, is_nan)
-            };
-            let words = _mm256_packus_epi32(rounded(v[0]), rounded(v[1]));
+            let words = _mm256_packus_epi32(bf16_bits(v[0]), bf16_bits(v[1]));
             _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(words));
         })
     }

@@ -4,5 +4,6 @@ mod attention;
 mod common;
 mod packed;
 mod pool;
+mod quantize_weights;
 mod rows;
 mod super_scales;
