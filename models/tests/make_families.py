@@ -2,8 +2,10 @@
 """Writes a small random checkpoint of each model family, as HF transformers saves it, with the logits and the greedy
 continuation that transformers gives in f32 with eager attention; prints how much each special feature matters.
 
-Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, torch 2.15.0 (on CPU), transformers 5.23.0.
-Run it in a virtual environment that has those four: python models/tests/make_families.py [--only NAME,..]
+Made with Python 3.11, gguf 0.19.0, numpy 2.4.6, torch 2.15.0 (on CPU), transformers 5.23.0 and llama.cpp as in
+llama-cpp-python 0.3.36. Run it in a virtual environment that has the first five:
+    python models/tests/make_families.py [--only NAME,..] [--converter CONVERT_HF_TO_GGUF.PY] [--server LLAMA-SERVER]
+Without a converter there are no GGUF files; with a server they are compared with what llama.cpp computes from them.
 It overwrites models/tests/fixtures/families/NAME/*; the same versions give the same files. See the README there.
 """
 
@@ -11,7 +13,11 @@ import argparse
 import copy
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -40,6 +46,7 @@ BASE = dict(
     pad_token_id=0,
     tie_word_embeddings=True,
 )
+SMALL = dict(hidden_size=32, head_dim=16)
 DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -110,7 +117,7 @@ FAMILIES = {
         "llama",
         BF16,
         200,
-        dict(hidden_size=32, head_dim=16, rope_parameters=LLAMA3),
+        dict(**SMALL, rope_parameters=LLAMA3),
         {
             "llama3 scaling": {"rope_parameters": DEFAULT},
             "its smooth middle": {"rope_parameters": LLAMA3 | {"low_freq_factor": 3.99}},
@@ -120,7 +127,7 @@ FAMILIES = {
         "llama",
         F16,
         300,
-        dict(hidden_size=32, head_dim=16, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+        dict(**SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
         {"linear scaling": {"rope_parameters": DEFAULT}},
     ),
     "llama_biases": (
@@ -138,7 +145,7 @@ FAMILIES = {
         "llama",
         BF16,
         500,
-        dict(hidden_size=32, head_dim=16, rope_parameters=YARN),
+        dict(**SMALL, rope_parameters=YARN),
         {
             "yarn": {"rope_parameters": DEFAULT | {"rope_theta": 1e2}},
             "its attention factor": {"rope_parameters": YARN | {"attention_factor": 1.0}},
@@ -149,14 +156,14 @@ FAMILIES = {
         "mistral",
         BF16,
         600,
-        dict(num_key_value_heads=1, sliding_window=8, tie_word_embeddings=False, rope_parameters=DEFAULT),
+        dict(**SMALL, num_key_value_heads=1, sliding_window=8, tie_word_embeddings=False, rope_parameters=DEFAULT),
         {"sliding_window": {"sliding_window": None}, "a window of one less": {"sliding_window": 7}},
     ),
     "mixtral": (
         "mixtral",
         BF16,
         700,
-        dict(intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, rope_parameters=DEFAULT),
+        dict(**SMALL, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, rope_parameters=DEFAULT),
         {"top 2": {"num_experts_per_tok": 1}, "routing": zero("gate.weight")},
     ),
     "qwen2": (
@@ -171,6 +178,7 @@ FAMILIES = {
         F16,
         900,
         dict(
+            **SMALL,
             num_hidden_layers=3,
             intermediate_size=32,
             use_sliding_window=True,
@@ -187,7 +195,7 @@ FAMILIES = {
         "qwen3",
         BF16,
         1000,
-        dict(head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        dict(hidden_size=32, head_dim=32, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
         {"weights of the qk norms": flat_norms("q_norm", "k_norm"), "the q norm": unsharp("q_norm")},
     ),
     "qwen3_moe": (
@@ -229,7 +237,7 @@ FAMILIES = {
         "gemma",
         BF16,
         1300,
-        dict(head_dim=32, num_key_value_heads=1, rms_norm_eps=1e-6, rope_parameters=DEFAULT),
+        dict(hidden_size=32, head_dim=32, num_key_value_heads=1, rms_norm_eps=1e-6, rope_parameters=DEFAULT),
         {
             "1 + w": lambda model: [p.data.sub_(1) for n, p in model.named_parameters() if "norm" in n] and None,
             "gelu": {"hidden_act": "silu", "hidden_activation": "silu"},
@@ -240,7 +248,7 @@ FAMILIES = {
         BF16,
         1400,
         dict(
-            head_dim=16,
+            **SMALL,
             sliding_window=8,
             attn_logit_softcapping=2.0,
             final_logit_softcapping=1.0,
@@ -264,7 +272,7 @@ FAMILIES = {
         dict(
             num_hidden_layers=6,
             intermediate_size=32,
-            head_dim=16,
+            **SMALL,
             num_key_value_heads=1,
             sliding_window=8,
             query_pre_attn_scalar=24,
@@ -376,7 +384,7 @@ FAMILIES = {
         "smollm3",
         BF16,
         2100,
-        dict(num_hidden_layers=4, intermediate_size=48, no_rope_layer_interval=2, rope_parameters=DEFAULT),
+        dict(**SMALL, num_hidden_layers=4, intermediate_size=48, no_rope_layer_interval=2, rope_parameters=DEFAULT),
         {
             "no_rope_layer_interval": {"no_rope_layers": [1, 1, 1, 1]},
             "which layers": {"no_rope_layers": [0, 1, 0, 1]},
@@ -386,7 +394,7 @@ FAMILIES = {
         "gpt2",
         F32,
         2200,
-        dict(n_embd=48, n_layer=2, n_head=4, n_positions=128, n_inner=None, activation_function="gelu_new"),
+        dict(n_embd=32, n_layer=2, n_head=2, n_positions=128, n_inner=None, activation_function="gelu_new"),
         {
             "positions": zero("wpe"),
             "biases": zero(".bias"),
@@ -398,10 +406,35 @@ FAMILIES = {
         "llama",
         BF16,
         2300,
-        dict(tie_word_embeddings=False, rope_parameters=DEFAULT),
+        dict(**SMALL, tie_word_embeddings=False, rope_parameters=DEFAULT),
         {},
     ),
 }
+# What GGUF cannot say, and llama.cpp takes for granted: gemma's scale of q is that of the head, each sixth layer of gemma3
+# is global, each fourth of smollm3 is without rope. These are written as GGUF only.
+GGUF_ONLY = {
+    "gemma2_gguf": FAMILIES["gemma2"][3] | {"query_pre_attn_scalar": 16},
+    "gemma3_gguf": FAMILIES["gemma3"][3]
+    | {"query_pre_attn_scalar": 16, "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    "smollm3_gguf": FAMILIES["smollm3"][3] | {"no_rope_layer_interval": 4},
+}
+for seed, (name, changes) in enumerate(GGUF_ONLY.items()):
+    FAMILIES[name] = (FAMILIES[name.removesuffix("_gguf")][0], F16, 2400 + 100 * seed, changes, {})
+GGUF = [
+    "llama",
+    "llama_llama3_rope",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma",
+    *GGUF_ONLY,
+    "phi3_longrope_long",
+    "granite",
+    "olmo2",
+    "gpt2",
+]
+V4 = ["llama_llama3_rope", "gemma3", "phi3", "phi3_longrope_long"]
 # gemma's norms multiply by 1 + w.
 AROUND_ZERO = {"gemma", "gemma2", "gemma3_text"}
 # The two GELUs differ little.
@@ -501,7 +534,122 @@ def reloaded(path):
     return AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
 
 
-def write(name):
+def write_v4_config(out):
+    """The config as transformers 4 wrote it."""
+    config = json.loads((out / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.48.0"
+    rope = config.pop("rope_parameters")
+    if config["model_type"] == "gemma3_text":
+        local, rope = rope["sliding_attention"], rope["full_attention"]
+        config["rope_local_base_freq"] = local["rope_theta"]
+        types = config.pop("layer_types")
+        config["sliding_window_pattern"] = types.index("full_attention") + 1
+        del config["_sliding_window_pattern"]
+    config["rope_theta"] = rope.pop("rope_theta")
+    if config["model_type"] == "phi3":
+        partial = rope.pop("partial_rotary_factor")
+        # Phi-3's do not have it.
+        if partial != 1:
+            config["partial_rotary_factor"] = partial
+    if rope["rope_type"] == "longrope":
+        # It stood beside.
+        del rope["original_max_position_embeddings"]
+        rope["type"] = rope.pop("rope_type")
+    config["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
+    (out / "config.v4.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+# Runs beside the converter, whose own gguf package may be newer than ours. The vocabulary is of words "w3", "w4", ..
+CONVERT = """
+import sys
+from pathlib import Path
+converter, source, target, kind = sys.argv[1:]
+sys.path[:0] = [str(Path(converter).parent), str(Path(converter).parent / "gguf-py")]
+import gguf, torch
+from convert_hf_to_gguf import get_model_architecture, get_model_class
+from conversion.base import ModelBase, ModelType, TextModel
+
+def words(self):
+    count = self.hparams["vocab_size"]
+    self.gguf_writer.add_tokenizer_model("llama")
+    self.gguf_writer.add_token_list(["<unk>", "<s>", "</s>"] + [f"w{i}" for i in range(3, count)])
+    self.gguf_writer.add_token_scores([-float(i) for i in range(count)])
+    self.gguf_writer.add_token_types([2, 3, 3] + [1] * (count - 3))
+    self.gguf_writer.add_unk_token_id(0)
+    self.gguf_writer.add_bos_token_id(1)
+    self.gguf_writer.add_eos_token_id(2)
+    self.gguf_writer.add_add_bos_token(False)
+
+def hparams(directory, is_mistral_format):
+    read = load_hparams(directory, is_mistral_format)
+    if "n_positions" in read:
+        read["n_ctx"] = read["n_positions"]
+    return read
+
+load_hparams, ModelBase.load_hparams = ModelBase.load_hparams, staticmethod(hparams)
+hparams = ModelBase.load_hparams(Path(source), False)
+model = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+model.set_vocab = words
+# gemma3's wants a tokenizer to see how many rows are of real words: all are.
+if "Gemma3" in model.__name__:
+    def modify_tensors(self, data, name, bid):
+        yield from TextModel.modify_tensors(self, data + self.norm_shift(name), name, bid)
+    model.modify_tensors = modify_tensors
+kind = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}[kind]
+with torch.inference_mode():
+    model(Path(source), kind, Path(target), model_name="small random").write()
+"""
+
+
+def convert(out, converter, dtype):
+    kind = "f32" if dtype == F32 else "f16"
+    target = out / "model.gguf"
+    command = [sys.executable, "-c", CONVERT, converter, out, target, kind]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{out.name}: the converter failed:\n{done.stderr}")
+
+
+def compare_with_llama_cpp(path, server, tokens, logits, continuation):
+    """Log probabilities after some prefixes, and the greedy path up to an end of text."""
+    url = "http://127.0.0.1:18437"
+    command = f"{server} -m {path} --port 18437 -c 128 -np 1 -fa off -ctk f32 -ctv f32 -t 1 --no-warmup"
+    process = subprocess.Popen(command.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def post(body):
+        body = {"temperature": -1, "return_tokens": True, "cache_prompt": False} | body
+        request = urllib.request.Request(f"{url}/completion", json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/health")
+                break
+            except OSError:
+                assert process.poll() is None, f"{path}: llama.cpp does not load it"
+                time.sleep(0.1)
+        worst = 0.0
+        for count in (1, 9, 16, 40, 48):
+            answer = post({"prompt": tokens[:count], "n_predict": 1, "n_probs": VOCAB})
+            theirs = {x["id"]: x["logprob"] for x in answer["completion_probabilities"][0]["top_logprobs"]}
+            assert len(theirs) == VOCAB
+            ours = logits[count - 1].log_softmax(0)
+            off = max(abs(float(ours[token]) - logprob) for token, logprob in theirs.items())
+            worst = max(worst, off / float(logits.abs().max()))
+        theirs = post({"prompt": tokens[:START], "n_predict": GREEDY})["tokens"]
+        end = continuation.index(2) if 2 in continuation else GREEDY
+        same = next((i for i in range(end) if theirs[i : i + 1] != continuation[i : i + 1]), end)
+        print(f"    llama.cpp: logits off by {worst:.1e} of the largest, {same} of {end} greedy tokens are the same")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def write(name, args):
     model_type, dtype, seed, changes, switches = FAMILIES[name]
     out = OUT / name
     shutil.rmtree(out, ignore_errors=True)
@@ -528,20 +676,36 @@ def write(name):
     if long:
         # What a server gives that serves no more than the original context.
         short = logits_of(model, tokens[:32])
-        continuation, gap = greedy(model, tokens[:START], 16)
+        brief, gap = greedy(model, tokens[:START], 16)
         off = float((short - logits[:32]).abs().max() / scale)
         print(f"    short instead of long: {off:.2g}; min_gap {gap:.2e}")
         assert gap > 1e-3 * scale and off > 1e-2
-        write_json(out / "expected.short.json", expected_of(tokens[:32], short, continuation, gap))
-    shards = {"max_shard_size": "48KB"} if name == "llama_sharded" else {}
+        write_json(out / "expected.short.json", expected_of(tokens[:32], short, brief, gap))
+    shards = {"max_shard_size": "20KB"} if name == "llama_sharded" else {}
     model.to(dtype).save_pretrained(out, **shards)
     assert torch.equal(logits_of(reloaded(out), tokens, long), logits), f"{name}: the file is another model"
-    return tokens, logits
+    if name in V4:
+        write_v4_config(out)
+        with tempfile.TemporaryDirectory() as other:
+            shutil.copy(out / "config.v4.json", Path(other) / "config.json")
+            shutil.copy(out / "model.safetensors", other)
+            off = (logits_of(reloaded(other), tokens, long) - logits).abs().max()
+            print(f"    config.v4.json: off by {off:.1e}")
+            assert off < 1e-5 * scale
+    if name in GGUF and args.converter:
+        convert(out, args.converter, dtype)
+        if args.server:
+            compare_with_llama_cpp(out / "model.gguf", args.server, tokens, logits, continuation)
+    if name in GGUF_ONLY:
+        for file in ("model.safetensors", "config.json", "generation_config.json"):
+            (out / file).unlink()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(FAMILIES))
+    parser.add_argument("--converter", help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--server", help="llama.cpp's llama-server")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
@@ -549,7 +713,8 @@ def main():
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     for name in args.only:
-        write(name)
+        if args.converter or name not in GGUF_ONLY:
+            write(name, args)
 
 
 if __name__ == "__main__":
