@@ -10,11 +10,12 @@
 
 #![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
+use crate::Isa;
 use crate::act::cap_vector;
 use crate::attention::Attention;
 use crate::element::{Brain, Byte, Element, Half, Single};
 use crate::kv::{KvData, Parts, STRIP};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Positions of a part.
 pub(crate) const PART: usize = 256;
@@ -101,40 +102,43 @@ pub(crate) fn parts(attention: &Attention<'_>, tile: Tile) -> std::ops::Range<us
     attention.first_seen(first) / PART..last / PART + 1
 }
 
-impl Kernel for AttendTile<'_> {
+/// Computes a tile, each element type in a function of its own.
+pub(crate) fn attend(isa: Isa, tile: AttendTile<'_>) {
+    match &tile.attention.layer.data {
+        KvData::Half(data) => dispatch(isa, TypedTile { tile, element: Half, data }),
+        KvData::Brain(data) => dispatch(isa, TypedTile { tile, element: Brain, data }),
+        KvData::Single(data) => dispatch(isa, TypedTile { tile, element: Single, data }),
+        KvData::Byte(data) => dispatch(isa, TypedTile { tile, element: Byte, data }),
+    }
+}
+
+struct TypedTile<'a, E: Element> {
+    tile: AttendTile<'a>,
+    element: E,
+    data: &'a Parts<E::Item>,
+}
+
+impl<E: Element> Kernel for TypedTile<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let sizes = Sizes::of(self.attention);
-        let queries = self.tile.rows * sizes.group;
-        let (scaled, rest) = self.scratch.split_at_mut(sizes.tile_queries() * sizes.head_dim);
+        let Self { tile: AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo }, element, data } =
+            self;
+        let sizes = Sizes::of(attention);
+        let queries = tile.rows * sizes.group;
+        let (scaled, rest) = scratch.split_at_mut(sizes.tile_queries() * sizes.head_dim);
         let (scores, rest) = rest.split_at_mut(sizes.tile_queries() * PART);
         let (part_figures, merged) = rest.split_at_mut(sizes.tile_queries() * sizes.figures());
         for query in 0..queries {
-            let (row, head) = (self.tile.row + query / sizes.group, query % sizes.group);
-            let at = row * self.q_stride + (self.kv_head * sizes.group + head) * sizes.head_dim;
+            let (row, head) = (tile.row + query / sizes.group, query % sizes.group);
+            let at = row * q_stride + (kv_head * sizes.group + head) * sizes.head_dim;
             let to = &mut scaled[query * sizes.head_dim..][..sizes.head_dim];
-            for (to, q) in to.iter_mut().zip(&self.q[at..][..sizes.head_dim]) {
-                *to = q * self.attention.scale;
+            for (to, q) in to.iter_mut().zip(&q[at..][..sizes.head_dim]) {
+                *to = q * attention.scale;
             }
         }
         let buffers =
             Buffers { scaled, scores, part_figures, merged: &mut merged[..queries * sizes.figures()] };
-        let Self { attention, tile, kv_head, todo, .. } = self;
-        match &attention.layer.data {
-            KvData::Half(data) => {
-                View { attention, tile, kv_head, sizes, queries, element: Half, data }.run(s, buffers, todo);
-            }
-            KvData::Brain(data) => {
-                View { attention, tile, kv_head, sizes, queries, element: Brain, data }.run(s, buffers, todo);
-            }
-            KvData::Single(data) => {
-                View { attention, tile, kv_head, sizes, queries, element: Single, data }
-                    .run(s, buffers, todo);
-            }
-            KvData::Byte(data) => {
-                View { attention, tile, kv_head, sizes, queries, element: Byte, data }.run(s, buffers, todo);
-            }
-        }
+        View { attention, tile, kv_head, sizes, queries, element, data }.run(s, buffers, todo);
     }
 }
 
@@ -231,6 +235,23 @@ impl<E: Element> View<'_, E> {
         }
     }
 
+    /// Whether there are tiles of every height.
+    #[inline(always)]
+    const fn every<S: Simd>() -> bool {
+        E::EVERY_TILE && S::TILES
+    }
+
+    /// Queries of the next tile when `left` are left.
+    #[inline(always)]
+    fn height<S: Simd>(left: usize) -> usize {
+        match left {
+            8.. if Self::every::<S>() => 8,
+            4.. => 4,
+            left if Self::every::<S>() => left,
+            _ => 1,
+        }
+    }
+
     /// A position's block and slot.
     #[inline(always)]
     fn place(&self, position: usize) -> (usize, usize) {
@@ -250,20 +271,20 @@ impl<E: Element> View<'_, E> {
         let strips_end = end.next_multiple_of(STRIP);
         let mut query = 0;
         while query < self.queries {
-            let left = self.queries - query;
+            let height = Self::height::<S>(self.queries - query);
             let mut position = start;
             while position < strips_end {
                 let at = position - part * PART;
-                match left {
-                    1 => self.strip::<S, 1>(s, position, at, query, scaled, scores),
-                    2 => self.strip::<S, 2>(s, position, at, query, scaled, scores),
-                    3 => self.strip::<S, 3>(s, position, at, query, scaled, scores),
-                    4..=7 => self.strip::<S, 4>(s, position, at, query, scaled, scores),
-                    _ => self.strip::<S, 8>(s, position, at, query, scaled, scores),
+                match height {
+                    8 if Self::every::<S>() => self.strip::<S, 8>(s, position, at, query, scaled, scores),
+                    4 => self.strip::<S, 4>(s, position, at, query, scaled, scores),
+                    3 if Self::every::<S>() => self.strip::<S, 3>(s, position, at, query, scaled, scores),
+                    2 if Self::every::<S>() => self.strip::<S, 2>(s, position, at, query, scaled, scores),
+                    _ => self.strip::<S, 1>(s, position, at, query, scaled, scores),
                 }
                 position += STRIP;
             }
-            query += if left >= 8 { 8 } else { left.min(4) };
+            query += height;
         }
         for query in 0..self.queries {
             let position = first_row + query / self.sizes.group;
@@ -350,24 +371,24 @@ impl<E: Element> View<'_, E> {
         let v_dim = self.sizes.v_dim;
         let mut query = 0;
         while query < self.queries {
-            let left = self.queries - query;
+            let height = Self::height::<S>((self.queries - query).min(4));
             let mut d = 0;
             while d < v_dim {
                 let wide = d + 4 * LANES <= v_dim;
                 let args = Values { part, start, end, query, d, scores };
-                match (left, wide) {
-                    (1, true) => self.value_tile::<S, 1, 4>(s, args, figures),
-                    (2, true) => self.value_tile::<S, 2, 4>(s, args, figures),
-                    (3, true) => self.value_tile::<S, 3, 4>(s, args, figures),
-                    (_, true) => self.value_tile::<S, 4, 4>(s, args, figures),
-                    (1, false) => self.value_tile::<S, 1, 1>(s, args, figures),
-                    (2, false) => self.value_tile::<S, 2, 1>(s, args, figures),
-                    (3, false) => self.value_tile::<S, 3, 1>(s, args, figures),
-                    (_, false) => self.value_tile::<S, 4, 1>(s, args, figures),
+                match (height, wide) {
+                    (4, true) => self.value_tile::<S, 4, 4>(s, args, figures),
+                    (3, true) if Self::every::<S>() => self.value_tile::<S, 3, 4>(s, args, figures),
+                    (2, true) if Self::every::<S>() => self.value_tile::<S, 2, 4>(s, args, figures),
+                    (_, true) => self.value_tile::<S, 1, 4>(s, args, figures),
+                    (4, false) => self.value_tile::<S, 4, 1>(s, args, figures),
+                    (3, false) if Self::every::<S>() => self.value_tile::<S, 3, 1>(s, args, figures),
+                    (2, false) if Self::every::<S>() => self.value_tile::<S, 2, 1>(s, args, figures),
+                    (_, false) => self.value_tile::<S, 1, 1>(s, args, figures),
                 }
                 d += if wide { 4 * LANES } else { LANES };
             }
-            query += left.min(4);
+            query += height;
         }
     }
 

@@ -5,10 +5,10 @@ use std::marker::PhantomData;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::attention::{Attention, check_spans};
-use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, parts};
+use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, attend, parts};
 use crate::dense_product::{DenseTask, TASK_COLUMNS};
 use crate::kv_write::{SharedLayer, WriteHead};
-use crate::packed_product::{Cut, PackedTask};
+use crate::packed_product::{Cut, PackedTask, multiply};
 use crate::rows::Quantize;
 use crate::simd::dispatch;
 use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, Rows, Span};
@@ -97,7 +97,7 @@ impl Cpu {
         let cut = Cut::new(x.m(), w, self.pool.threads());
         let y = SharedMut::new(y);
         self.pool.run(cut.tasks(), &|task| {
-            dispatch(self.isa, PackedTask { x, w, bias, y: &y, cut: &cut, task });
+            multiply(self.isa, PackedTask { x, w, bias, y: &y, cut: &cut, task });
         });
     }
 
@@ -186,7 +186,7 @@ impl Cpu {
                 let (tile, kv_head) = (tiles[task / kv_heads], task % kv_heads);
                 let todo = Todo::All(&out);
                 let (q, q_stride) = (q.data, q.stride);
-                dispatch(self.isa, AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo });
+                attend(self.isa, AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo });
             });
         }
         let part_size = sizes.tile_queries() * sizes.figures();
@@ -203,7 +203,7 @@ impl Cpu {
             let figures = unsafe { kept_out.slice(tile_head * tile_size + i * part_size, part_size) };
             let todo = Todo::Part(part, figures);
             let (q, q_stride) = (q.data, q.stride);
-            dispatch(self.isa, AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo });
+            attend(self.isa, AttendTile { q, q_stride, attention, tile, kv_head, scratch, todo });
         });
         self.each_row(tiles.len() * kv_heads, tile_size, &|task| {
             let (tile, kv_head) = (tiles[task / kv_heads], task % kv_heads);

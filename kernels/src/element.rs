@@ -8,6 +8,8 @@ pub(crate) trait Element: Copy {
     type Item: Copy + Default + Send + Sync;
     /// Whether the numbers are to be multiplied by a scale that is kept beside them.
     const SCALED: bool = false;
+    /// Whether attention gets tiles of every height; else of one query and of four, which compile sooner.
+    const EVERY_TILE: bool = false;
 
     /// # Safety
     /// 16 elements can be read.
@@ -31,10 +33,11 @@ pub(crate) struct Brain;
 pub(crate) struct Byte;
 
 macro_rules! element {
-    ($name:ident, $item:ty, $scaled:expr, $load:ident, $store:ident) => {
+    ($name:ident, $item:ty, $scaled:expr, $every:expr, $load:ident, $store:ident) => {
         impl Element for $name {
             type Item = $item;
             const SCALED: bool = $scaled;
+            const EVERY_TILE: bool = $every;
 
             #[inline(always)]
             unsafe fn load<S: Simd>(self, s: S, from: *const $item) -> S::V {
@@ -53,7 +56,7 @@ macro_rules! element {
     };
 }
 
-element!(Single, f32, false, load, store);
-element!(Half, u16, false, load_f16, store_f16);
-element!(Brain, u16, false, load_bf16, store_bf16);
-element!(Byte, i8, true, load_i8, store_i8);
+element!(Single, f32, false, false, load, store);
+element!(Half, u16, false, true, load_f16, store_f16);
+element!(Brain, u16, false, false, load_bf16, store_bf16);
+element!(Byte, i8, true, false, load_i8, store_i8);

@@ -9,8 +9,8 @@
 
 use crate::cpu::SharedMut;
 use crate::packed::{Bits, PANEL, Scales};
-use crate::simd::{Kernel, Simd, store_part};
-use crate::{Activations, GROUP, Packed};
+use crate::simd::{Kernel, Simd, dispatch, store_part};
+use crate::{Activations, GROUP, Isa, Packed};
 
 /// Rows of a task: their integers stay in the second-level cache while the panels go by.
 const ROW_BLOCK: usize = 128;
@@ -57,58 +57,80 @@ pub(crate) struct PackedTask<'a> {
     pub(crate) task: usize,
 }
 
-impl Kernel for PackedTask<'_> {
+/// Computes a task, each kind of weights in a function of its own.
+pub(crate) fn multiply(isa: Isa, task: PackedTask<'_>) {
+    match (task.w.bits(), task.w.has_halves()) {
+        (Bits::Four, false) => dispatch(isa, TypedTask::<false, false>(task)),
+        (Bits::Eight, false) => dispatch(isa, TypedTask::<true, false>(task)),
+        (Bits::Four, true) => dispatch(isa, TypedTask::<false, true>(task)),
+        (Bits::Eight, true) => dispatch(isa, TypedTask::<true, true>(task)),
+    }
+}
+
+struct TypedTask<'a, const EIGHT: bool, const HALVES: bool>(PackedTask<'a>);
+
+impl<const EIGHT: bool, const HALVES: bool> Kernel for TypedTask<'_, EIGHT, HALVES> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let panels = self.w.n().div_ceil(PANEL);
-        let row_start = self.task / self.cut.column_tasks * self.cut.rows_each;
-        let row_end = (row_start + self.cut.rows_each).min(self.x.m());
-        let panel_start = self.task % self.cut.column_tasks * self.cut.panels_each;
-        let panel_end = (panel_start + self.cut.panels_each).min(panels);
+        let Self(task) = self;
+        let cut = task.cut;
+        let panels = task.w.n().div_ceil(PANEL);
+        let row_start = task.task / cut.column_tasks * cut.rows_each;
+        let row_end = (row_start + cut.rows_each).min(task.x.m());
+        let panel_start = task.task % cut.column_tasks * cut.panels_each;
+        let panel_end = (panel_start + cut.panels_each).min(panels);
         let mut panel = panel_start;
         while panel < panel_end {
             let pair = S::TILE_PANELS == 2 && panel + 2 <= panel_end;
             let mut row = row_start;
             while row < row_end {
-                // Tiles of nearly equal height.
-                let left = row_end - row;
-                let rows = left.div_ceil(left.div_ceil(TILE_ROWS));
                 // SAFETY: rows and panels exist; only this task writes them.
-                unsafe {
-                    match (pair, self.w.bits()) {
-                        (true, Bits::Four) => rows_tile::<S, 2, false>(s, &self, row, rows, panel),
-                        (true, Bits::Eight) => rows_tile::<S, 2, true>(s, &self, row, rows, panel),
-                        (false, Bits::Four) => rows_tile::<S, 1, false>(s, &self, row, rows, panel),
-                        (false, Bits::Eight) => rows_tile::<S, 1, true>(s, &self, row, rows, panel),
+                row += unsafe {
+                    if S::TILE_PANELS == 2 && pair {
+                        rows_tile::<S, 2, EIGHT, HALVES>(s, &task, row, row_end - row, panel)
+                    } else {
+                        rows_tile::<S, 1, EIGHT, HALVES>(s, &task, row, row_end - row, panel)
                     }
-                }
-                row += rows;
+                };
             }
             panel += if pair { 2 } else { 1 };
         }
     }
 }
 
+/// The next rows of `left`, in tiles of nearly equal height; returns how many.
+///
+/// # Safety
+/// They exist, and nobody else reads or writes their outputs.
 #[inline(always)]
-unsafe fn rows_tile<S: Simd, const NR: usize, const EIGHT: bool>(
+unsafe fn rows_tile<S: Simd, const NR: usize, const EIGHT: bool, const HALVES: bool>(
     s: S,
     t: &PackedTask<'_>,
     row: usize,
-    rows: usize,
+    left: usize,
     panel: usize,
-) {
+) -> usize {
+    let rows = if S::TILES { left.div_ceil(left.div_ceil(TILE_ROWS)) } else { 1 };
     // SAFETY: the caller's promise.
     unsafe {
-        match (rows, t.w.has_halves()) {
-            (1, false) => tile::<S, 1, NR, EIGHT, false>(s, t, row, panel),
-            (2, false) => tile::<S, 2, NR, EIGHT, false>(s, t, row, panel),
-            (3, false) => tile::<S, 3, NR, EIGHT, false>(s, t, row, panel),
-            (4, false) => tile::<S, 4, NR, EIGHT, false>(s, t, row, panel),
-            (1, true) => tile::<S, 1, NR, EIGHT, true>(s, t, row, panel),
-            (2, true) => tile::<S, 2, NR, EIGHT, true>(s, t, row, panel),
-            (3, true) => tile::<S, 3, NR, EIGHT, true>(s, t, row, panel),
-            (4, true) => tile::<S, 4, NR, EIGHT, true>(s, t, row, panel),
-            _ => unreachable!("a tile of {rows} rows; this is a bug"),
+        match rows {
+            4 if S::TILES => {
+                tile::<S, 4, NR, EIGHT, HALVES>(s, t, row, panel);
+                4
+            }
+            // Halves have no tile of three: rare weights are not worth its compile time.
+            3 if S::TILES && !HALVES => {
+                tile::<S, 3, NR, EIGHT, HALVES>(s, t, row, panel);
+                3
+            }
+            2 | 3 if S::TILES => {
+                tile::<S, 2, NR, EIGHT, HALVES>(s, t, row, panel);
+                2
+            }
+            _ => {
+                tile::<S, 1, NR, EIGHT, HALVES>(s, t, row, panel);
+                1
+            }
         }
     }
 }

@@ -53,6 +53,9 @@ pub(crate) trait Simd: Copy {
     /// Panels of a packed product's tile.
     const TILE_PANELS: usize;
 
+    /// Whether larger tiles are worth their compile time: they are not where nothing is fast.
+    const TILES: bool = true;
+
     fn splat(self, x: f32) -> Self::V;
     unsafe fn load(self, from: *const f32) -> Self::V;
     unsafe fn store(self, to: *mut f32, v: Self::V);

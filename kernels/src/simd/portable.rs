@@ -24,6 +24,7 @@ impl Simd for Portable {
     type Dot8 = [i32; LANES];
 
     const TILE_PANELS: usize = 1;
+    const TILES: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
