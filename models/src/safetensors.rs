@@ -1,8 +1,7 @@
 //! Safetensors checkpoints: one file, or the shards that `model.safetensors.index.json` names.
 //!
 //! Knows the file format and nothing of what a model does with it. Invariants: after `open` every tensor's
-//! bytes lie inside its file, and no tensor is in two shards. Format:
-//! <https://huggingface.co/docs/safetensors>.
+//! bytes lie inside its file, and no tensor is in two shards. The format is that of the crate `safetensors`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
