@@ -410,8 +410,8 @@ FAMILIES = {
         {},
     ),
 }
-# What GGUF cannot say, and llama.cpp takes for granted: gemma's scale of q is that of the head, each sixth layer of gemma3
-# is global, each fourth of smollm3 is without rope. These are written as GGUF only.
+# What GGUF cannot say, and llama.cpp takes for granted: gemma's scale of q is that of the head, each sixth layer of
+# gemma3 is global, each fourth of smollm3 is without rope. These are written as GGUF only.
 GGUF_ONLY = {
     "gemma2_gguf": FAMILIES["gemma2"][3] | {"query_pre_attn_scalar": 16},
     "gemma3_gguf": FAMILIES["gemma3"][3]
@@ -468,7 +468,9 @@ def randomize(model, seed, dtype):
             noise = 0.5 * noise
         elif "embed_tokens" in name or "wte" in name or "wpe" in name:
             # gemma multiplies embeddings by the square root of the hidden size.
-            noise = noise * (0.3 if model_type == "gemma2" else 0.5) * hidden**-0.5 if model_type in AROUND_ZERO else noise * 0.7
+            # Small ones in gemma2, or each token would only repeat itself.
+            gemma = (0.3 if model_type == "gemma2" else 0.5) * hidden**-0.5
+            noise = noise * (gemma if model_type in AROUND_ZERO else 0.7)
         elif model_type == "gpt2":
             noise = noise * 1.5 / parameter.shape[0] ** 0.5
         else:
@@ -634,6 +636,8 @@ def compare_with_llama_cpp(path, server, tokens, logits, continuation):
                 time.sleep(0.1)
         worst = 0.0
         for count in (1, 9, 16, 40, 48):
+            if count > len(tokens):
+                break
             answer = post({"prompt": tokens[:count], "n_predict": 1, "n_probs": VOCAB})
             theirs = {x["id"]: x["logprob"] for x in answer["completion_probabilities"][0]["top_logprobs"]}
             assert len(theirs) == VOCAB
