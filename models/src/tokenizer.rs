@@ -46,7 +46,8 @@ pub struct Special {
     pub add: bool,
 }
 
-/// Tokens that end an answer wherever a vocabulary has them as control tokens: files often name only one of them.
+/// Tokens that end an answer wherever a vocabulary has them as control or user-defined tokens: files often name only
+/// one of them.
 const END_TEXTS: &[&str] = &[
     "<|im_end|>",
     "<|endoftext|>",
@@ -55,6 +56,7 @@ const END_TEXTS: &[&str] = &[
     "<|end_of_text|>",
     "<|end|>",
     "<end_of_turn>",
+    "</s>",
     "<turn|>",
     "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
@@ -106,7 +108,7 @@ struct Parts {
 }
 
 impl Tokenizer {
-    fn assemble(parts: Parts) -> Result<Self, LoadError> {
+    fn assemble(mut parts: Parts) -> Result<Self, LoadError> {
         let fail = |why: String| Err(LoadError::Tokenizer(why));
         let size = parts.tokens.len();
         if size == 0 || size >= u32::MAX as usize {
@@ -116,6 +118,19 @@ impl Tokenizer {
         ids.extend([&parts.ends, &parts.before, &parts.after].into_iter().flatten());
         if let Some(id) = ids.into_iter().find(|&id| id as usize >= size) {
             return fail(format!("the special token id {id} is not below the vocabulary's size {size}"));
+        }
+        for found in &mut parts.found {
+            // As llama.cpp does: files that call such a token user-defined would let a message end its turn.
+            let kind = &mut parts.kinds[found.id as usize];
+            if *kind == TokenKind::UserDefined && END_TEXTS.contains(&found.text.as_str()) {
+                *kind = TokenKind::Control;
+                found.normalized = false;
+            }
+            if found.normalized {
+                // It is looked for in the form that normalisation gives it, a space before it and all.
+                let place = Place { first_text: true, start: true };
+                found.text = steps::rewrite(&parts.normalize, found.text.as_str().into(), place).into_owned();
+            }
         }
         let (bytes, ends_at) = vocabulary::decode_all(&parts.tokens, &parts.kinds, parts.spelling)?;
         let (normalized, raw): (Vec<_>, Vec<_>) = parts.found.into_iter().partition(|found| found.normalized);

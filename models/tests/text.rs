@@ -7,7 +7,7 @@ use std::time::Instant;
 use obol_models::chat_template::{ChatTemplate, TemplateError, TemplateOptions};
 use obol_models::gguf::GgufFile;
 use obol_models::tokenizer::{Special, Tokenizer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PLAIN: Special = Special { parse: false, add: false };
 
@@ -99,38 +99,76 @@ fn the_default_models_template_gives_its_golden_prompt() {
     assert_eq!(text, golden);
 }
 
+fn render(name: &str, conversation: &Value) -> Result<String, TemplateError> {
+    let path = vocabs().join("templates").join(format!("{name}.jinja"));
+    let source = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    // Names that some of them need, as the script that made the renderings gives them.
+    let extra = json!({ "functions": "[]", "datetime": "now", "date_string": "1 Jan 2026" });
+    let options = TemplateOptions {
+        add_generation_prompt: true,
+        tools: conversation.get("tools").cloned(),
+        extra: extra.as_object().expect("an object").clone(),
+    };
+    ChatTemplate::new(&source, "<s>", "</s>")?.render(&conversation["messages"], options)
+}
+
+/// Against Jinja2 set up as transformers does it; `make_template_goldens.py` made the renderings.
+/// OBOL_TEMPLATES names a longer file of them.
+#[test]
+fn templates_render_as_in_python() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/templates.json");
+    let path = std::env::var_os("OBOL_TEMPLATES").map_or(fixture, PathBuf::from);
+    let golden = std::fs::read_to_string(&path).expect("the fixture is there");
+    let golden: Value = serde_json::from_str(&golden).expect("JSON");
+    let conversations = golden["conversations"].as_array().expect("a list");
+    let mut failed = Vec::new();
+    for (name, expected) in golden["templates"].as_object().expect("an object") {
+        for (at, (conversation, expected)) in
+            conversations.iter().zip(expected.as_array().unwrap()).enumerate()
+        {
+            match (render(name, conversation), expected.as_str()) {
+                (Ok(found), Some(expected)) if found == expected => {}
+                (Err(TemplateError::Refused(_)), None) if expected.is_null() => {}
+                (_, None) if *expected == json!(false) => {}
+                (found, expected) => failed.push(format!("{name} {at}:\n{found:?}\n{expected:?}")),
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} differ:\n{}", failed.len(), failed.join("\n"));
+}
+
 /// Every template of the collection parses, and a plain conversation comes out in order or is refused in words.
 #[test]
 fn real_templates_render_a_plain_conversation() {
     let dir = vocabs().join("templates");
     let files =
         std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}; run scripts/test", dir.display()));
-    let messages = json!([
-        { "role": "user", "content": "question-1" },
-        { "role": "assistant", "content": "answer-1" },
-        { "role": "user", "content": "question-2" },
-    ]);
-    let (mut rendered, mut failed) = (0, Vec::new());
+    let turns = ["be-brief", "question-1", "answer-1", "question-2"];
+    let roles = ["system", "user", "assistant", "user"];
+    let message = |(role, content): (&str, &str)| json!({ "role": role, "content": content });
+    let messages: Vec<Value> = roles.into_iter().zip(turns).map(message).collect();
+    let (mut rendered, mut refused, mut failed) = (0, 0, Vec::new());
     for path in files.map(|file| file.expect("readable").path()) {
-        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-        let source = std::fs::read_to_string(&path).expect("a text");
-        // One of them needs two names of its own.
-        let extra = json!({ "functions": "[]", "datetime": "now" }).as_object().expect("an object").clone();
-        let options = TemplateOptions { add_generation_prompt: true, tools: None, extra };
-        match ChatTemplate::new(&source, "<s>", "</s>")
-            .and_then(|template| template.render(&messages, options))
-        {
-            Ok(text) => {
-                let places = ["question-1", "answer-1", "question-2"].map(|part| text.find(part));
-                assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {text}");
-                rendered += 1;
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        // What takes no system message is asked again without one.
+        for first in [0, 1] {
+            match render(&name, &json!({ "messages": messages[first..] })) {
+                Ok(text) => {
+                    // Some put the system's words into the last turn.
+                    let places: Vec<_> = turns[1..].iter().map(|part| text.find(part)).collect();
+                    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{name}: {text}");
+                    assert!(first == 1 || text.contains(turns[0]), "{name}: {text}");
+                    rendered += 1;
+                    break;
+                }
+                Err(TemplateError::Refused(_)) => refused += 1,
+                Err(error) => failed.push(format!("{name}: {error}")),
             }
-            Err(TemplateError::Refused(_)) => {}
-            Err(error) => failed.push(format!("{name}: {error}")),
         }
     }
+    println!("{rendered} rendered, {refused} refusals");
     assert!(failed.is_empty(), "{rendered} rendered, but:\n{}", failed.join("\n"));
-    assert!(rendered >= 60, "only {rendered}");
+    assert!(rendered >= 70, "only {rendered}");
 }
 
 /// The prompt of 8,192 tokens that fills the default model's context.

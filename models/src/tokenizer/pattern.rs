@@ -4,7 +4,8 @@
 //! do (look-ahead in other places, look-behind, back-references) is an error that names the pattern:
 //! - `\s+(?!\S)|\s+`, which leaves the last character of a run of white space to the word after it: `\s+` takes
 //!   the run and `Pattern::find` gives that character back;
-//! - possessive quantifiers lose their mark: in these patterns nothing could be given back anyway;
+//! - possessive quantifiers lose their mark: in these patterns nothing could be given back anyway, but for `\s++$`,
+//!   which is white space at the end of the text;
 //! - `^` and `$` stand at every line, as in Ruby.
 
 use regex_automata::Input;
@@ -152,6 +153,11 @@ fn alternatives(source: &str) -> Vec<String> {
             '^' => out.push_str("(?m:^)"),
             '$' => out.push_str("(?m:$)"),
             // `??` and the like are lazy, `?+` and the like possessive.
+            // All of a run of white space is followed by a line's end only where the text ends.
+            '+' if before == Last::Quantifier && chars.peek() == Some(&'$') && out.ends_with(r"\s+") => {
+                chars.next();
+                out.push_str(r"\z");
+            }
             '+' if before == Last::Quantifier => {}
             '?' | '*' | '+' if before == Last::Atom => {
                 last = Last::Quantifier;
@@ -220,6 +226,7 @@ mod tests {
         assert_eq!(all(r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+", "..ab1234"), [".ab", "1234"]);
         assert_eq!(all(r"\++|a*+b", "+++aab"), ["+++", "aab"]);
         assert_eq!(all(r"\s+$", "a  \nb  "), ["  ", "  "]);
+        assert_eq!(all(r"\s++$|\s*[\r\n]|\s", "\n\nx\n \n"), ["\n\n", "\n \n"]);
         assert_eq!(all(r"[]x]+|[^]]", "]x]y"), ["]x]", "y"]);
         assert_eq!(all(r"a??", "a"), ["", ""], "lazy stays lazy");
     }

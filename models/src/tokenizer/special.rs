@@ -1,6 +1,7 @@
 //! Finding tokens that stand whole in a text. Of tokens that begin at the same place the longest wins.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use regex::{Regex, RegexBuilder};
 
@@ -103,7 +104,9 @@ impl SpecialTokens {
 }
 
 fn is_inside_a_word(text: &str, start: usize, end: usize) -> bool {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    static WORD: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^\w$").expect("the pattern is constant; this is a bug"));
+    let is_word = |c: char| WORD.is_match(c.encode_utf8(&mut [0; 4]));
     text[..start].chars().next_back().is_some_and(is_word) || text[end..].chars().next().is_some_and(is_word)
 }
 

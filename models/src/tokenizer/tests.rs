@@ -122,12 +122,21 @@ fn a_space_goes_before_a_text_only_if_the_file_says_so() {
 }
 
 #[test]
-fn end_tokens_are_found_by_their_text_if_they_are_control_tokens() {
-    let special = [("<|im_end|>", TokenKind::Control), ("<|endoftext|>", TokenKind::UserDefined)];
+fn end_tokens_are_found_by_their_text_unless_they_are_plain() {
+    let special = [
+        ("<|im_end|>", TokenKind::Control),
+        ("<|endoftext|>", TokenKind::UserDefined),
+        ("<|eot_id|>", TokenKind::Normal),
+        ("<tool>", TokenKind::UserDefined),
+    ];
     let tokenizer = tokenizer(&[], &special);
-    assert_eq!(tokenizer.end_tokens(), [256]);
+    assert_eq!(tokenizer.end_tokens(), [256, 257]);
     assert_eq!(tokenizer.control_token("<|im_end|>"), Some(256));
-    assert_eq!(tokenizer.control_token("<|endoftext|>"), None);
+    assert_eq!(tokenizer.control_token("<|endoftext|>"), Some(257));
+    assert_eq!(tokenizer.control_token("<tool>"), None);
+    // So a message cannot hold them.
+    assert_eq!(pieces(&tokenizer, "<|endoftext|>", false).len(), 13);
+    assert_eq!(pieces(&tokenizer, "<tool>", false), ["<tool>"]);
 }
 
 #[test]
