@@ -38,6 +38,14 @@ impl Activations {
         (&self.q[row * self.k + group * GROUP..][..GROUP], self.scales[row * groups + group])
     }
 
+    /// Makes room for (m, k), so that no later use of that size or less allocates.
+    pub fn reserve(&mut self, m: usize, k: usize) {
+        let groups = m * (k / GROUP);
+        self.q.reserve((m * k).saturating_sub(self.q.len()));
+        self.scales.reserve(groups.saturating_sub(self.scales.len()));
+        self.sums.reserve(groups.saturating_sub(self.sums.len()));
+    }
+
     pub(crate) fn resize(&mut self, m: usize, k: usize) {
         let groups = k / GROUP;
         self.m = m;

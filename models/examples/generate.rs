@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use obol_kernels::Cpu;
-use obol_models::Decoder;
 use obol_models::batch::{Batch, CausalLm, Span};
-use obol_models::gguf::GgufFile;
+use obol_models::load::LoadOptions;
+use obol_models::{Decoder, ModelFiles};
 
 const BLOCK_SIZE: usize = 16;
 
@@ -28,8 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let start = Instant::now();
-    let file = GgufFile::open(&path)?;
-    let mut model = Decoder::load(&file, Cpu::new(threads), None)?;
+    let files = ModelFiles::open(&path)?;
+    let mut model = Decoder::load(&files, Cpu::new(threads), &LoadOptions::default())?;
     let loaded = start.elapsed();
     let blocks = (tokens.len() + count).div_ceil(BLOCK_SIZE);
     model.allocate_kv(blocks, BLOCK_SIZE)?;

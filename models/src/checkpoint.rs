@@ -57,20 +57,6 @@ pub(crate) trait Names: Sync {
     fn is_spare(&self, tensor: &str) -> bool;
 }
 
-/// Files that have the names already.
-pub(crate) struct OwnNames;
-
-impl Names for OwnNames {
-    fn locate(&self, name: &str) -> Location {
-        Location::whole(name)
-    }
-
-    /// The spec reads these itself.
-    fn is_spare(&self, tensor: &str) -> bool {
-        tensor == "rope_freqs.weight"
-    }
-}
-
 /// The tensors of a model.
 pub(crate) struct Checkpoint<'a> {
     files: &'a dyn Tensors,
@@ -90,6 +76,21 @@ impl<'a> Checkpoint<'a> {
     /// As [`Tensors::find`].
     pub(crate) fn has(&self, name: &str) -> Result<bool, LoadError> {
         Ok(self.files.find(&self.names.locate(name).tensor)?.is_some())
+    }
+
+    /// Refuses a file in which a second tensor `again` has other values than `name`, which is used for it.
+    ///
+    /// # Errors
+    /// Names both.
+    pub(crate) fn expect_equal(&self, name: &str, again: &str) -> Result<(), LoadError> {
+        let [name, again] = [name, again].map(|name| self.names.locate(name).tensor);
+        match (self.files.find(&name)?, self.files.find(&again)?) {
+            (Some(used), Some(other)) if used.dtype != other.dtype || used.data != other.data => {
+                let problem = format!("the model uses `{name}` for it, which has other values");
+                Err(LoadError::TensorData { tensor: again, problem })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn tensor(&self, location: &Location) -> Result<TensorView<'a>, LoadError> {

@@ -5,44 +5,43 @@
 //! kernels keeps rows apart); buffers grow to the largest batch seen and are then reused, so that a steady
 //! state allocates nothing.
 
-use obol_kernels::{Act, Activations, Attention, Cpu, RopeTable, Rows};
+mod layer;
+mod mlp;
+
+use obol_kernels::{Activations, Attention, Cpu, KvDtype, RopeTable, Rows};
 
 use crate::batch::{Batch, BatchLimits, CausalLm, ForwardError};
-use crate::checkpoint::{Checkpoint, OwnNames};
 use crate::error::LoadError;
-use crate::gguf::GgufFile;
 use crate::kv_pool::{KvPool, bytes_per_token};
-use crate::linear::{Linear, Loader, Named};
-use crate::spec::ModelSpec;
+use crate::linear::{Linear, Loader, Named, Place};
+use crate::load::LoadOptions;
+use crate::model_files::ModelFiles;
+use crate::spec::{LayerSpec, ModelSpec};
+
+use layer::{Layer, Norm, QkNorms};
+use mlp::MlpWork;
 
 /// A model's weights, KV pool and working memory.
 pub struct Decoder {
     spec: ModelSpec,
+    kv_dtype: KvDtype,
     cpu: Cpu,
     embedding: Linear,
+    positions: Option<Linear>,
     layers: Vec<Layer>,
-    final_norm: Vec<f32>,
+    final_norm: Norm,
     /// None: the embedding's matrix is the head.
     head: Option<Linear>,
-    rope: RopeTable,
+    ropes: Vec<RopeTable>,
     kv: KvPool,
     work: Work,
-}
-
-struct Layer {
-    attention_norm: Vec<f32>,
-    qkv: Linear,
-    attention_out: Linear,
-    ffn_norm: Vec<f32>,
-    gate_up: Linear,
-    down: Linear,
 }
 
 /// Buffers between operations, all (rows, width) unless said otherwise.
 #[derive(Default)]
 struct Work {
     quantized: Activations,
-    /// The sum of all layers' outputs so far: hidden.
+    /// The sum of all layers' outputs so far, but for the last: hidden.
     residual: Vec<f32>,
     /// A norm's output: hidden.
     normed: Vec<f32>,
@@ -52,23 +51,21 @@ struct Work {
     attended: Vec<f32>,
     /// What a layer's half adds to the residual: hidden.
     delta: Vec<f32>,
-    /// As [`Linear::place`] says: gate and up.
-    gate_up: Vec<f32>,
-    /// ffn
-    activated: Vec<f32>,
+    mlp: MlpWork,
     /// (logit rows, vocab)
     logits: Vec<f32>,
 }
 
 impl Decoder {
-    /// Loads the weights of `file`, packing them with the threads of `cpu`; `max_model_len` shortens the
-    /// context. The KV pool is empty until [`CausalLm::allocate_kv`].
+    /// Loads the weights of `files`, packing them with the threads of `cpu`. The KV pool is empty until
+    /// [`CausalLm::allocate_kv`].
     ///
     /// # Errors
-    /// When the architecture or a tensor's type is not supported, or a key or tensor is missing or wrong.
-    pub fn load(file: &GgufFile, cpu: Cpu, max_model_len: Option<usize>) -> Result<Self, LoadError> {
-        let mut spec = ModelSpec::from_gguf(file)?;
-        if let Some(length) = max_model_len {
+    /// When the model or a tensor's type is not supported, a key or tensor is missing or wrong, or the
+    /// options do not suit the model.
+    pub fn load(files: &ModelFiles, cpu: Cpu, options: &LoadOptions) -> Result<Self, LoadError> {
+        let mut spec = files.spec()?;
+        if let Some(length) = options.max_model_len {
             if length == 0 || length > spec.context {
                 return Err(LoadError::Options(format!(
                     "a maximum length of {length} tokens; this model's context has {}",
@@ -77,20 +74,23 @@ impl Decoder {
             }
             spec.context = length;
         }
-        let weights = Checkpoint::new(file, OwnNames);
+        let weights = files.checkpoint(&spec)?;
         let loader = Loader { cpu: &cpu, weights: &weights };
         let one = |name: &str, out_features, in_features| {
             Linear::load(&loader, in_features, &[Named { name, out_features, bias: false }])
         };
         let embedding = one("token_embd", spec.vocab, spec.hidden)?;
+        let positions = spec.learned_positions.map(|rows| one("position_embd", rows, spec.hidden));
+        let positions = positions.transpose()?;
         let head = if spec.tied_head { None } else { Some(one("output", spec.vocab, spec.hidden)?) };
-        let final_norm = weights.vector("output_norm.weight", spec.hidden)?;
-        let layers =
-            (0..spec.layers).map(|index| Layer::load(&loader, &spec, index)).collect::<Result<_, _>>()?;
-        weights.refuse_unread(&format!("a {} model of {} layers", spec.architecture, spec.layers))?;
-        let rope = RopeTable::new(spec.rope.dim, spec.rope.base, spec.context, &spec.rope.scaling);
-        let (kv, work) = (KvPool::empty(), Work::default());
-        Ok(Self { spec, cpu, embedding, layers, final_norm, head, rope, kv, work })
+        let final_norm = Norm::load(&weights, &spec, "output_norm")?;
+        let layers = (0..spec.layers.len())
+            .map(|index| Layer::load(&loader, &spec, index))
+            .collect::<Result<_, _>>()?;
+        weights.refuse_unread(&format!("a {} model of {} layers", spec.architecture, spec.layers.len()))?;
+        let ropes = spec.ropes.iter().map(|rope| rope.table(spec.context)).collect();
+        let (kv, work, kv_dtype) = (KvPool::empty(), Work::default(), options.kv_dtype);
+        Ok(Self { spec, kv_dtype, cpu, embedding, positions, layers, final_norm, head, ropes, kv, work })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -100,32 +100,54 @@ impl Decoder {
     /// Bytes of weights held in memory.
     pub fn weight_bytes(&self) -> u64 {
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
-        let ends = self.embedding.bytes() + self.head.as_ref().map_or(0, Linear::bytes);
-        (layers + ends + self.final_norm.len() * 4) as u64
+        let ends = self.head.iter().chain(&self.positions).map(Linear::bytes).sum::<usize>();
+        (layers + ends + self.embedding.bytes() + self.final_norm.bytes()) as u64
     }
 
-    /// The residual after all layers but for the last addition, which is left in `delta`.
-    fn run_layers(&mut self, batch: &Batch) {
-        let Self { spec, cpu, layers, kv, work, rope, .. } = self;
+    /// The rows' tokens, and positions where they are learned, into the residual.
+    fn embed(&mut self, batch: &Batch) {
+        let Self { spec, cpu, embedding, positions, work, .. } = self;
         let rows = batch.tokens.len();
-        let eps = spec.norm_eps;
         let residual = fit(&mut work.residual, rows * spec.hidden);
-        let normed = fit(&mut work.normed, rows * spec.hidden);
-        let attended = fit(&mut work.attended, rows * spec.heads * spec.head_dim);
-        let delta = fit(&mut work.delta, rows * spec.hidden);
-        let activated = fit(&mut work.activated, rows * spec.ffn);
-        for (index, layer) in layers.iter().enumerate() {
-            if index == 0 {
-                cpu.rms_norm(residual, &layer.attention_norm, eps, normed);
-            } else {
-                cpu.add_rms_norm(residual, delta, &layer.attention_norm, eps, normed);
+        for (&token, row) in batch.tokens.iter().zip(residual.chunks_exact_mut(spec.hidden)) {
+            embedding.row(token as usize, row);
+        }
+        if spec.embedding_scale != 1.0 {
+            cpu.scale(residual, spec.embedding_scale);
+        }
+        if let Some(positions) = positions {
+            let learned = fit(&mut work.delta, rows * spec.hidden);
+            for (&position, row) in batch.positions.iter().zip(learned.chunks_exact_mut(spec.hidden)) {
+                positions.row(position as usize, row);
             }
+            cpu.add(residual, learned);
+        }
+    }
+
+    /// The residual of the logit rows after all layers, but for the last addition, which is left in `delta`.
+    fn run_layers(&mut self, batch: &Batch) {
+        let Self { spec, cpu, layers, kv, work, ropes, .. } = self;
+        let last = layers.len() - 1;
+        for (index, (layer, of)) in layers.iter().zip(&spec.layers).enumerate() {
+            let mut rows = batch.tokens.len();
+            let residual = fit(&mut work.residual, rows * spec.hidden);
+            let normed = fit(&mut work.normed, rows * spec.hidden);
+            let delta = fit(&mut work.delta, rows * spec.hidden);
+            // ---- attention ----
+            let pending = (index > 0).then_some(&*delta);
+            let x = read(cpu, layer.attention_norm.as_ref(), residual, pending, normed);
             let qkv = fit(&mut work.qkv, rows * layer.qkv.out_features());
-            layer.qkv.forward(cpu, normed, &mut work.quantized, qkv);
-            let [q, k, v] = [0, 1, 2].map(|output| layer.qkv.place(output, rows));
-            for (place, heads) in [(q, spec.heads), (k, spec.kv_heads)] {
-                let x = &mut qkv[place.start..];
-                cpu.rope(x, place.stride, heads, spec.head_dim, &batch.positions, rope, spec.rope.style);
+            layer.qkv.forward(cpu, x, &mut work.quantized, qkv);
+            let places @ [q, k, v] = [0, 1, 2].map(|output| layer.qkv.place(output, rows));
+            if let Some(norms) = &layer.qk_norm {
+                norm_heads(cpu, spec, norms, qkv, places, rows);
+            }
+            if let Some(rope) = of.rope {
+                let (style, table) = (spec.ropes[rope].style, &ropes[rope]);
+                for (place, heads) in [(q, spec.heads), (k, spec.kv_heads)] {
+                    let x = &mut qkv[place.start..];
+                    cpu.rope(x, place.stride, heads, spec.head_dim, &batch.positions, table, style);
+                }
             }
             cpu.kv_write(
                 kv.layer_mut(index),
@@ -135,28 +157,27 @@ impl Decoder {
                 &batch.positions,
                 &batch.block_tables,
             );
-            let attention = Attention {
-                layer: kv.layer(index),
-                spans: &batch.spans,
-                positions: &batch.positions,
-                block_tables: &batch.block_tables,
-                heads: spec.heads,
-                scale: (spec.head_dim as f32).sqrt().recip(),
-                window: None,
-                softcap: None,
-            };
-            cpu.paged_attention(Rows::new(&qkv[q.start..], q.stride), &attention, attended);
-            layer.attention_out.forward(cpu, attended, &mut work.quantized, delta);
-            cpu.add_rms_norm(residual, delta, &layer.ffn_norm, eps, normed);
-            let gate_up = fit(&mut work.gate_up, rows * layer.gate_up.out_features());
-            layer.gate_up.forward(cpu, normed, &mut work.quantized, gate_up);
-            if layer.gate_up.is_fused() {
-                cpu.act_mul(Act::Silu, gate_up, spec.ffn, activated);
-            } else {
-                let (gate, up) = gate_up.split_at(rows * spec.ffn);
-                cpu.act_mul_split(Act::Silu, gate, up, spec.ffn, activated);
+            if index == last && batch.logit_rows.is_empty() {
+                return;
             }
-            layer.down.forward(cpu, activated, &mut work.quantized, delta);
+            let mut attended = fit(&mut work.attended, rows * spec.q_width());
+            let attention = attention(spec, of, kv, index, batch);
+            cpu.paged_attention(Rows::new(&qkv[q.start..], q.stride), &attention, attended);
+            let (mut residual, mut delta) = (residual, delta);
+            if index == last {
+                // What follows keeps rows apart, so only those that are asked for need it.
+                rows = batch.logit_rows.len();
+                attended = keep_rows(attended, &batch.logit_rows, spec.q_width());
+                residual = keep_rows(residual, &batch.logit_rows, spec.hidden);
+                delta = &mut delta[..rows * spec.hidden];
+            }
+            layer.attention_out.forward(cpu, attended, &mut work.quantized, delta);
+            settle(cpu, spec, layer.attention_post_norm.as_ref(), delta);
+            // ---- MLP ----
+            let normed = fit(&mut work.normed, rows * spec.hidden);
+            let x = read(cpu, layer.ffn_norm.as_ref(), residual, Some(&*delta), normed);
+            layer.ffn.forward(cpu, x, &mut work.quantized, &mut work.mlp, delta);
+            settle(cpu, spec, layer.ffn_post_norm.as_ref(), delta);
         }
     }
 
@@ -164,20 +185,92 @@ impl Decoder {
     fn run_head(&mut self, batch: &Batch) -> &[f32] {
         let Self { spec, cpu, embedding, final_norm, head, work, .. } = self;
         let rows = batch.logit_rows.len();
-        // Ascending rows, so each is moved to a place at or before its own, in order.
-        for (to, &from) in batch.logit_rows.iter().enumerate() {
-            let from = from * spec.hidden..(from + 1) * spec.hidden;
-            work.residual.copy_within(from.clone(), to * spec.hidden);
-            work.delta.copy_within(from, to * spec.hidden);
-        }
         let normed = fit(&mut work.normed, rows * spec.hidden);
         let residual = fit(&mut work.residual, rows * spec.hidden);
         let delta = fit(&mut work.delta, rows * spec.hidden);
-        cpu.add_rms_norm(residual, delta, final_norm, spec.norm_eps, normed);
+        final_norm.add_and_apply(cpu, residual, delta, normed);
         let logits = fit(&mut work.logits, rows * spec.vocab);
         head.as_ref().unwrap_or(embedding).forward(cpu, normed, &mut work.quantized, logits);
+        if spec.logits_scale != 1.0 {
+            cpu.scale(logits, spec.logits_scale);
+        }
+        if let Some(cap) = spec.logits_softcap {
+            cpu.softcap(logits, cap);
+        }
         logits
     }
+}
+
+/// residual += what is pending; then what a layer's half reads: the norm of the residual, or itself.
+fn read<'a>(
+    cpu: &Cpu,
+    norm: Option<&Norm>,
+    residual: &'a mut [f32],
+    pending: Option<&[f32]>,
+    normed: &'a mut [f32],
+) -> &'a [f32] {
+    match (norm, pending) {
+        (Some(norm), Some(pending)) => norm.add_and_apply(cpu, residual, pending, normed),
+        (Some(norm), None) => norm.apply(cpu, residual, normed),
+        (None, Some(pending)) => {
+            cpu.add(residual, pending);
+            return residual;
+        }
+        (None, None) => return residual,
+    }
+    normed
+}
+
+/// What a layer's half adds to the residual, as the family has it.
+fn settle(cpu: &Cpu, spec: &ModelSpec, norm: Option<&Norm>, delta: &mut [f32]) {
+    if let Some(norm) = norm {
+        norm.apply_in_place(cpu, delta);
+    }
+    if spec.residual_scale != 1.0 {
+        cpu.scale(delta, spec.residual_scale);
+    }
+}
+
+/// Norms q and k where they lie.
+fn norm_heads(
+    cpu: &Cpu,
+    spec: &ModelSpec,
+    norms: &QkNorms,
+    qkv: &mut [f32],
+    [q, k, _]: [Place; 3],
+    rows: usize,
+) {
+    for (place, width, weight) in [(q, spec.q_width(), &norms.q), (k, spec.kv_width(), &norms.k)] {
+        let x = &mut qkv[place.start..][..(rows - 1) * place.stride + width];
+        cpu.rms_norm_heads(x, place.stride, width / weight.len(), weight, spec.norm_eps);
+    }
+}
+
+fn attention<'a>(
+    spec: &ModelSpec,
+    of: &LayerSpec,
+    kv: &'a KvPool,
+    layer: usize,
+    batch: &'a Batch,
+) -> Attention<'a> {
+    Attention {
+        layer: kv.layer(layer),
+        spans: &batch.spans,
+        positions: &batch.positions,
+        block_tables: &batch.block_tables,
+        heads: spec.heads,
+        scale: spec.attention_scale,
+        window: of.window,
+        softcap: spec.attention_softcap,
+    }
+}
+
+/// Moves these rows, which ascend, to the front, and leaves the others out.
+fn keep_rows<'a>(x: &'a mut [f32], rows: &[usize], width: usize) -> &'a mut [f32] {
+    for (to, &from) in rows.iter().enumerate() {
+        x.copy_within(from * width..(from + 1) * width, to * width);
+    }
+    &mut x[..rows.len() * width]
 }
 
 impl CausalLm for Decoder {
@@ -190,13 +283,13 @@ impl CausalLm for Decoder {
     }
 
     fn kv_bytes_per_token(&self) -> u64 {
-        bytes_per_token(&self.spec)
+        bytes_per_token(&self.spec, self.kv_dtype)
     }
 
     fn allocate_kv(&mut self, blocks: usize, block_size: usize) -> Result<(), ForwardError> {
         // The old pool goes first: both together may not fit.
         self.kv = KvPool::empty();
-        self.kv = KvPool::new(&self.spec, blocks, block_size)?;
+        self.kv = KvPool::new(&self.spec, self.kv_dtype, blocks, block_size)?;
         Ok(())
     }
 
@@ -210,50 +303,12 @@ impl CausalLm for Decoder {
         if batch.tokens.is_empty() {
             return Ok(&[]);
         }
-        let residual = fit(&mut self.work.residual, batch.tokens.len() * self.spec.hidden);
-        for (&token, row) in batch.tokens.iter().zip(residual.chunks_exact_mut(self.spec.hidden)) {
-            self.embedding.row(token as usize, row);
-        }
+        self.embed(batch);
         self.run_layers(batch);
         if batch.logit_rows.is_empty() {
             return Ok(&[]);
         }
         Ok(self.run_head(batch))
-    }
-}
-
-impl Layer {
-    fn load(loader: &Loader<'_>, spec: &ModelSpec, index: usize) -> Result<Self, LoadError> {
-        let norm = |name: &str| loader.weights.vector(&format!("blk.{index}.{name}.weight"), spec.hidden);
-        let linear = |in_features: usize, matrices: &[(&str, usize, bool)]| {
-            let names: Vec<String> =
-                matrices.iter().map(|(name, ..)| format!("blk.{index}.{name}")).collect();
-            let matrices: Vec<Named<'_>> = names
-                .iter()
-                .zip(matrices)
-                .map(|(name, &(_, out_features, bias))| Named { name, out_features, bias })
-                .collect();
-            Linear::load(loader, in_features, &matrices)
-        };
-        let (q_width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let bias = spec.qkv_bias;
-        Ok(Self {
-            attention_norm: norm("attn_norm")?,
-            qkv: linear(
-                spec.hidden,
-                &[("attn_q", q_width, bias), ("attn_k", kv_width, bias), ("attn_v", kv_width, bias)],
-            )?,
-            attention_out: linear(q_width, &[("attn_output", spec.hidden, false)])?,
-            ffn_norm: norm("ffn_norm")?,
-            gate_up: linear(spec.hidden, &[("ffn_gate", spec.ffn, false), ("ffn_up", spec.ffn, false)])?,
-            down: linear(spec.ffn, &[("ffn_down", spec.hidden, false)])?,
-        })
-    }
-
-    fn bytes(&self) -> usize {
-        let linears = [&self.qkv, &self.attention_out, &self.gate_up, &self.down];
-        linears.iter().map(|linear| linear.bytes()).sum::<usize>()
-            + (self.attention_norm.len() + self.ffn_norm.len()) * 4
     }
 }
 

@@ -38,6 +38,15 @@ pub enum LoadError {
     #[error("GGUF metadata key `{key}`: {problem}")]
     KeyValue { key: String, problem: String },
 
+    #[error("{}: no key `{key}`", file.display())]
+    MissingConfigKey { file: PathBuf, key: String },
+
+    #[error("{}: key `{key}` should hold {expected} but holds {found}", file.display())]
+    ConfigType { file: PathBuf, key: String, expected: &'static str, found: String },
+
+    #[error("{}: key `{key}`: {problem}", file.display())]
+    ConfigValue { file: PathBuf, key: String, problem: String },
+
     #[error("GGUF metadata key `{0}` occurs twice")]
     DuplicateKey(String),
 
@@ -57,7 +66,7 @@ pub enum LoadError {
     TensorData { tensor: String, problem: String },
 
     #[error("architecture `{found}` is not supported; supported: {supported}")]
-    Architecture { found: String, supported: &'static str },
+    Architecture { found: String, supported: String },
 
     #[error("the model's tokenizer cannot be used: {0}")]
     Tokenizer(String),

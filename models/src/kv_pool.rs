@@ -1,4 +1,4 @@
-//! The blocks of K and V of all layers, in f16, and what they cost in bytes.
+//! The blocks of K and V of all layers, and what they cost in bytes.
 //!
 //! Does not know which sequence holds a block. Invariant: what lies in a block before it is written never
 //! matters, because attention reads only positions that its sequence has written.
@@ -18,10 +18,14 @@ pub(crate) struct KvPool {
     block_size: usize,
 }
 
-/// Bytes of K and V that one token takes in all layers.
-pub(crate) fn bytes_per_token(spec: &ModelSpec) -> u64 {
-    let values = 2 * spec.layers * spec.kv_heads * spec.head_dim;
-    (values * size_of::<half::f16>()) as u64
+/// One layer's KV.
+fn shape(spec: &ModelSpec, dtype: KvDtype, block_size: usize) -> KvShape {
+    KvShape { kv_heads: spec.kv_heads, head_dim: spec.head_dim, block_size, dtype }
+}
+
+/// Bytes of K and V that one token takes in all layers, scales and padding included.
+pub(crate) fn bytes_per_token(spec: &ModelSpec, dtype: KvDtype) -> u64 {
+    (spec.layers.len() * shape(spec, dtype, BLOCK_SIZE_UNIT).token_bytes()) as u64
 }
 
 impl KvPool {
@@ -34,15 +38,20 @@ impl KvPool {
     ///
     /// # Errors
     /// When `block_size` does not suit the kernels or the memory cannot be had.
-    pub(crate) fn new(spec: &ModelSpec, blocks: usize, block_size: usize) -> Result<Self, ForwardError> {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        dtype: KvDtype,
+        blocks: usize,
+        block_size: usize,
+    ) -> Result<Self, ForwardError> {
         if block_size == 0 || !block_size.is_multiple_of(BLOCK_SIZE_UNIT) {
             let problem = format!("a block size of {block_size} is no multiple of {BLOCK_SIZE_UNIT}");
             return Err(ForwardError(problem));
         }
-        check_memory(spec, blocks, block_size)?;
-        let shape =
-            KvShape { kv_heads: spec.kv_heads, head_dim: spec.head_dim, block_size, dtype: KvDtype::F16 };
-        let layers = (0..spec.layers).map(|_| KvLayer::new(shape, blocks)).collect();
+        check_memory(spec, dtype, blocks, block_size)?;
+        let shape = shape(spec, dtype, block_size);
+        let layers = spec.layers.iter().map(|_| KvLayer::try_new(shape, blocks));
+        let layers = layers.collect::<Result<_, _>>().map_err(|error| ForwardError(error.to_string()))?;
         Ok(Self { layers, blocks, block_size })
     }
 
@@ -63,12 +72,17 @@ impl KvPool {
     }
 }
 
-/// Asks for the whole pool's memory once and gives it back: a request that cannot be met must be an error,
-/// and the layers' own allocation would end the process instead.
-fn check_memory(spec: &ModelSpec, blocks: usize, block_size: usize) -> Result<(), ForwardError> {
+/// Asks for the whole pool's memory once and gives it back: each layer's may be had where all together may
+/// not, and then the pages would be missing when they are written.
+fn check_memory(
+    spec: &ModelSpec,
+    dtype: KvDtype,
+    blocks: usize,
+    block_size: usize,
+) -> Result<(), ForwardError> {
     let bytes = (blocks as u64)
         .checked_mul(block_size as u64)
-        .and_then(|tokens| tokens.checked_mul(bytes_per_token(spec)))
+        .and_then(|tokens| tokens.checked_mul(bytes_per_token(spec, dtype)))
         .and_then(|bytes| usize::try_from(bytes).ok())
         .ok_or_else(|| {
             ForwardError(format!("{blocks} KV blocks of {block_size} tokens are absurdly many"))

@@ -15,6 +15,8 @@ mod kv_pool;
 mod linear;
 pub mod load;
 mod matrix;
+mod model_files;
+mod names;
 pub mod quant;
 pub mod safetensors;
 pub mod spec;
@@ -22,4 +24,5 @@ pub mod text_files;
 pub mod tokenizer;
 
 pub use decoder::Decoder;
+pub use model_files::ModelFiles;
 pub use obol_kernels::KvDtype;

@@ -12,9 +12,9 @@ use crate::batch::CausalLm;
 use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
 use crate::error::LoadError;
-use crate::gguf::{GgufFile, type_name};
+use crate::model_files::ModelFiles;
 use crate::quant::Quant;
-use crate::text_files::{self, Text};
+use crate::text_files::Text;
 use crate::tokenizer::Tokenizer;
 
 /// More threads than any machine has.
@@ -53,7 +53,7 @@ pub struct Loaded {
 /// What a loaded model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// `general.name`, or the file's name without its ending.
+    /// What the files call it, else their name without its ending.
     pub name: String,
     pub architecture: String,
     /// The type that holds most of the file's weights: "Q4_1", "BF16".
@@ -64,12 +64,11 @@ pub struct ModelInfo {
     pub context_length: usize,
     pub vocab_size: usize,
     pub layers: usize,
-    /// blake3, in hex, of the file's header, tensor table and length: tells models apart without reading
-    /// all their weights.
+    /// As [`ModelFiles::fingerprint`].
     pub fingerprint: String,
 }
 
-/// Loads the GGUF file at `path`.
+/// Loads the GGUF file, or the directory of config.json and safetensors, at `path`.
 ///
 /// # Errors
 /// When the file cannot be read, is broken, or holds something that is not supported; or the options do not
@@ -81,14 +80,14 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             options.threads
         )));
     }
-    if options.quant != Quant::File || options.kv_dtype != KvDtype::F16 {
+    if options.quant != Quant::File {
         return Err(LoadError::Options("other precisions than the file's are not supported yet".into()));
     }
-    let file = GgufFile::open(path)?;
+    let files = ModelFiles::open(path)?;
     // The tokenizer's tables are built on one thread while the weights are packed on the others.
     let (model, text) = thread::scope(|scope| {
-        let text = scope.spawn(|| text_files::from_gguf(&file));
-        let model = Decoder::load(&file, Cpu::new(options.threads), options.max_model_len);
+        let text = scope.spawn(|| files.text());
+        let model = Decoder::load(&files, Cpu::new(options.threads), options);
         (model, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let (model, Text { tokenizer, template }) = (model?, text?);
@@ -101,42 +100,14 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
         )));
     }
     let info = ModelInfo {
-        name: name(&file)?,
+        name: files.name()?,
         architecture: spec.architecture.clone(),
-        precision: precision(&file)?,
+        precision: files.precision()?,
         weight_bytes: model.weight_bytes(),
         context_length: spec.context,
         vocab_size: spec.vocab,
-        layers: spec.layers,
-        fingerprint: fingerprint(&file),
+        layers: spec.layers.len(),
+        fingerprint: files.fingerprint(),
     };
     Ok(Loaded { model: Box::new(model), tokenizer: Arc::new(tokenizer), template, info })
-}
-
-fn name(file: &GgufFile) -> Result<String, LoadError> {
-    let stated = file.find_string("general.name")?.map(str::trim).filter(|name| !name.is_empty());
-    let stem = || file.path().file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    Ok(stated.map(String::from).or_else(stem).unwrap_or_else(|| "model".into()))
-}
-
-/// The type with the most bytes among the layers' tensors.
-fn precision(file: &GgufFile) -> Result<String, LoadError> {
-    let mut bytes_by_type: Vec<(String, usize)> = Vec::new();
-    for name in file.tensor_names().filter(|name| name.starts_with("blk.")) {
-        let tensor = file.tensor(name)?;
-        let dtype = type_name(tensor.dtype);
-        match bytes_by_type.iter_mut().find(|(known, _)| *known == dtype) {
-            Some((_, bytes)) => *bytes += tensor.data.len(),
-            None => bytes_by_type.push((dtype, tensor.data.len())),
-        }
-    }
-    let most = bytes_by_type.into_iter().max_by(|a, b| a.1.cmp(&b.1).then_with(|| b.0.cmp(&a.0)));
-    Ok(most.map_or_else(|| "F32".into(), |(dtype, _)| dtype))
-}
-
-fn fingerprint(file: &GgufFile) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(file.header());
-    hasher.update(&file.file_bytes().to_le_bytes());
-    hasher.finalize().to_hex().to_string()
 }

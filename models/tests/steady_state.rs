@@ -8,9 +8,9 @@ use std::cell::Cell;
 use std::path::PathBuf;
 
 use obol_kernels::Cpu;
-use obol_models::Decoder;
 use obol_models::batch::{Batch, CausalLm, Span};
-use obol_models::gguf::GgufFile;
+use obol_models::load::LoadOptions;
+use obol_models::{Decoder, ModelFiles};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -37,13 +37,14 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn steps_after_the_largest_allocate_nothing() {
-    for name in ["llama_mixed", "qwen2_untied"] {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{name}.gguf"));
-        let file = GgufFile::open(&path).expect("the fixture");
-        let mut model = Decoder::load(&file, Cpu::new(1), None).expect("the model");
+    for name in ["llama_mixed.gguf", "qwen2_untied.gguf", "families/mixtral", "families/gemma3"] {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let files = ModelFiles::open(&path).expect("the fixture");
+        let mut model = Decoder::load(&files, Cpu::new(1), &LoadOptions::default()).expect("the model");
         model.allocate_kv(8, 16).expect("a small pool");
+        // Other tokens take other experts.
         let batch = |rows: usize| Batch {
-            tokens: vec![5; rows],
+            tokens: (0..rows as u32).map(|row| (row * 7 + rows as u32) % 160).collect(),
             positions: (0..rows as u32).collect(),
             spans: vec![Span { rows: 0..rows, table: 0..8 }],
             block_tables: (0..8).collect(),

@@ -3,8 +3,9 @@
 use std::fs;
 
 use obol_kernels::Cpu;
-use obol_models::Decoder;
 use obol_models::gguf::GgufFile;
+use obol_models::load::LoadOptions;
+use obol_models::{Decoder, ModelFiles};
 
 use crate::parts::{ARRAY, F32, Parts, STRING, U32, string, tensor};
 use crate::support::fixture;
@@ -14,8 +15,8 @@ fn load(bytes: &[u8]) -> Result<(), String> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("model.gguf");
     fs::write(&path, bytes).expect("a temporary file");
-    let file = GgufFile::open(&path).map_err(|error| error.to_string())?;
-    Decoder::load(&file, Cpu::new(1), None).map(drop).map_err(|error| error.to_string())
+    let files = ModelFiles::open(&path).map_err(|error| error.to_string())?;
+    Decoder::load(&files, Cpu::new(1), &LoadOptions::default()).map(drop).map_err(|error| error.to_string())
 }
 
 /// The good file with `change` fails with an error that contains `message`.
@@ -115,7 +116,7 @@ fn keys_that_are_missing_twice_there_or_wrong_are_named() {
     check("unknown value type 99", |parts| parts.set("a", 99, &[0; 8]));
     check("general.alignment", |parts| parts.set_u32("general.alignment", 0));
     check("general.alignment", |parts| parts.set_u32("general.alignment", 48));
-    check("`mamba` is not supported; supported: llama, qwen2", |parts| {
+    check("`mamba` is not supported; supported: llama, qwen2, qwen3, qwen3moe, gemma", |parts| {
         parts.set("general.architecture", STRING, &string("mamba"));
     });
 }
@@ -134,8 +135,8 @@ fn sizes_that_contradict_are_named() {
     check("dimension_count", |parts| parts.set_u32("llama.rope.dimension_count", 7));
     check("vocab_size", |parts| parts.set_u32("llama.vocab_size", 9));
     check("value_length", |parts| parts.set_u32("llama.attention.value_length", 4));
-    check("experts", |parts| parts.set_u32("llama.expert_count", 8));
-    check("rope.scaling.type", |parts| parts.set("llama.rope.scaling.type", STRING, &string("yarn")));
+    check("no key `llama.expert_used_count`", |parts| parts.set_u32("llama.expert_count", 8));
+    check("rope.scaling.type", |parts| parts.set("llama.rope.scaling.type", STRING, &string("longrope")));
     check("rope.scaling.factor", |parts| parts.set("llama.rope.scaling.type", STRING, &string("linear")));
     for bad in [f32::NAN, f32::INFINITY, -1.0] {
         let eps = "llama.attention.layer_norm_rms_epsilon";

@@ -1,7 +1,9 @@
 //! What the crate promises, tested through its public interface.
 
+mod bad_configs;
 mod bad_files;
 mod decoder;
+mod families;
 mod load;
 mod parts;
 mod support;

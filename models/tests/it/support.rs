@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use obol_kernels::{Cpu, Isa};
-use obol_models::Decoder;
 use obol_models::batch::{Batch, CausalLm, Span};
-use obol_models::gguf::GgufFile;
+use obol_models::load::LoadOptions;
+use obol_models::{Decoder, ModelFiles};
 
 pub(crate) const BLOCK_SIZE: usize = 16;
 
@@ -16,8 +16,9 @@ pub(crate) fn fixture(file: &str) -> PathBuf {
 
 /// The model of a fixture, with a pool of `blocks` blocks of 16 tokens.
 pub(crate) fn load(name: &str, threads: usize, isa: Isa, blocks: usize) -> Decoder {
-    let file = GgufFile::open(&fixture(&format!("{name}.gguf"))).expect("the fixture is good");
-    let mut model = Decoder::load(&file, Cpu::with_isa(threads, isa), None).expect("the model is good");
+    let files = ModelFiles::open(&fixture(&format!("{name}.gguf"))).expect("the fixture is good");
+    let cpu = Cpu::with_isa(threads, isa);
+    let mut model = Decoder::load(&files, cpu, &LoadOptions::default()).expect("the model is good");
     model.allocate_kv(blocks, BLOCK_SIZE).expect("a small pool");
     model
 }
