@@ -49,8 +49,9 @@ pub enum UnknownFields {
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServeFlags {
-    /// Model by catalog name, or a GGUF file
-    #[arg(long, env = "OBOL_MODEL", value_name = "NAME|FILE")]
+    /// Model by catalog name, from the hub as owner/name or owner/name:file.gguf, or the path of a GGUF file or of
+    /// a directory with config.json and safetensors
+    #[arg(long, env = "OBOL_MODEL", value_name = "NAME|ID|PATH")]
     pub model: Option<String>,
     /// Branch, tag or commit of a model from the hub [default: main]
     #[arg(long, env = "OBOL_REVISION", value_name = "REV")]

@@ -1,11 +1,15 @@
-//! The models known by name. Knows where their bytes can be had and what they must hash to; does not fetch
-//! them (`fetch`) or look inside them.
+//! The models known by name, and what else a model argument can mean. Knows where an entry's bytes can be had and
+//! what they must hash to; does not fetch them (`fetch`) or look inside them.
 //!
 //! Invariant: every source of an entry gives the same bytes, so `bytes` and `sha256` belong to the entry and
 //! not to the source.
 
+mod hub_id;
+
 use std::path::{Path, PathBuf};
 
+pub use hub_id::HubId;
+pub(crate) use hub_id::is_plain_path;
 use serde::Deserialize;
 
 /// The catalog that is built into the program.
@@ -75,8 +79,10 @@ pub struct PackageSource {
 pub enum Resolved<'a> {
     /// A name of the catalog.
     Entry(&'a Entry),
-    /// A file of the user's.
-    File(PathBuf),
+    /// The user's own: a GGUF file, or a directory with a `config.json` and the files that go with it.
+    Path(PathBuf),
+    /// A repository of the hub, or one file in it.
+    Hub(HubId),
 }
 
 /// Why a catalog or a model argument is refused.
@@ -85,10 +91,10 @@ pub enum CatalogError {
     /// The catalog's text is not what [`Catalog::parse`] reads.
     #[error("the model catalog is invalid: {0}")]
     Invalid(String),
-    /// Neither a known name nor a file.
+    /// No path, no known name, no id of the hub.
     #[error(
-        "unknown model '{argument}': no file has that path and the catalog has no such name (it has: {known}); \
-         give one of these names or the path of a GGUF file"
+        "unknown model '{argument}': give the path of a GGUF file or of a model's directory (there is none at this \
+         path), a name of the catalog ({known}), or a repository of the hub as owner/name or owner/name:file.gguf"
     )]
     Unknown {
         /// What the user gave.
@@ -96,9 +102,35 @@ pub enum CatalogError {
         /// The catalog's names.
         known: String,
     },
-    /// A path that exists and is not a file.
-    #[error("'{0}' is not a file; give the path of a GGUF file")]
-    NotAFile(String),
+    /// Meant as a path, and nothing is there. It is not looked for anywhere else.
+    #[error("'{0}' looks like a path and nothing is there; correct it, or give a catalog name or owner/name")]
+    NoSuchPath(String),
+    /// A directory without a model in it, or something that is neither file nor directory.
+    #[error(
+        "'{0}' holds no model; give a directory with a config.json and *.safetensors or with one GGUF file, or the \
+         path of a GGUF file"
+    )]
+    NoModel(String),
+    /// A directory with more than one GGUF file.
+    #[error("'{directory}' holds {} GGUF files; give the path of one:\n{}", files.len(), lines(files))]
+    SeveralFiles {
+        /// What the user gave.
+        directory: String,
+        /// The files, in order.
+        files: Vec<PathBuf>,
+    },
+    /// The shape of an id of the hub, with something in it that no id has.
+    #[error("'{argument}' is no repository of the hub: {why}")]
+    HubId {
+        /// What the user gave.
+        argument: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+fn lines(files: &[PathBuf]) -> String {
+    files.iter().map(|file| format!("  {}", file.display())).collect::<Vec<_>>().join("\n")
 }
 
 impl Catalog {
@@ -144,24 +176,56 @@ impl Catalog {
             .expect("parse refuses a catalog without a default; this is a bug")
     }
 
-    /// Takes a name of the catalog (whatever its case), else the path of a file. A name wins over a file of the
-    /// same name in the working directory; write `./name` for the file.
+    /// Takes an existing path, else a name of the catalog (whatever its case), else `owner/name[:file]` of the hub.
+    /// A directory without a model in it does not stand in the way of a catalog name. Asks no network.
     ///
     /// # Errors
-    /// [`CatalogError::Unknown`] lists the names there are; [`CatalogError::NotAFile`] for a directory.
+    /// See [`CatalogError`]. What can only be a path is never taken for an id of the hub.
     pub fn resolve(&self, argument: &str) -> Result<Resolved<'_>, CatalogError> {
-        if let Some(entry) = self.entries.iter().find(|e| e.name.eq_ignore_ascii_case(argument)) {
+        let path = Path::new(argument);
+        let entry = self.entries.iter().find(|e| e.name.eq_ignore_ascii_case(argument));
+        if path.exists() {
+            match (local(path, argument), entry) {
+                (Err(CatalogError::NoModel(_)), Some(_)) => {}
+                (found, _) => return found.map(Resolved::Path),
+            }
+        }
+        if let Some(entry) = entry {
             return Ok(Resolved::Entry(entry));
         }
-        let path = Path::new(argument);
-        if path.is_file() {
-            Ok(Resolved::File(path.to_path_buf()))
-        } else if path.exists() {
-            Err(CatalogError::NotAFile(argument.to_owned()))
-        } else {
-            let known = self.entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
-            Err(CatalogError::Unknown { argument: argument.to_owned(), known })
+        if hub_id::can_only_be_a_path(argument) {
+            return Err(CatalogError::NoSuchPath(argument.to_owned()));
         }
+        match HubId::parse(argument) {
+            Some(Ok(id)) => Ok(Resolved::Hub(id)),
+            Some(Err(why)) => Err(CatalogError::HubId { argument: argument.to_owned(), why }),
+            None => {
+                let known = self.entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+                Err(CatalogError::Unknown { argument: argument.to_owned(), known })
+            }
+        }
+    }
+}
+
+/// The model at a path that exists: the file, the directory of a `config.json`, or the directory's one GGUF file.
+fn local(path: &Path, argument: &str) -> Result<PathBuf, CatalogError> {
+    if path.is_file() {
+        return Ok(path.to_path_buf());
+    }
+    let nothing = || CatalogError::NoModel(argument.to_owned());
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(path).map_err(|_| nothing())?.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| file.is_file());
+    files.sort();
+    let ends = |file: &PathBuf, ending: &str| file.extension().is_some_and(|extension| extension == ending);
+    let safetensors = files.iter().any(|file| ends(file, "safetensors"));
+    let config = files.iter().any(|file| file.file_name().is_some_and(|name| name == "config.json"));
+    files.retain(|file| ends(file, "gguf"));
+    match (config && (safetensors || files.is_empty()), files.len()) {
+        (true, _) => Ok(path.to_path_buf()),
+        (false, 0) => Err(nothing()),
+        (false, 1) => Ok(files.remove(0)),
+        (false, _) => Err(CatalogError::SeveralFiles { directory: argument.to_owned(), files }),
     }
 }
 
@@ -199,24 +263,83 @@ mod tests {
         assert!(entry.hub.is_some() && entry.package.is_some());
     }
 
+    fn resolve(argument: &str) -> Result<Resolved<'static>, CatalogError> {
+        let catalog: &'static Catalog = Box::leak(Box::new(Catalog::builtin()));
+        catalog.resolve(argument)
+    }
+
     #[test]
-    fn an_argument_is_a_name_or_a_file() {
+    fn an_argument_is_a_name_an_id_of_the_hub_or_unknown() {
         let catalog = Catalog::builtin();
         assert_eq!(catalog.resolve("SmolLM2-135M-Instruct"), Ok(Resolved::Entry(catalog.default_entry())));
+        let hub = |argument: &str| match resolve(argument) {
+            Ok(Resolved::Hub(id)) => (id.repository(), id.file().map(str::to_owned)),
+            other => panic!("{argument}: {other:?}"),
+        };
+        assert_eq!(hub("Some-One/model_1.5"), ("Some-One/model_1.5".to_owned(), None));
+        assert_eq!(hub("a/b:c.gguf"), ("a/b".to_owned(), Some("c.gguf".to_owned())));
+        assert_eq!(hub("a/b:sub/c.gguf"), ("a/b".to_owned(), Some("sub/c.gguf".to_owned())));
 
+        let unknown = resolve("nothing-like-it").expect_err("no such model").to_string();
+        for part in ["nothing-like-it", "smollm2-135m-instruct", "GGUF", "owner/name:file.gguf"] {
+            assert!(unknown.contains(part), "'{part}' is not in: {unknown}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_path_is_never_asked_of_the_hub() {
+        for argument in ["./a/b", "/a/b", "../a", "~/a", "a/b.gguf", "x.gguf", "a/b/c", "a\\b", ".", "a/"] {
+            match resolve(argument) {
+                Err(CatalogError::NoSuchPath(_) | CatalogError::NoModel(_)) => {}
+                other => panic!("{argument}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_that_the_hub_would_not_give_is_refused() {
+        let long = format!("a/{}", "b".repeat(97));
+        for argument in ["a/b c", "a/-b", "a/b.", "a/b--c", "a/b..c", "é/b", "a/b:", "a/b:../c.gguf", &long]
+        {
+            match resolve(argument) {
+                Err(CatalogError::HubId { .. }) => {}
+                other => panic!("{argument}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_existing_path_is_a_file_or_a_directory_with_a_model() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let file = dir.path().join("x.gguf");
-        std::fs::write(&file, b"GGUF").expect("write");
-        let path = file.to_str().expect("path is text");
-        assert_eq!(catalog.resolve(path), Ok(Resolved::File(file.clone())));
-
-        let unknown = catalog.resolve("nothing-like-it").expect_err("no such model").to_string();
+        let put = |name: &str| {
+            let file = dir.path().join(name);
+            std::fs::create_dir_all(file.parent().expect("a parent")).expect("create");
+            std::fs::write(&file, b"").expect("write");
+            file
+        };
+        let at = |path: &Path| resolve(path.to_str().expect("path is text"));
+        let file = put("one/x.gguf");
+        assert_eq!(at(&file), Ok(Resolved::Path(file.clone())));
+        assert_eq!(at(&dir.path().join("one")), Ok(Resolved::Path(file)));
+        let second = put("one/y.gguf");
+        let error = at(&dir.path().join("one")).expect_err("which one?").to_string();
         assert!(
-            unknown.contains("nothing-like-it") && unknown.contains("smollm2-135m-instruct"),
-            "{unknown}"
+            error.contains("holds 2 GGUF files") && error.contains(second.to_str().expect("text")),
+            "{error}"
         );
-        let directory = catalog.resolve(dir.path().to_str().expect("path is text"));
-        assert!(matches!(directory, Err(CatalogError::NotAFile(_))), "{directory:?}");
+
+        // With a config.json the directory is the model, unless GGUF is all that it has.
+        put("two/config.json");
+        let two = dir.path().join("two");
+        assert_eq!(at(&two), Ok(Resolved::Path(two.clone())));
+        let gguf = put("two/x.gguf");
+        assert_eq!(at(&two), Ok(Resolved::Path(gguf)));
+        put("two/model.safetensors");
+        assert_eq!(at(&two), Ok(Resolved::Path(two)));
+
+        let empty = dir.path().join("empty");
+        std::fs::create_dir(&empty).expect("create");
+        assert!(matches!(at(&empty), Err(CatalogError::NoModel(_))));
     }
 
     #[test]

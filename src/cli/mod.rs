@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use obol_models::fetch::Token;
 
 use crate::config::{PlaceFlags, ServeFlags};
 
@@ -40,15 +41,21 @@ enum Command {
         #[command(flatten)]
         places: PlaceFlags,
     },
-    /// Fetch a model with progress and checksum
-    #[command(after_help = "Example:\n  obol pull smollm2-135m-instruct")]
+    /// Fetch a model with progress and checksum, and print its path
+    ///
+    /// The hub is asked even if the model is there, and every file is looked at. HF_TOKEN opens what is gated or
+    /// private; HF_ENDPOINT names another hub.
+    #[command(
+        after_help = "Example:\n  obol pull smollm2-135m-instruct\n  obol pull owner/name:file.gguf --revision v1.0"
+    )]
     Pull {
-        /// Name in the catalog; without one, the default model
+        /// Name in the catalog, or a model of the hub as owner/name or owner/name:file.gguf; without one, the
+        /// default model
         name: Option<String>,
         /// Branch, tag or commit of a model from the hub [default: main]
         #[arg(long, value_name = "REV")]
         revision: Option<String>,
-        /// Print the name and the file's path as JSON
+        /// Print model, path, commit and files (sizes and checksums) as JSON
         #[arg(long)]
         json: bool,
     },
@@ -85,11 +92,12 @@ enum Command {
     },
 }
 
-/// Directories that the environment names, read once by `main`.
+/// What the environment names and no flag does, read once by `main`.
 #[derive(Debug, Clone)]
 pub struct Directories {
     pub data: PathBuf,
     pub models: PathBuf,
+    pub hub_token: Option<Token>,
 }
 
 /// Runs the command that the arguments name.

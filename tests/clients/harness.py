@@ -110,8 +110,9 @@ class Stream:
 class Server:
     """One server process over one data directory; may be started again after it stopped."""
 
-    def __init__(self, data_dir: Path, *flags: str, model_path: str | None = None):
+    def __init__(self, data_dir: Path, *flags: str, model_path: str | None = None, **environment: str):
         self.data_dir, self.flags, self.model_path = data_dir, flags, model_path or model()
+        self.environment = environment
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self.port = 0
         self.process: subprocess.Popen | None = None
@@ -138,7 +139,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=clean_environment(),
+                env=clean_environment() | self.environment,
                 cwd=self.data_dir.parent,
             )
         self.wait_ready()

@@ -26,8 +26,8 @@ def test_pull_fetches_once_and_checks(tmp_path):
     first = harness.run("pull", "--json", timeout=600, **home(tmp_path))
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)
-    assert digest(found["file"]) == digest(harness.model())
-    assert Path(found["file"]).is_relative_to(tmp_path)
+    assert digest(found["path"]) == digest(harness.model())
+    assert Path(found["path"]).is_relative_to(tmp_path)
     # Now without any source: neither hub nor Python.
     again = harness.run("pull", "--json", **home(tmp_path), HF_ENDPOINT=NOWHERE, PATH=str(tmp_path))
     assert again.returncode == 0 and json.loads(again.stdout) == found, again.stderr

@@ -151,7 +151,7 @@ fn pip_failure(job: &Job<'_>, work: &WorkDir) -> SourceError {
         Err(error) => return job.file_error(&work.errors(), error).into(),
     };
     if said.contains("No space left on device") {
-        return FetchError::DiskFull { dir: job.cache_dir.to_path_buf(), bytes: job.entry.bytes }.into();
+        return FetchError::DiskFull { dir: job.cache_dir.to_path_buf(), bytes: job.bytes }.into();
     }
     if said.contains("No module named pip") {
         return SourceError::Failed(format!(
@@ -172,7 +172,7 @@ fn unpack(job: &Job<'_>, wheel: &Path, name: &str, partial: &mut Partial) -> Res
     let mut archive = zip::ZipArchive::new(file).map_err(|error| broken(&error))?;
     let mut member = archive.by_name(name).map_err(|error| broken(&error))?;
     let mut buffer = vec![0; 1 << 20];
-    job.progress.start(&job.entry.file, job.entry.bytes);
+    job.progress.start(job.file, job.bytes);
     let result = loop {
         match member.read(&mut buffer) {
             Ok(0) => break Ok(()),
@@ -180,7 +180,7 @@ fn unpack(job: &Job<'_>, wheel: &Path, name: &str, partial: &mut Partial) -> Res
             Err(error) => break Err(broken(&error)),
         }
         job.progress.at(partial.len());
-        if partial.len() > job.entry.bytes {
+        if partial.len() > job.bytes {
             break Ok(()); // already wrong: the check says so
         }
     };

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Where a fetch tells what it does. Calls come from one thread at a time, in the order note, start, at.., finish.
+/// Where a fetch tells what it does. Calls come from one thread at a time, in the order note, start,
+/// (file, at..).., finish.
 pub trait Progress: Sync {
     /// A line worth reading: a source that failed, a wait.
     fn note(&self, line: &str);
     /// A transfer begins; `total` is its length in bytes.
     fn start(&self, what: &str, total: u64);
+    /// The transfer of several files has come to this one.
+    fn file(&self, _name: &str) {}
     /// So many bytes are there.
     fn at(&self, bytes: u64);
     /// The transfer is over, well or badly.
@@ -38,7 +41,7 @@ pub struct Stderr {
 #[derive(Debug)]
 enum Transfer {
     Bar(ProgressBar),
-    Lines { what: String, total: u64, at: u64, next: Instant },
+    Lines { what: String, file: String, total: u64, at: u64, next: Instant },
 }
 
 /// Between two plain lines of one transfer.
@@ -75,18 +78,27 @@ impl Progress for Stderr {
             Transfer::Bar(bar)
         } else {
             print_line(&format!("{what}: {} MB", megabytes(total)));
-            Transfer::Lines { what: what.to_owned(), total, at: 0, next: Instant::now() + LINES_EVERY }
+            let (what, next) = (what.to_owned(), Instant::now() + LINES_EVERY);
+            Transfer::Lines { what, file: String::new(), total, at: 0, next }
         };
         *self.transfer() = Some(transfer);
+    }
+
+    fn file(&self, name: &str) {
+        match &mut *self.transfer() {
+            Some(Transfer::Bar(bar)) => bar.set_message(name.to_owned()),
+            Some(Transfer::Lines { file, .. }) => *file = format!(", {name}"),
+            None => {}
+        }
     }
 
     fn at(&self, bytes: u64) {
         match &mut *self.transfer() {
             Some(Transfer::Bar(bar)) => bar.set_position(bytes),
-            Some(Transfer::Lines { what, total, at, next }) => {
+            Some(Transfer::Lines { what, file, total, at, next }) => {
                 *at = bytes;
                 if Instant::now() >= *next {
-                    print_line(&format!("{what}: {} of {} MB", megabytes(bytes), megabytes(*total)));
+                    print_line(&format!("{what}{file}: {} of {} MB", megabytes(bytes), megabytes(*total)));
                     *next = Instant::now() + LINES_EVERY;
                 }
             }

@@ -1,10 +1,8 @@
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::stand_in::{Notes, Reply, Repository, StandIn};
 use super::*;
 use crate::catalog::{HubSource, PackageSource};
 
@@ -16,9 +14,7 @@ fn content() -> Vec<u8> {
 
 fn entry() -> Entry {
     let content = content();
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let file = dir.path().join("content");
-    std::fs::write(&file, &content).expect("write");
+    let checksum = stand_in::checksum_of("model.gguf", &content);
     Entry {
         name: "some-model".to_owned(),
         default: true,
@@ -26,7 +22,7 @@ fn entry() -> Entry {
         license: "Apache-2.0".to_owned(),
         file: "model.gguf".to_owned(),
         bytes: content.len() as u64,
-        sha256: partial::hash_file(&file).expect("hash"),
+        sha256: checksum.value().to_owned(),
         hub: None,
         package: Some(PackageSource {
             name: "some-model".to_owned(),
@@ -53,18 +49,6 @@ struct World {
     notes: Notes,
 }
 
-#[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
-
-impl Progress for Notes {
-    fn note(&self, line: &str) {
-        self.0.lock().expect("no panic while noting").push(line.to_owned());
-    }
-    fn start(&self, _: &str, _: u64) {}
-    fn at(&self, _: u64) {}
-    fn finish(&self) {}
-}
-
 impl World {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("temporary directory"), notes: Notes::default() }
@@ -88,7 +72,7 @@ impl World {
         );
         std::fs::write(&path, text).expect("write");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("make executable");
-        FetchOptions { hub_endpoint: None, python: path }
+        FetchOptions { python: path, ..FetchOptions::default() }
     }
 
     /// A script that gives a wheel with `content` in it.
@@ -109,7 +93,7 @@ impl World {
     }
 
     fn fetch(&self, entry: &Entry, options: &FetchOptions) -> Result<PathBuf, FetchError> {
-        fetch_with(entry, &self.cache(), options, &self.notes)
+        fetch_entry(entry, &self.cache(), options, &self.notes)
     }
 
     /// Fails, the message has all of `parts`, and no file has the final name.
@@ -189,14 +173,14 @@ fn without_python_or_pip_the_error_says_where_to_put_the_file() {
     let world = World::new();
     let target = world.target().display().to_string();
     let sha256 = entry().sha256;
-    let without = FetchOptions { hub_endpoint: None, python: PathBuf::from("no-such-python") };
+    let without = FetchOptions { python: PathBuf::from("no-such-python"), ..FetchOptions::default() };
     world.refuses(&entry(), &without, &["'no-such-python' was not found", &target, &sha256]);
     let no_pip = world.python("echo '/usr/bin/python3: No module named pip' >&2; exit 1");
     world.refuses(&entry(), &no_pip, &["has no pip", &target, &sha256]);
     let offline =
         world.python("echo 'WARNING: x' >&2; echo 'ERROR: No matching distribution found' >&2; exit 1");
     world.refuses(&entry(), &offline, &["ERROR: No matching distribution", &target, &sha256]);
-    assert_eq!(world.notes.0.lock().expect("no panic").len(), 3, "each failed source is told");
+    assert_eq!(world.notes.lines().len(), 3, "each failed source is told");
 }
 
 #[test]
@@ -205,7 +189,7 @@ fn a_full_disk_and_an_unwritable_cache_are_named() {
     let full = world.python("echo \"ERROR: [Errno 28] No space left on device\" >&2; exit 1");
     world.refuses(&entry(), &full, &["no space left", "cache"]);
     std::fs::write(world.dir.path().join("file"), "in the way").expect("write");
-    let error = fetch_with(&entry(), &world.dir.path().join("file/cache"), &full, &world.notes);
+    let error = fetch_entry(&entry(), &world.dir.path().join("file/cache"), &full, &world.notes);
     let error = error.expect_err("a file is no directory").to_string();
     assert!(error.contains("cannot write to the cache directory"), "{error}");
 }
@@ -219,7 +203,7 @@ fn a_second_process_waits_says_so_and_uses_the_result() {
     let options = world.python("exit 1");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| world.fetch(&entry(), &options));
-        while world.notes.0.lock().expect("no panic").is_empty() {
+        while world.notes.lines().is_empty() {
             std::thread::yield_now();
         }
         std::fs::write(world.target(), content()).expect("write");
@@ -227,78 +211,38 @@ fn a_second_process_waits_says_so_and_uses_the_result() {
         assert_eq!(waiting.join().expect("no panic").expect("there"), world.target());
     });
     assert_eq!(world.calls(), 0);
-    assert!(world.notes.0.lock().expect("no panic")[0].contains("another process"));
+    assert!(world.notes.lines()[0].contains("another process"));
 }
 
-/// A hub that serves `content`, breaking each transfer off after `pieces` bytes.
-struct Hub {
-    address: String,
-    requests: &'static AtomicUsize,
+/// A hub that serves `content`, breaking each transfer off after `piece` bytes.
+fn stand_in(content: Vec<u8>, piece: usize, obeys_ranges: bool) -> StandIn {
+    StandIn::start(Repository::new(&[]), move |request| {
+        let from = if obeys_ranges { request.from } else { 0 };
+        let status = if from > 0 { 206 } else { 200 };
+        Some(Reply::new(status, &content[from..]).cut(piece))
+    })
 }
 
-impl Hub {
-    fn start(content: Vec<u8>, piece: usize, obeys_ranges: bool) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let address = format!("http://{}", listener.local_addr().expect("address"));
-        let requests: &'static AtomicUsize = Box::leak(Box::default());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                // A client that goes away is no failure of the stand-in.
-                drop(Self::answer(stream, &content, piece, obeys_ranges, requests));
-            }
-        });
-        Self { address, requests }
-    }
-
-    fn answer(
-        mut stream: TcpStream,
-        content: &[u8],
-        piece: usize,
-        obeys_ranges: bool,
-        requests: &AtomicUsize,
-    ) -> io::Result<()> {
-        let mut lines = BufReader::new(stream.try_clone()?).lines();
-        let request = lines.next().unwrap_or(Ok(String::new()))?;
-        let mut from = 0;
-        for line in lines {
-            let line = line?.to_ascii_lowercase();
-            if let Some(range) = line.strip_prefix("range: bytes=") {
-                from = range.split('-').next().and_then(|from| from.parse().ok()).unwrap_or(0);
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        let from = if obeys_ranges { from } else { 0 };
-        let (status, len) = (if from > 0 { "206 Partial Content" } else { "200 OK" }, content.len() - from);
-        write!(
-            stream,
-            "HTTP/1.1 {status}\r\ncontent-length: {len}\r\netag: \"x\"\r\nconnection: close\r\n\r\n"
-        )?;
-        if request.starts_with("GET") {
-            requests.fetch_add(1, Ordering::Relaxed);
-            stream.write_all(&content[from..content.len().min(from + piece)])?;
-        }
-        stream.flush()
-    }
-
-    fn options(&self) -> FetchOptions {
-        FetchOptions { hub_endpoint: Some(self.address.clone()), python: PathBuf::from("no-such-python") }
+fn options(hub: &StandIn) -> FetchOptions {
+    FetchOptions {
+        hub_endpoint: Some(hub.address.clone()),
+        python: PathBuf::from("no-such-python"),
+        ..FetchOptions::default()
     }
 }
 
 #[test]
 fn the_hub_is_tried_first_and_broken_transfers_are_resumed() {
     let world = World::new();
-    let hub = Hub::start(content(), usize::MAX / 2, true);
-    world.fetch(&with_hub(entry()), &hub.options()).expect("fetched");
-    assert_eq!(hub.requests.load(Ordering::Relaxed), 1);
+    let hub = stand_in(content(), usize::MAX, true);
+    world.fetch(&with_hub(entry()), &options(&hub)).expect("fetched");
+    assert_eq!(hub.downloads(), 1);
 
     let world = World::new();
-    let hub = Hub::start(content(), 500_000, true);
-    world.fetch(&with_hub(entry()), &hub.options()).expect("fetched in pieces");
+    let hub = stand_in(content(), 500_000, true);
+    world.fetch(&with_hub(entry()), &options(&hub)).expect("fetched in pieces");
     assert_eq!(std::fs::read(world.target()).expect("read"), content());
-    assert_eq!(hub.requests.load(Ordering::Relaxed), 3);
+    assert_eq!(hub.downloads(), 3);
 }
 
 #[test]
@@ -308,15 +252,16 @@ fn a_run_goes_on_where_the_last_one_was_killed_even_if_those_bytes_are_wrong() {
         let world = World::new();
         std::fs::create_dir_all(world.cache()).expect("create");
         std::fs::write(partial(&world), half).expect("write");
-        let hub = Hub::start(content(), usize::MAX / 2, obeys_ranges);
-        world.fetch(&with_hub(entry()), &hub.options()).expect("fetched");
+        let hub = stand_in(content(), usize::MAX, obeys_ranges);
+        world.fetch(&with_hub(entry()), &options(&hub)).expect("fetched");
         assert_eq!(std::fs::read(world.target()).expect("read"), content());
-        assert_eq!(hub.requests.load(Ordering::Relaxed), requests);
+        assert_eq!(hub.downloads(), requests);
         assert!(!partial(&world).exists());
     };
     check(content()[..700_000].to_vec(), true, 1);
     check(vec![7; 700_000], true, 2);
-    check(content()[..700_000].to_vec(), false, 2);
+    check(content()[..700_000].to_vec(), false, 1);
+    check(vec![7; 700_000], false, 1);
     check(content(), true, 0);
     check(vec![7; 2_000_000], true, 1);
 }
@@ -328,10 +273,10 @@ fn a_wrong_file_from_the_hub_leaves_the_package_index() {
     entry.package = super::tests::entry().package;
     let mut wrong = content();
     wrong[9] ^= 1;
-    let hub = Hub::start(wrong, usize::MAX / 2, true);
+    let hub = stand_in(wrong, usize::MAX, true);
     let options = FetchOptions { hub_endpoint: Some(hub.address), ..world.python(&world.wheel(&content())) };
     world.fetch(&entry, &options).expect("fetched");
-    assert!(world.notes.0.lock().expect("no panic")[0].contains("is not the right file"));
+    assert!(world.notes.lines()[0].contains("is not the right file"));
 }
 
 #[test]
@@ -341,6 +286,7 @@ fn an_unreachable_hub_is_given_up_soon() {
     let options = FetchOptions {
         hub_endpoint: Some("http://192.0.2.1".to_owned()),
         python: PathBuf::from("no-such-python"),
+        ..FetchOptions::default()
     };
     let started = std::time::Instant::now();
     world.refuses(&with_hub(entry()), &options, &["the hub:", &entry().sha256]);
@@ -350,9 +296,9 @@ fn an_unreachable_hub_is_given_up_soon() {
 #[test]
 fn a_relative_cache_directory_gives_an_absolute_path() {
     let relative = Path::new("target/no-such-cache");
-    let options = FetchOptions { hub_endpoint: None, python: PathBuf::from("no-such-python") };
+    let options = FetchOptions { python: PathBuf::from("no-such-python"), ..FetchOptions::default() };
     let error =
-        fetch_with(&entry(), relative, &options, &progress::Silent).expect_err("no source").to_string();
+        fetch_entry(&entry(), relative, &options, &progress::Silent).expect_err("no source").to_string();
     let absolute = std::path::absolute(relative).expect("absolute");
     assert!(error.contains(&absolute.display().to_string()), "{error}");
     std::fs::remove_dir_all(relative).expect("clean up");
