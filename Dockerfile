@@ -8,7 +8,7 @@
 # publish the port on loopback, as above, and let nothing else reach it.
 
 FROM rust:1.95-slim-bookworm AS build
-# A C and C++ compiler: SQLite, ring and oniguruma are compiled from the sources in their crates.
+# A C compiler: SQLite and AWS-LC (TLS) are compiled from the sources in their crates.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential pkg-config \
     && rm -rf /var/lib/apt/lists/*
