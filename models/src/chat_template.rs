@@ -18,6 +18,19 @@ mod json;
 /// ChatML, for files that carry ChatML's tokens and no template.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
+/// Gemma's, for files that carry its tokens and no template: no system role, the model is called `model`.
+const GEMMA: &str = "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('this model takes no system message') }}{% endif %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
+
+/// Llama 3's, for files that carry its tokens and no template.
+const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}";
+
+/// Families whose markers no other has: all of the tokens must be there.
+const BUILT_IN: &[(&[&str], &str)] = &[
+    (&["<|im_start|>", "<|im_end|>"], CHATML),
+    (&["<start_of_turn>", "<end_of_turn>"], GEMMA),
+    (&["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], LLAMA3),
+];
+
 /// The name under which the template is kept; it shows in error messages.
 const NAME: &str = "chat_template";
 
@@ -80,7 +93,18 @@ impl ChatTemplate {
     /// The template for models whose file has ChatML's tokens but no template.
     #[must_use]
     pub fn chatml() -> Self {
-        let template = Self::new(CHATML, "", "").expect("the built-in template is tested; this is a bug");
+        Self::built_in(CHATML, "")
+    }
+
+    /// The template of the family whose markers are all control tokens of the vocabulary, for files without one.
+    #[must_use]
+    pub fn by_markers(is_control_token: impl Fn(&str) -> bool, bos: &str) -> Option<Self> {
+        let family = BUILT_IN.iter().find(|(markers, _)| markers.iter().all(|text| is_control_token(text)));
+        family.map(|(_, source)| Self::built_in(source, bos))
+    }
+
+    fn built_in(source: &str, bos: &str) -> Self {
+        let template = Self::new(source, bos, "").expect("the built-in templates are tested; this is a bug");
         Self { built_in: true, ..template }
     }
 

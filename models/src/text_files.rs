@@ -73,12 +73,12 @@ fn template_source(directory: &Path) -> Result<Option<String>, LoadError> {
 }
 
 fn template(source: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, LoadError> {
-    let Some(source) = source else {
-        // A vocabulary that has ChatML's markers was trained on them.
-        let has = |text: &&str| tokenizer.control_token(text).is_some();
-        return Ok(["<|im_start|>", "<|im_end|>"].iter().all(has).then(ChatTemplate::chatml));
-    };
     let text = |token: Option<u32>| token.map_or_else(String::new, |id| tokenizer.token_text(id));
+    let Some(source) = source else {
+        // A vocabulary that has a family's markers was trained on them.
+        let is_control = |text: &str| tokenizer.control_token(text).is_some();
+        return Ok(ChatTemplate::by_markers(is_control, &text(tokenizer.bos())));
+    };
     let template = ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos()));
     Ok(Some(template.map_err(|error| LoadError::Template(error.to_string()))?))
 }

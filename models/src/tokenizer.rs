@@ -56,6 +56,8 @@ const END_TEXTS: &[&str] = &[
     "<|end_of_text|>",
     "<|end|>",
     "<end_of_turn>",
+    "<|return|>",
+    "<|call|>",
     "</s>",
     "<turn|>",
     "<end_of_utterance>",
@@ -314,6 +316,11 @@ fn end_tokens(tokens: &[String], kinds: &[TokenKind], ends: impl Iterator<Item =
         kinds[*id as usize] == TokenKind::Control && END_TEXTS.contains(&tokens[*id as usize].as_str())
     };
     let mut found: Vec<u32> = ends.chain((0..tokens.len() as u32).filter(known)).collect();
+    // In gpt-oss's format an answer has several messages; `<|end|>` only ends one.
+    let text = |id: &u32| tokens.get(*id as usize).map_or("", String::as_str);
+    if ["<|return|>", "<|call|>"].iter().all(|end| found.iter().any(|id| text(id) == *end)) {
+        found.retain(|id| text(id) != "<|end|>");
+    }
     found.sort_unstable();
     found.dedup();
     found

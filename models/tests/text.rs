@@ -69,6 +69,52 @@ fn ids_equal_those_of_llama_cpp() {
 }
 
 #[test]
+fn ids_of_nasty_texts_equal_those_of_llama_cpp() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vocabs/nasty.json");
+    let nasty = std::fs::read_to_string(path).expect("the fixture is committed");
+    let nasty: Value = serde_json::from_str(&nasty).expect("JSON");
+    let texts = nasty["texts"].as_array().expect("a list");
+    let vocabularies = nasty["ids"].as_object().expect("an object");
+    assert!(vocabularies.len() >= 17);
+    for (name, ids) in vocabularies {
+        let tokenizer = vocab(name);
+        for (text, ids) in texts.iter().zip(ids.as_array().expect("a list")) {
+            let found = tokenizer.encode(text.as_str().expect("a text"), PLAIN);
+            assert_eq!(json!(found), *ids, "{name}: {text}");
+        }
+    }
+}
+
+#[test]
+fn other_kinds_are_refused_with_those_there_are() {
+    let file = GgufFile::open(&vocabs().join("ggml-vocab-bert-bge.gguf")).expect("opens");
+    let error = Tokenizer::from_gguf(&file).expect_err("refused").to_string();
+    assert!(error.contains("`bert`") && error.contains("gpt2") && error.contains("llama"), "{error}");
+}
+
+/// Phi-3's control tokens swallow the white space to their right, as its own tokenizer says.
+#[test]
+fn phi_3s_control_tokens_strip() {
+    let tokenizer = vocab("phi-3");
+    let parse = Special { parse: true, add: false };
+    let ids = tokenizer.encode("<|user|>\n hi<|end|>\n<|assistant|>\n", parse);
+    assert_eq!(ids, tokenizer.encode("<|user|>hi<|end|><|assistant|>", parse));
+    assert_eq!(tokenizer.decode(&ids, false), "<|user|>hi<|end|><|assistant|>");
+    assert_eq!(tokenizer.decode(&tokenizer.encode("<s> hi", parse), false), "<s> hi");
+}
+
+#[test]
+fn a_long_text_is_no_attack_on_scores() {
+    let tokenizer = vocab("llama-spm");
+    for text in ["a".repeat(1 << 20), "ab ".repeat(1 << 18), "\u{2028}".repeat(1 << 18)] {
+        let started = Instant::now();
+        let ids = tokenizer.encode(&text, PLAIN);
+        println!("{} bytes, {} tokens in {:?}", text.len(), ids.len(), started.elapsed());
+        assert!(started.elapsed().as_secs() < 20, "took {:?}", started.elapsed());
+    }
+}
+
+#[test]
 fn the_default_model_is_tokenised_without_a_space_before() {
     let tokenizer = Tokenizer::from_gguf(&test_model()).expect("supported");
     assert_eq!(tokenizer.encode("Hello world", PLAIN), [19556, 905]);

@@ -21,6 +21,25 @@ fn chatml_has_its_shape() {
 }
 
 #[test]
+fn families_are_known_by_their_markers() {
+    let check = |markers: &[&str], expected: Option<&str>| {
+        let messages = json!([{ "role": "user", "content": "Hi" }, { "role": "assistant", "content": "Ho" }]);
+        let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
+        let template = ChatTemplate::by_markers(|text| markers.contains(&text), "<s>");
+        assert!(template.as_ref().is_none_or(ChatTemplate::is_built_in));
+        let text = template.map(|template| template.render(&messages, options).expect("renders"));
+        assert_eq!(text.as_deref(), expected);
+    };
+    let gemma = "<s><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHo<end_of_turn>\n<start_of_turn>model\n";
+    check(&["<start_of_turn>", "<end_of_turn>"], Some(gemma));
+    let llama3 = "<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>\
+                  <|start_header_id|>assistant<|end_header_id|>\n\nHo<|eot_id|>\
+                  <|start_header_id|>assistant<|end_header_id|>\n\n";
+    check(&["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], Some(llama3));
+    check(&["<start_of_turn>", "[INST]", "<|user|>"], None);
+}
+
+#[test]
 fn the_conventions_of_chat_templates_hold() {
     check("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}", "<s>hi</s>");
     check("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\nb\nc");
