@@ -10,13 +10,15 @@ use crate::catalog::{HubId, is_plain_path};
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Taken along where they exist.
+/// Taken along where they exist: what loading reads, or names when it refuses.
 const COMPANIONS: &[&str] = &[
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
@@ -247,9 +249,9 @@ mod tests {
     fn safetensors_come_with_their_companions_and_nothing_else() {
         check(
             "a/b",
-            "README.md config.json consolidated.safetensors merges.txt model.safetensors onnx/model.onnx \
+            "README.md added_tokens.json config.json consolidated.safetensors merges.txt model.safetensors onnx/model.onnx \
              original/tokenizer.json pytorch_model.bin tokenizer.json vocab.json x.gguf",
-            "single config.json tokenizer.json vocab.json merges.txt model.safetensors",
+            "single config.json tokenizer.json added_tokens.json vocab.json merges.txt model.safetensors",
         );
         check(
             "a/b",
