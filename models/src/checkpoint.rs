@@ -13,6 +13,7 @@ use half::{bf16, f16};
 
 use crate::error::LoadError;
 use crate::gguf::{TensorView, type_name};
+use crate::gptq::{Grouped, GroupedConfig, Integers};
 use crate::matrix::Matrix;
 
 /// A file's tensors by the file's own names.
@@ -25,6 +26,17 @@ pub(crate) trait Tensors: Sync {
 
     /// All names, in no order.
     fn names(&self) -> Vec<&str>;
+
+    /// The tensor `name` of 32-bit integers, if there; files of one type of weights have none.
+    ///
+    /// # Errors
+    /// When it has another type.
+    fn find_integers(&self, _name: &str) -> Result<Option<Integers<'_>>, LoadError> {
+        Ok(None)
+    }
+
+    /// `data`, a part of the file, will not be read again soon.
+    fn forget(&self, _data: &[u8]) {}
 }
 
 /// Where a tensor lies in the file.
@@ -61,13 +73,20 @@ pub(crate) trait Names: Sync {
 pub(crate) struct Checkpoint<'a> {
     files: &'a dyn Tensors,
     names: Box<dyn Names + 'a>,
+    /// How matrices are quantised that are no tensors of their own.
+    grouped: Option<GroupedConfig>,
     /// The file's names of what was read.
     read: Mutex<HashSet<String>>,
 }
 
 impl<'a> Checkpoint<'a> {
     pub(crate) fn new(files: &'a dyn Tensors, names: impl Names + 'a) -> Self {
-        Self { files, names: Box::new(names), read: Mutex::default() }
+        Self { files, names: Box::new(names), grouped: None, read: Mutex::default() }
+    }
+
+    /// The same, with matrices of 4-bit integers (GPTQ, AWQ) where `grouped` is given.
+    pub(crate) fn with_grouped(self, grouped: Option<GroupedConfig>) -> Self {
+        Self { grouped, ..self }
     }
 
     /// Whether there is a tensor `name`.
@@ -75,7 +94,14 @@ impl<'a> Checkpoint<'a> {
     /// # Errors
     /// As [`Tensors::find`].
     pub(crate) fn has(&self, name: &str) -> Result<bool, LoadError> {
-        Ok(self.files.find(&self.names.locate(name).tensor)?.is_some())
+        let tensor = self.names.locate(name).tensor;
+        if self.files.find(&tensor)?.is_some() {
+            return Ok(true);
+        }
+        match self.grouped.and_then(|_| GroupedConfig::parts(&tensor)) {
+            Some([qweight, ..]) => Ok(self.files.find_integers(&qweight)?.is_some()),
+            None => Ok(false),
+        }
     }
 
     /// Refuses a file in which a second tensor `again` has other values than `name`, which is used for it.
@@ -110,6 +136,9 @@ impl<'a> Checkpoint<'a> {
         in_features: usize,
     ) -> Result<Matrix<'a>, LoadError> {
         let location = self.names.locate(name);
+        if let Some(matrix) = self.grouped_matrix(&location, name, out_features, in_features)? {
+            return Ok(matrix);
+        }
         let mut view = self.tensor(&location)?;
         if let Some(plane) = location.plane {
             view = view.plane(plane)?;
@@ -125,6 +154,36 @@ impl<'a> Checkpoint<'a> {
         }
         let rows = location.rows.unwrap_or(0..out_features);
         if location.transposed { Matrix::transposed(&view, rows) } else { Ok(Matrix::rows(&view, rows)) }
+    }
+
+    /// The matrix, where the file has it as 4-bit integers.
+    fn grouped_matrix(
+        &self,
+        location: &Location,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Option<Matrix<'a>>, LoadError> {
+        let Some(config) = self.grouped else { return Ok(None) };
+        let Some(parts) = GroupedConfig::parts(&location.tensor) else { return Ok(None) };
+        if self.files.find(&location.tensor)?.is_some() {
+            return Ok(None);
+        }
+        let Some(grouped) = Grouped::find(self.files, config, &parts, in_features)? else { return Ok(None) };
+        let rows = location.rows.clone().unwrap_or(0..grouped.n());
+        let [tensor, ..] = parts.clone();
+        if rows.len() != out_features || rows.end > grouped.n() {
+            let problem = format!("its {} outputs do not fit the {out_features} of `{name}`", grouped.n());
+            return Err(LoadError::TensorData { tensor, problem });
+        }
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).extend(parts);
+        if grouped.format().is_none() {
+            tracing::info!(
+                tensor,
+                "its groups do not lie in the order of the inputs (desc_act); kept as int8, not without loss"
+            );
+        }
+        Ok(Some(Matrix::grouped(tensor, grouped, in_features, rows)))
     }
 
     /// The small tensor `name` (a norm's weight, a bias) of `len` values.
@@ -155,6 +214,13 @@ impl<'a> Checkpoint<'a> {
     /// As [`Checkpoint::vector`], but for absence.
     pub(crate) fn find_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
         if self.has(name)? { self.vector(name, len).map(Some) } else { Ok(None) }
+    }
+
+    /// The matrix has been converted: its pages of the file need not stay in memory.
+    pub(crate) fn forget(&self, matrix: &Matrix<'_>) {
+        if let Some(data) = matrix.file_data() {
+            self.files.forget(data);
+        }
     }
 
     /// Refuses a file with a tensor that was not read.

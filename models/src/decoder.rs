@@ -75,7 +75,7 @@ impl Decoder {
             spec.context = length;
         }
         let weights = files.checkpoint(&spec)?;
-        let loader = Loader { cpu: &cpu, weights: &weights };
+        let loader = Loader { cpu: &cpu, weights: &weights, quant: options.quant };
         let one = |name: &str, out_features, in_features| {
             Linear::load(&loader, in_features, &[Named { name, out_features, bias: false }])
         };

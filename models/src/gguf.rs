@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::checkpoint::Tensors;
 use crate::error::LoadError;
 use crate::gguf_check;
+
+/// The tensor types that can be computed with.
+pub(crate) const SUPPORTED_TYPES: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 /// An open GGUF file.
 pub struct GgufFile {
@@ -260,6 +264,24 @@ impl Tensors for GgufFile {
 
     fn names(&self) -> Vec<&str> {
         self.tensor_names().collect()
+    }
+
+    fn forget(&self, data: &[u8]) {
+        forget_pages(&self.map, data);
+    }
+}
+
+/// Lets the system take back the pages that lie whole inside `data`, a part of `map`.
+pub(crate) fn forget_pages(map: &Mmap, data: &[u8]) {
+    /// At least every system's page size, so that a page is either inside or left alone.
+    const PAGE: usize = 1 << 16;
+    let Some(start) = (data.as_ptr() as usize).checked_sub(map.as_ptr() as usize) else { return };
+    let end = (start + data.len()).min(map.len()) / PAGE * PAGE;
+    let start = start.next_multiple_of(PAGE);
+    if start < end {
+        // SAFETY: the map is of a file and read-only: a page that is dropped is read from the file again
+        // when it is touched. A refusal costs memory only.
+        drop(unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) });
     }
 }
 

@@ -8,13 +8,12 @@
 use std::collections::HashSet;
 
 use crate::error::LoadError;
+use crate::gguf::SUPPORTED_TYPES;
 
 /// Longest header (metadata and tensor table) that is read; those of the largest vocabularies have 20 MB.
 const HEADER_BYTES_MAX: usize = 128 << 20;
 const ARRAY_DEPTH_MAX: usize = 4;
 const DIMENSIONS_MAX: u32 = 4;
-/// The tensor types that can be read at all; which of them can be computed with is for others to say.
-const READABLE_TYPES: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K";
 
 const TYPE_U32: u32 = 4;
 const TYPE_BOOL: u32 = 7;
@@ -94,7 +93,7 @@ fn check_tensors(header: &mut Reader, tensors: u64) -> Result<(), LoadError> {
             return Err(LoadError::TensorType {
                 tensor: name,
                 dtype: type_name(dtype),
-                supported: READABLE_TYPES,
+                supported: SUPPORTED_TYPES,
             });
         }
         header.u64(&name)?;
@@ -108,6 +107,8 @@ fn check_tensors(header: &mut Reader, tensors: u64) -> Result<(), LoadError> {
 /// The name of a tensor type that cannot be read (numbers from ggml's `enum ggml_type`).
 fn type_name(dtype: u32) -> String {
     let name = match dtype {
+        4 => "Q4_2",
+        5 => "Q4_3",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
@@ -116,15 +117,25 @@ fn type_name(dtype: u32) -> String {
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",
-        24..=27 => "integer",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
         28 => "F64",
         29 => "IQ1_M",
+        31 => "Q4_0_4_4",
+        32 => "Q4_0_4_8",
+        33 => "Q4_0_8_8",
         34 => "TQ1_0",
         35 => "TQ2_0",
+        36 => "IQ4_NL_4_4",
+        37 => "IQ4_NL_4_8",
+        38 => "IQ4_NL_8_8",
         39 => "MXFP4",
-        _ => "unknown",
+        40 => "NVFP4",
+        _ => return format!("number {dtype}, which is unknown"),
     };
-    format!("{name} (number {dtype})")
+    name.into()
 }
 
 struct Reader<'a> {

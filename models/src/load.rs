@@ -56,7 +56,8 @@ pub struct ModelInfo {
     /// What the files call it, else their name without its ending.
     pub name: String,
     pub architecture: String,
-    /// The type that holds most of the file's weights: "Q4_1", "BF16".
+    /// The type that holds most of the file's weights: "Q4_1", "BF16"; or the one they were turned into:
+    /// "int8".
     pub precision: String,
     /// Bytes of weights held in memory.
     pub weight_bytes: u64,
@@ -80,9 +81,6 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             options.threads
         )));
     }
-    if options.quant != Quant::File {
-        return Err(LoadError::Options("other precisions than the file's are not supported yet".into()));
-    }
     let files = ModelFiles::open(path)?;
     // The tokenizer's tables are built on one thread while the weights are packed on the others.
     let (model, text) = thread::scope(|scope| {
@@ -102,7 +100,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let info = ModelInfo {
         name: files.name()?,
         architecture: spec.architecture.clone(),
-        precision: files.precision()?,
+        precision: match options.quant {
+            Quant::File => files.precision()?,
+            quant => quant.name().into(),
+        },
         weight_bytes: model.weight_bytes(),
         context_length: spec.context,
         vocab_size: spec.vocab,

@@ -1,27 +1,39 @@
 //! A weight matrix as it lies in a file: (out_features, in_features), rows one after another.
 //!
-//! Knows how to cut and turn; what the bytes mean is `blocks`' matter.
+//! Knows how to cut, turn and read; what the bytes of quantised types mean is `blocks`' matter.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
+use half::{bf16, f16};
+use obol_kernels::{GROUP, SuperBlock};
 
+use crate::blocks::{Format, read_group, read_super};
 use crate::error::LoadError;
 use crate::gguf::{TensorView, type_name};
+use crate::gptq::Grouped;
+use crate::quantize::{DenseType, INT8, Target};
 
 /// A weight matrix of a file.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix<'a> {
     /// The file's name of its tensor.
     pub name: String,
-    pub dtype: GgmlDType,
     /// Output features.
     pub n: usize,
     /// Input features.
     pub k: usize,
+    stored: Stored<'a>,
+}
+
+/// In which form the file has it.
+#[derive(Debug, Clone)]
+enum Stored<'a> {
     /// Blocks of `dtype`, row after row; not aligned.
-    pub data: Cow<'a, [u8]>,
+    Blocks { dtype: GgmlDType, data: Cow<'a, [u8]> },
+    /// Rows from `first` on of a matrix of 4-bit integers.
+    Grouped { grouped: Grouped<'a>, first: usize },
 }
 
 impl<'a> Matrix<'a> {
@@ -30,7 +42,13 @@ impl<'a> Matrix<'a> {
         let k = view.shape[1];
         let bytes = k / view.dtype.block_size() * view.dtype.type_size();
         let data = Cow::Borrowed(&view.data[rows.start * bytes..rows.end * bytes]);
-        Self { name: view.name.clone(), dtype: view.dtype, n: rows.len(), k, data }
+        let stored = Stored::Blocks { dtype: view.dtype, data };
+        Self { name: view.name.clone(), n: rows.len(), k, stored }
+    }
+
+    /// Rows `rows` of a matrix of `k` inputs kept as 4-bit integers.
+    pub(crate) fn grouped(name: String, grouped: Grouped<'a>, k: usize, rows: Range<usize>) -> Self {
+        Self { name, n: rows.len(), k, stored: Stored::Grouped { grouped, first: rows.start } }
     }
 
     /// Columns `columns` of the tensor (in_features, out_features), as rows.
@@ -52,12 +70,103 @@ impl<'a> Matrix<'a> {
                 data.extend_from_slice(&view.data[(row * width + column) * size..][..size]);
             }
         }
-        let data = Cow::Owned(data);
-        Ok(Self { name: view.name.clone(), dtype: view.dtype, n: columns.len(), k, data })
+        let stored = Stored::Blocks { dtype: view.dtype, data: Cow::Owned(data) };
+        Ok(Self { name: view.name.clone(), n: columns.len(), k, stored })
     }
 
-    /// Bytes of a row.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.k / self.dtype.block_size() * self.dtype.type_size()
+    /// The form that holds the matrix without loss; none where its type is not supported.
+    pub(crate) fn own_target(&self) -> Option<Target> {
+        match &self.stored {
+            Stored::Blocks { dtype, .. } => match DenseType::of(*dtype) {
+                Some(dense) => Some(Target::Dense(dense)),
+                None => Format::of(*dtype).map(Target::Kept),
+            },
+            // Inputs in another order than their groups: 8 bits are closest to what 4 bits of many scales say.
+            Stored::Grouped { grouped, .. } => {
+                Some(grouped.format().map_or(Target::Rounded(INT8), Target::Kept))
+            }
+        }
     }
+
+    /// The type's name in messages.
+    pub(crate) fn type_name(&self) -> String {
+        match &self.stored {
+            Stored::Blocks { dtype, .. } => type_name(*dtype),
+            Stored::Grouped { .. } => "grouped int4".into(),
+        }
+    }
+
+    /// The part of the file that was read, where the matrix is not a copy.
+    pub(crate) fn file_data(&self) -> Option<&'a [u8]> {
+        match &self.stored {
+            Stored::Blocks { data: Cow::Borrowed(data), .. } => Some(data),
+            Stored::Blocks { .. } => None,
+            Stored::Grouped { grouped, .. } => Some(grouped.data()),
+        }
+    }
+
+    /// The bytes of `row`, should the matrix be a dense one of that type.
+    pub(crate) fn dense_row(&self, row: usize, dense: DenseType) -> Option<&[u8]> {
+        match &self.stored {
+            Stored::Blocks { dtype, data } if DenseType::of(*dtype) == Some(dense) => {
+                Some(row_of(*dtype, data, self.k, row))
+            }
+            _ => None,
+        }
+    }
+
+    /// Reads the 32 integers of a row's group into `q`; returns (scale, min). For forms of groups of 32.
+    pub(crate) fn group(&self, row: usize, group: usize, q: &mut [u8; GROUP]) -> (f32, f32) {
+        match &self.stored {
+            Stored::Blocks { dtype, data } => {
+                read_group(*dtype, row_of(*dtype, data, self.k, row), group, q)[0]
+            }
+            Stored::Grouped { grouped, first } => grouped.group(first + row, group, q),
+        }
+    }
+
+    /// Reads a row's super-block `at`; false where its factors are not numbers. For forms of super-blocks.
+    pub(crate) fn super_block(&self, row: usize, at: usize, out: &mut SuperBlock) -> bool {
+        match &self.stored {
+            Stored::Blocks { dtype, data } => read_super(*dtype, row_of(*dtype, data, self.k, row), at, out),
+            Stored::Grouped { .. } => unreachable!("grouped integers have no super-blocks; this is a bug"),
+        }
+    }
+
+    /// Writes the values of `row` from column `start` on, as many as `out` has. Both are whole groups of 32
+    /// where the matrix is not dense.
+    pub(crate) fn values(&self, row: usize, start: usize, out: &mut [f32]) {
+        let (dtype, data) = match &self.stored {
+            Stored::Blocks { dtype, data } => (*dtype, row_of(*dtype, data, self.k, row)),
+            Stored::Grouped { grouped, first } => return grouped.values(first + row, start, out),
+        };
+        let halves = |value: fn([u8; 2]) -> f32, out: &mut [f32]| {
+            let bytes = data[2 * start..].chunks_exact(2);
+            out.iter_mut().zip(bytes).for_each(|(out, b)| *out = value([b[0], b[1]]));
+        };
+        match DenseType::of(dtype) {
+            Some(DenseType::F32) => {
+                for (out, b) in out.iter_mut().zip(data[4 * start..].chunks_exact(4)) {
+                    *out = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+            Some(DenseType::F16) => halves(|b| f16::from_le_bytes(b).to_f32(), out),
+            Some(DenseType::Bf16) => halves(|b| bf16::from_le_bytes(b).to_f32(), out),
+            None => {
+                let mut q = [0; GROUP];
+                for (index, out) in out.chunks_exact_mut(GROUP).enumerate() {
+                    let scales = read_group(dtype, data, start / GROUP + index, &mut q);
+                    for (i, (out, q)) in out.iter_mut().zip(q).enumerate() {
+                        let (scale, min) = scales[i / (GROUP / 2)];
+                        *out = scale * f32::from(q) + min;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn row_of(dtype: GgmlDType, data: &[u8], k: usize, row: usize) -> &[u8] {
+    let bytes = k / dtype.block_size() * dtype.type_size();
+    &data[row * bytes..][..bytes]
 }

@@ -61,7 +61,8 @@ impl ModelFiles {
             Self::Gguf(file) => Ok(Checkpoint::new(file, Gguf::new(file, spec))),
             Self::Directory(directory) => {
                 let names = HuggingFace::new(&directory.weights, directory.config.family(), spec);
-                let checkpoint = Checkpoint::new(&directory.weights, names);
+                let grouped = directory.config.grouped()?;
+                let checkpoint = Checkpoint::new(&directory.weights, names).with_grouped(grouped);
                 if spec.tied_head {
                     checkpoint.expect_equal("token_embd.weight", "output.weight")?;
                 }
@@ -107,6 +108,11 @@ impl ModelFiles {
     /// # Errors
     /// When a tensor's type cannot be read.
     pub fn precision(&self) -> Result<String, LoadError> {
+        if let Self::Directory(directory) = self
+            && let Some(grouped) = directory.config.grouped()?
+        {
+            return Ok(grouped.label().into());
+        }
         let mut bytes_by_type: Vec<(String, usize)> = Vec::new();
         let tensors = self.tensors();
         // GGUF's embedding and head often have another type than the layers.

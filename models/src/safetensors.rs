@@ -13,7 +13,8 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::checkpoint::Tensors;
 use crate::error::LoadError;
-use crate::gguf::TensorView;
+use crate::gguf::{TensorView, forget_pages};
+use crate::gptq::Integers;
 
 /// The file that names the shards.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -138,8 +139,24 @@ impl Tensors for Safetensors {
         Ok(Some(TensorView { name: name.into(), dtype, shape: raw.shape.to_vec(), data: raw.data }))
     }
 
+    fn find_integers(&self, name: &str) -> Result<Option<Integers<'_>>, LoadError> {
+        let Some(raw) = self.find_raw(name) else { return Ok(None) };
+        if !matches!(raw.dtype, Dtype::I32 | Dtype::U32) {
+            let (tensor, dtype) = (name.into(), format!("{:?}", raw.dtype));
+            return Err(LoadError::TensorType { tensor, dtype, supported: "I32" });
+        }
+        Ok(Some(Integers { shape: raw.shape, data: raw.data }))
+    }
+
     fn names(&self) -> Vec<&str> {
         self.shard_of.keys().map(String::as_str).collect()
+    }
+
+    fn forget(&self, data: &[u8]) {
+        let inside = |shard: &&Shard| shard.map.as_ptr_range().contains(&data.as_ptr());
+        if let Some(shard) = self.shards.iter().find(inside) {
+            forget_pages(&shard.map, data);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use obol_kernels::Act;
 use serde_json::{Map, Value};
 
 use crate::error::LoadError;
+use crate::gptq::GroupedConfig;
 
 use super::family::{AttentionScale, Biases, Experts, FAMILIES, Family, Positions, Windows};
 use super::keys::{self, CONTEXT_MAX, Key, Sizes, Source};
@@ -212,12 +213,18 @@ impl Config {
                 return Err(self.refuse(key, format!("{value} is not supported; supported: {plain}")));
             }
         }
-        if let Some(quantization) = &self.quantization {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-            let problem = format!("weights quantised by `{method}` are not supported");
-            return Err(self.refuse("quantization_config", problem));
-        }
-        Ok(())
+        self.grouped().map(drop)
+    }
+
+    /// How the weights are quantised, if they are.
+    ///
+    /// # Errors
+    /// When they are in a way that is not supported.
+    pub(crate) fn grouped(&self) -> Result<Option<GroupedConfig>, LoadError> {
+        let read = |value| {
+            GroupedConfig::from_json(value).map_err(|problem| self.refuse("quantization_config", problem))
+        };
+        self.quantization.as_ref().map(read).transpose()
     }
 
     fn act(&self) -> Result<Act, LoadError> {

@@ -69,7 +69,7 @@ fn what_would_be_another_model_is_refused_by_name() {
     check("llama", &[("clip_qkv", json!(8.0))], "`clip_qkv`: 8.0 is not supported");
     check("qwen2", &[("attention_bias", json!(true))], "`attention_bias`: a qwen2 model has none");
     let quantised = json!({"quant_method": "bitsandbytes"});
-    check("llama", &[("quantization_config", quantised)], "`bitsandbytes` are not supported");
+    check("llama", &[("quantization_config", quantised)], "`bitsandbytes` is not supported");
     check(
         "llama",
         &[("num_local_experts", json!(8))],

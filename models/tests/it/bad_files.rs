@@ -166,23 +166,18 @@ fn tensors_that_are_missing_wrong_or_too_many_are_named() {
     check("`blk.0.attn_v.weight` has the type IQ4_XS", |parts| {
         parts.tensor("blk.0.attn_v.weight").dtype = 23
     });
-    check("`blk.0.attn_v.weight` has the type unknown", |parts| {
+    check("`blk.0.attn_v.weight` has the type number 999, which is unknown", |parts| {
         parts.tensor("blk.0.attn_v.weight").dtype = 999
     });
     check("`blk.0.attn_norm.weight` has the type Q8_0", |parts| {
         parts.tensor("blk.0.attn_norm.weight").dtype = 8
     });
-    check("supported: F32, F16, BF16, Q4_0", |parts| {
-        parts.set_u32("llama.embedding_length", 256);
-        for tensor in &mut parts.tensors {
-            tensor.dims.iter_mut().for_each(|dim| *dim = if *dim == 32 { 256 } else { *dim });
-            let (block, bytes) = if tensor.dtype == 3 { (32, 20) } else { (1, 4) };
-            tensor.data = vec![0; (tensor.dims.iter().product::<u64>() / block * bytes) as usize];
-        }
-        for (name, rows) in [("blk.0.attn_k.weight", 128), ("blk.0.attn_v.weight", 128)] {
-            *parts.tensor(name) = tensor(name, &[256, rows], 14, (256, 210));
-        }
-    });
+    check(
+        "`blk.0.attn_v.weight` has the type Q8_1, which is not supported here; supported: F32, F16",
+        |parts| {
+            *parts.tensor("blk.0.attn_v.weight") = tensor("blk.0.attn_v.weight", &[32, 16], 9, (32, 36));
+        },
+    );
     check("`blk.0.ffn_up.weight`: a scale is not a number", |parts| {
         parts.tensor("blk.0.ffn_up.weight").data[20..22].copy_from_slice(&[0, 0x7e]);
     });

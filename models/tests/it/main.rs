@@ -6,4 +6,5 @@ mod decoder;
 mod families;
 mod load;
 mod parts;
+mod precision;
 mod support;

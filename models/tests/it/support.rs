@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use obol_kernels::{Cpu, Isa};
 use obol_models::batch::{Batch, CausalLm, Span};
 use obol_models::load::LoadOptions;
+use obol_models::quant::Quant;
 use obol_models::{Decoder, ModelFiles};
 
 pub(crate) const BLOCK_SIZE: usize = 16;
@@ -16,9 +17,14 @@ pub(crate) fn fixture(file: &str) -> PathBuf {
 
 /// The model of a fixture, with a pool of `blocks` blocks of 16 tokens.
 pub(crate) fn load(name: &str, threads: usize, isa: Isa, blocks: usize) -> Decoder {
+    load_as(name, Quant::File, threads, isa, blocks)
+}
+
+/// As [`load`], in a chosen precision.
+pub(crate) fn load_as(name: &str, quant: Quant, threads: usize, isa: Isa, blocks: usize) -> Decoder {
     let files = ModelFiles::open(&fixture(&format!("{name}.gguf"))).expect("the fixture is good");
-    let cpu = Cpu::with_isa(threads, isa);
-    let mut model = Decoder::load(&files, cpu, &LoadOptions::default()).expect("the model is good");
+    let options = LoadOptions { quant, ..LoadOptions::default() };
+    let mut model = Decoder::load(&files, Cpu::with_isa(threads, isa), &options).expect("the model is good");
     model.allocate_kv(blocks, BLOCK_SIZE).expect("a small pool");
     model
 }
