@@ -353,7 +353,9 @@ fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
     config.queue_depth = 2;
     // The first step waits for the stop, or a fast engine could be done before.
     let (go, gate) = std::sync::mpsc::channel::<()>();
-    let model = FakeModel::new(5, 40, 1).on_forward(move |_| drop(gate.recv()));
+    let model = FakeModel::new(5, 40, 1).on_forward(move |_| {
+        let _go = gate.recv();
+    });
     let world = World::new(model, config);
     let stops = Stops { max_tokens: 30, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
     let seats = (world.engine.reserve(), world.engine.reserve());
