@@ -68,11 +68,17 @@ fn config(blocks: usize, block_size: usize) -> EngineConfig {
 }
 
 impl World {
-    fn new(mut model: FakeModel, config: EngineConfig) -> Self {
+    fn new(model: FakeModel, config: EngineConfig) -> Self {
+        Self::paced(model, config, || {})
+    }
+
+    /// `before` is called before each step.
+    fn paced(mut model: FakeModel, config: EngineConfig, mut before: impl FnMut() + Send + 'static) -> Self {
         let clock = Arc::new(ManualClock::at_wall(UnixNanos(1_000_000_000_000)));
         let (ticking, busy) = (clock.clone(), Arc::new(AtomicU64::new(0)));
         let counted = busy.clone();
         model = model.on_forward(move |batch| {
+            before();
             ticking.advance(step_cost(batch));
             counted.fetch_add(step_cost(batch).0, Ordering::SeqCst);
         });
@@ -351,12 +357,13 @@ fn a_failing_step_ends_what_took_part_and_the_engine_goes_on() {
 fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
     let mut config = config(10, 4);
     config.queue_depth = 2;
-    // The first step waits for the stop, or a fast engine could be done before.
+    // After three steps, with both choices under way, the engine waits for the stop: it could be done before.
     let (go, gate) = std::sync::mpsc::channel::<()>();
-    let model = FakeModel::new(5, 40, 1).on_forward(move |_| {
+    let world = World::paced(FakeModel::new(5, 40, 1), config, move || {
         let _go = gate.recv();
     });
-    let world = World::new(model, config);
+    (0..3).for_each(|_| go.send(()).expect("the model is there"));
+    let mut go = Some(go);
     let stops = Stops { max_tokens: 30, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
     let seats = (world.engine.reserve(), world.engine.reserve());
     assert!(world.engine.reserve().is_err(), "two places are taken");
@@ -364,11 +371,14 @@ fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
     block_on(async {
         let mut stream = world.submit(0, &[1; 4], Sampling::default(), stops, 2, 0);
         let mut ends = Vec::new();
-        stream.stop_choice(1);
-        drop(go);
         while let Some(event) = stream.next().await {
-            if let Event::Finished { choice, finish } = event {
-                ends.push((choice, finish));
+            match event {
+                Event::Token { choice: 1, .. } if go.is_some() => {
+                    stream.stop_choice(1);
+                    go = None;
+                }
+                Event::Token { .. } => {}
+                Event::Finished { choice, finish } => ends.push((choice, finish)),
             }
         }
         ends.sort_by_key(|(choice, _)| *choice);
