@@ -239,6 +239,22 @@ fn variants_are_measured_and_set_beside_the_reference() {
 }
 
 #[test]
+fn coarser_numbers_are_further_away() {
+    let world = World::new();
+    let output =
+        world.compare(&["--only", "quality", "--variants", "f32,file,int8,int4", "--format", "json"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let json: Value = serde_json::from_str(&out(&output)).expect("JSON");
+    assert_eq!(json["reference_statement"], "reference: f32, converted from F32");
+    let of =
+        |index: usize, name: &str| json["variants"][index]["quality"]["distance"][name].as_f64().expect(name);
+    let [file, int8, int4] = [1, 2, 3].map(|index| of(index, "kl_mean"));
+    assert!(file < int8 && int8 < int4, "{file} {int8} {int4}");
+    let bytes = |index: usize| json["variants"][index]["weight_bytes"].as_u64().expect("a number");
+    assert!(bytes(3) < bytes(2) && bytes(2) < bytes(1), "{json}");
+}
+
+#[test]
 fn a_limit_that_is_exceeded_is_an_exit_code() {
     let world = World::new();
     let check = |flags: &[&str], code: i32, parts: &[&str]| {
