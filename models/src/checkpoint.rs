@@ -232,9 +232,12 @@ impl<'a> Checkpoint<'a> {
         let names = self.files.names().into_iter();
         match names.filter(|&name| !read.contains(name) && !self.names.is_spare(name)).min() {
             None => Ok(()),
-            Some(name) => {
-                Err(LoadError::TensorData { tensor: name.into(), problem: format!("not part of {model}") })
-            }
+            Some(name) => Err(LoadError::TensorData {
+                tensor: name.into(),
+                problem: format!(
+                    "not part of {model}; the weights and the configuration are not of one model"
+                ),
+            }),
         }
     }
 }

@@ -87,7 +87,9 @@ impl Decoder {
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&loader, &spec, index))
             .collect::<Result<_, _>>()?;
-        weights.refuse_unread(&format!("a {} model of {} layers", spec.architecture, spec.layers.len()))?;
+        let count = spec.layers.len();
+        let plural = if count == 1 { "" } else { "s" };
+        weights.refuse_unread(&format!("a {} model of {count} layer{plural}", spec.architecture))?;
         let ropes = spec.ropes.iter().map(|rope| rope.table(spec.context)).collect();
         let (kv, work, kv_dtype) = (KvPool::empty(), Work::default(), options.kv_dtype);
         Ok(Self { spec, kv_dtype, cpu, embedding, positions, layers, final_norm, head, ropes, kv, work })

@@ -8,28 +8,31 @@ pub enum LoadError {
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
-    #[error("not a GGUF file: it begins with {found:?}, not \"GGUF\"")]
-    NotGguf { found: String },
+    #[error("not a GGUF file: {0}")]
+    NotGguf(String),
 
-    #[error("GGUF version {0} is not supported (versions 2 and 3 are)")]
+    #[error(
+        "GGUF version {0} is not supported (versions 2 and 3 are); convert the model again, or download another \
+         file of it"
+    )]
     Version(u32),
+
+    #[error("the GGUF file is not supported: {0}")]
+    UnsupportedGguf(String),
 
     #[error("the GGUF file is broken or incomplete: {0}; download it again")]
     Broken(String),
 
-    #[error(
-        "{} has no weights: neither model.safetensors nor model.safetensors.index.json is there",
-        directory.display()
-    )]
-    NoWeights { directory: PathBuf },
+    #[error("{} has no {missing}", directory.display())]
+    Directory { directory: PathBuf, missing: String },
 
     #[error("{}: the safetensors file is broken or incomplete: {problem}; download it again", file.display())]
     BrokenSafetensors { file: PathBuf, problem: String },
 
     #[error("{}: {problem}", file.display())]
-    JsonFile { file: PathBuf, problem: String },
+    File { file: PathBuf, problem: String },
 
-    #[error("GGUF metadata has no key `{0}`")]
+    #[error("GGUF metadata has no key `{0}`, which is needed; download or convert the model again")]
     MissingKey(String),
 
     #[error("GGUF metadata key `{key}` should hold {expected} but holds {found}")]
@@ -38,7 +41,7 @@ pub enum LoadError {
     #[error("GGUF metadata key `{key}`: {problem}")]
     KeyValue { key: String, problem: String },
 
-    #[error("{}: no key `{key}`", file.display())]
+    #[error("{}: no key `{key}`, which is needed; download the file again", file.display())]
     MissingConfigKey { file: PathBuf, key: String },
 
     #[error("{}: key `{key}` should hold {expected} but holds {found}", file.display())]
@@ -47,16 +50,19 @@ pub enum LoadError {
     #[error("{}: key `{key}`: {problem}", file.display())]
     ConfigValue { file: PathBuf, key: String, problem: String },
 
-    #[error("GGUF metadata key `{0}` occurs twice")]
+    #[error("GGUF metadata key `{0}` occurs twice; download or convert the model again")]
     DuplicateKey(String),
 
-    #[error("tensor `{0}` occurs twice")]
+    #[error("tensor `{0}` occurs twice; download or convert the model again")]
     DuplicateTensor(String),
 
-    #[error("the file has no tensor `{0}`")]
+    #[error("there is no tensor `{0}`, which the model needs; the files are incomplete or not of one model")]
     MissingTensor(String),
 
-    #[error("tensor `{tensor}` should have the shape {expected:?} but has {found:?}")]
+    #[error(
+        "tensor `{tensor}` should have the shape {expected:?} but has {found:?}; the weights and the configuration \
+         are not of one model"
+    )]
     TensorShape { tensor: String, expected: Vec<usize>, found: Vec<usize> },
 
     #[error("tensor `{tensor}` has the type {dtype}, which is not supported here; supported: {supported}")]
@@ -64,9 +70,6 @@ pub enum LoadError {
 
     #[error("tensor `{tensor}`: {problem}")]
     TensorData { tensor: String, problem: String },
-
-    #[error("architecture `{found}` is not supported; supported: {supported}")]
-    Architecture { found: String, supported: String },
 
     #[error("the model's tokenizer cannot be used: {0}")]
     Tokenizer(String),

@@ -49,7 +49,7 @@ impl GgufFile {
         let file = File::open(path).map_err(io)?;
         // An empty file cannot be mapped; a directory gives the system's own message.
         if file.metadata().map_err(io)?.len() == 0 {
-            return Err(LoadError::Broken("the file is empty".into()));
+            return Err(LoadError::NotGguf("the file is empty; download it again".into()));
         }
         // SAFETY: the map is read-only and private to this value. Model files are not written to while
         // in use: the fetcher renames finished files into place and never edits one.
@@ -60,10 +60,24 @@ impl GgufFile {
         let data_start = usize::try_from(content.tensor_data_offset)
             .map_err(|_| LoadError::Broken("the header is too long".into()))?;
         let opened = Self { path: path.into(), map, content, data_start };
-        for name in opened.content.tensor_infos.keys() {
+        opened.refuse_split()?;
+        // In the order of the file, so that one file gives one message.
+        let mut tensors: Vec<_> = opened.content.tensor_infos.iter().collect();
+        tensors.sort_unstable_by_key(|&(name, info)| (info.offset, name));
+        for (name, _) in tensors {
             opened.tensor(name)?;
         }
         Ok(opened)
+    }
+
+    /// Refuses a file that holds a part of a model.
+    fn refuse_split(&self) -> Result<(), LoadError> {
+        let Some(parts) = self.find_u32("split.count")?.filter(|&parts| parts > 1) else { return Ok(()) };
+        let part = self.find_u32("split.no")?.unwrap_or(0).saturating_add(1);
+        Err(LoadError::UnsupportedGguf(format!(
+            "it is part {part} of a model split into {parts} files (`split.count`); merge them into one with \
+             llama.cpp's `llama-gguf-split --merge FIRST_PART MERGED`"
+        )))
     }
 
     pub fn path(&self) -> &Path {
@@ -102,7 +116,8 @@ impl GgufFile {
         let row = shape.last().copied().unwrap_or(1);
         if shape.contains(&0) || row % block != 0 {
             return Err(problem(format!(
-                "shape {shape:?} does not fit type {:?}: rows are whole blocks of {block} values",
+                "shape {shape:?} does not fit type {:?}: rows are whole blocks of {block} values; \
+                 download or convert the model again",
                 info.ggml_dtype
             )));
         }
@@ -114,7 +129,12 @@ impl GgufFile {
                 let start = usize::try_from(info.offset).ok()?.checked_add(self.data_start)?;
                 Some(start..start.checked_add(bytes)?)
             })
-            .ok_or_else(|| problem(format!("its shape {shape:?} is absurd")))?;
+            .ok_or_else(|| {
+                problem(format!(
+                    "its shape {shape:?} or its offset {} is absurd; download or convert the model again",
+                    info.offset
+                ))
+            })?;
         let data = self.map.get(range.clone()).ok_or_else(|| {
             LoadError::Broken(format!(
                 "tensor `{name}` ends at byte {} but the file has {}",

@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use crate::error::LoadError;
+use crate::foreign;
 use crate::gguf::SUPPORTED_TYPES;
 
 /// Longest header (metadata and tensor table) that is read; those of the largest vocabularies have 20 MB.
@@ -27,13 +28,16 @@ const TYPE_ARRAY: u32 = 9;
 pub(crate) fn check_header(file: &[u8]) -> Result<(), LoadError> {
     let magic = &file[..file.len().min(4)];
     if magic != b"GGUF" {
-        return Err(LoadError::NotGguf { found: magic.escape_ascii().to_string() });
+        let found = || format!("it begins with \"{}\", not \"GGUF\"", magic.escape_ascii());
+        return Err(LoadError::NotGguf(foreign::recognize(file).map_or_else(found, String::from)));
     }
     let mut header = Reader { bytes: file, at: 4 };
     match header.u32("the version")? {
         2 | 3 => {}
         version if matches!(version.swap_bytes(), 1..=3) => {
-            return Err(LoadError::Broken("it is a big-endian GGUF file, which is not supported".into()));
+            return Err(LoadError::UnsupportedGguf(
+                "it is big-endian; download or convert the little-endian one".into(),
+            ));
         }
         version => return Err(LoadError::Version(version)),
     }
@@ -50,7 +54,10 @@ pub(crate) fn check_header(file: &[u8]) -> Result<(), LoadError> {
     check_keys(&mut header, keys)?;
     check_tensors(&mut header, tensors)?;
     if header.at > HEADER_BYTES_MAX {
-        return Err(LoadError::Broken(format!("its header has {} bytes", header.at)));
+        return Err(LoadError::Broken(format!(
+            "its header has {} bytes, more than {HEADER_BYTES_MAX}",
+            header.at
+        )));
     }
     Ok(())
 }
@@ -62,9 +69,13 @@ fn check_keys(header: &mut Reader, keys: u64) -> Result<(), LoadError> {
         let key = String::from_utf8_lossy(raw).into_owned();
         let value_type = header.u32(&key)?;
         if key == "general.alignment" {
-            let alignment = if value_type == TYPE_U32 { header.u32(&key)? } else { 0 };
+            if value_type != TYPE_U32 {
+                let found = format!("a value of type {value_type}");
+                return Err(LoadError::KeyType { key, expected: "an unsigned 32-bit integer", found });
+            }
+            let alignment = header.u32(&key)?;
             if !alignment.is_power_of_two() {
-                return Err(LoadError::key_value(&key, "must be a 32-bit power of two"));
+                return Err(LoadError::key_value(&key, format!("{alignment} is no power of two")));
             }
         } else {
             header.skip_value(value_type, &key, 0)?;
@@ -83,7 +94,9 @@ fn check_tensors(header: &mut Reader, tensors: u64) -> Result<(), LoadError> {
         let name = String::from_utf8_lossy(raw).into_owned();
         let dimensions = header.u32(&name)?;
         if dimensions > DIMENSIONS_MAX {
-            return Err(LoadError::Broken(format!("tensor `{name}` has {dimensions} dimensions")));
+            return Err(LoadError::Broken(format!(
+                "tensor `{name}` has {dimensions} dimensions, more than {DIMENSIONS_MAX}"
+            )));
         }
         for _ in 0..dimensions {
             header.u64(&name)?;
@@ -133,7 +146,7 @@ fn type_name(dtype: u32) -> String {
         38 => "IQ4_NL_8_8",
         39 => "MXFP4",
         40 => "NVFP4",
-        _ => return format!("number {dtype}, which is unknown"),
+        _ => return format!("number {dtype}"),
     };
     name.into()
 }

@@ -45,7 +45,9 @@ impl GroupedConfig {
     pub(crate) fn from_json(quantization: &Value) -> Result<Self, String> {
         let text = |key: &str| quantization.get(key).and_then(Value::as_str).map(str::to_lowercase);
         let refuse = |what: String| Err(format!("{what} is not supported; {SUPPORTED}"));
-        let method = text("quant_method").unwrap_or_else(|| "no quant_method".into());
+        let Some(method) = text("quant_method") else {
+            return refuse("a quantisation without `quant_method`".into());
+        };
         let packing = match method.as_str() {
             "gptq" => match text("checkpoint_format").as_deref().unwrap_or("gptq") {
                 "gptq" => Packing::Gptq { zero_offset: 1 },
@@ -318,7 +320,7 @@ mod tests {
         for method in ["bitsandbytes", "compressed-tensors", "fp8", "exl2", "mxfp4", "hqq"] {
             check(json!({ "quant_method": method, "bits": 4 }), &format!("`{method}`"));
         }
-        check(json!({ "load_in_4bit": true }), "`no quant_method`");
+        check(json!({ "load_in_4bit": true }), "a quantisation without `quant_method`");
         check(gptq("bits", json!(8)), "gptq with 8 bits");
         check(gptq("bits", json!(3)), "gptq with 3 bits");
         check(gptq("bits", json!("four")), "gptq without `bits`");

@@ -92,7 +92,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let spec = model.spec();
     if tokenizer.vocab_size() > spec.vocab {
         return Err(LoadError::Tokenizer(format!(
-            "it has {} tokens, the embedding {} rows",
+            "it has {} tokens, the embedding {} rows; they are not of one model",
             tokenizer.vocab_size(),
             spec.vocab
         )));

@@ -15,6 +15,8 @@ use crate::checkpoint::Tensors;
 use crate::error::LoadError;
 use crate::gguf::{TensorView, forget_pages};
 use crate::gptq::Integers;
+use crate::text_files::file_names;
+use crate::{foreign, safetensors_check};
 
 /// The file that names the shards.
 pub const INDEX: &str = "model.safetensors.index.json";
@@ -56,28 +58,37 @@ impl Safetensors {
         if single.is_file() {
             return Self::from_shards(vec![Shard::open(&single)?]);
         }
-        Err(LoadError::NoWeights { directory: directory.into() })
+        Err(no_weights(directory))
     }
 
     fn open_sharded(directory: &Path, index: &Path) -> Result<Self, LoadError> {
-        let broken = |problem: String| LoadError::JsonFile { file: index.into(), problem };
+        let broken = |problem: String| LoadError::File { file: index.into(), problem };
         let text = std::fs::read(index).map_err(|source| LoadError::Io { path: index.into(), source })?;
-        let parsed: Index = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+        let parsed: Index = serde_json::from_slice(&text)
+            .map_err(|error| broken(format!("it is no index: {error}; download it again")))?;
         let names: BTreeSet<&String> = parsed.weight_map.values().collect();
         let mut shards = Vec::new();
         for name in names {
             // Names come from outside: only files of this directory are opened.
             let mut parts = Path::new(name).components();
             if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-                return Err(broken(format!("`{name}` is no file of this directory")));
+                return Err(broken(format!(
+                    "names `{name}`, which is no file of this directory; download it again"
+                )));
             }
-            shards.push(Shard::open(&directory.join(name))?);
+            let path = directory.join(name);
+            if !path.is_file() {
+                return Err(broken(format!("names {name}, which is not there; download it")));
+            }
+            shards.push(Shard::open(&path)?);
         }
         let opened = Self::from_shards(shards)?;
         for (tensor, file) in &parsed.weight_map {
             let found = opened.shard_of.get(tensor).map(|&shard| &opened.shards[shard].file);
             if found.and_then(|found| found.file_name()) != Some(file.as_ref()) {
-                return Err(broken(format!("tensor `{tensor}` is not in {file}")));
+                return Err(broken(format!(
+                    "says that tensor `{tensor}` is in {file}, which does not have it; download both again"
+                )));
             }
         }
         Ok(opened)
@@ -88,11 +99,10 @@ impl Safetensors {
         for (index, shard) in shards.iter().enumerate() {
             for name in shard.metadata.tensors().into_keys() {
                 if let Some(other) = shard_of.insert(name.clone(), index) {
-                    let files = [&shards[other].file, &shard.file].map(|file| file.display().to_string());
-                    return Err(LoadError::Broken(format!(
-                        "tensor `{name}` is both in {} and in {}",
-                        files[0], files[1]
-                    )));
+                    let other = shards[other].file.file_name().unwrap_or_default().display();
+                    let problem =
+                        format!("tensor `{name}` is in {other}, too; the files are not of one model");
+                    return Err(LoadError::File { file: shard.file.clone(), problem });
                 }
             }
         }
@@ -166,13 +176,19 @@ impl Shard {
         let broken = |problem: String| LoadError::BrokenSafetensors { file: path.into(), problem };
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() == 0 {
-            return Err(broken("the file is empty".into()));
+            return Err(broken("it is empty".into()));
         }
         // SAFETY: the map is read-only and private to this value. Model files are not written to while
         // in use: the fetcher renames finished files into place and never edits one.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let (header, metadata) =
-            safetensors::SafeTensors::read_metadata(&map).map_err(|error| broken(error.to_string()))?;
+        let read = safetensors::SafeTensors::read_metadata(&map);
+        let (header, metadata) = read.map_err(|error| match foreign::recognize(&map) {
+            // Its own first bytes are like those of a whole file.
+            Some(what) if map.get(8) != Some(&b'{') => {
+                LoadError::File { file: path.into(), problem: what.into() }
+            }
+            _ => broken(safetensors_check::problem(&map, &error)),
+        })?;
         // The header's length stands before it, in 8 bytes.
         Ok(Self { file: path.into(), map, data_start: header + 8, metadata })
     }
@@ -181,6 +197,26 @@ impl Shard {
         // The reader has checked that all offsets lie inside the file.
         &self.map[self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1]
     }
+}
+
+/// What is in a directory instead of weights.
+fn no_weights(directory: &Path) -> LoadError {
+    let names = file_names(directory);
+    let found = |wanted: &dyn Fn(&str) -> bool| names.iter().find(|name| wanted(name));
+    let is_pickle = |name: &str| {
+        name.starts_with("pytorch_model") || [".pth", ".pt", ".ckpt"].iter().any(|end| name.ends_with(end))
+    };
+    let missing = if let Some(name) = found(&|name| name.ends_with(".safetensors")) {
+        format!("{SINGLE}, but {name}, and no {INDEX} that names it; download the one that is missing")
+    } else if let Some(name) = found(&is_pickle) {
+        format!(
+            "weights that can be read: {name} is there, but safetensors are needed; download those, or have \
+             transformers write them (AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY))"
+        )
+    } else {
+        format!("weights: neither {SINGLE} nor {INDEX} is there; download them")
+    };
+    LoadError::Directory { directory: directory.into(), missing }
 }
 
 /// `model.safetensors.index.json`.

@@ -41,6 +41,15 @@ pub fn from_directory(directory: &Path) -> Result<Text, LoadError> {
     Ok(Text { tokenizer, template })
 }
 
+/// The names of a directory's files, in order; none where it cannot be read.
+pub(crate) fn file_names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
 fn template_source(directory: &Path) -> Result<Option<String>, LoadError> {
     let read = |name: &str| {
         let path = directory.join(name);

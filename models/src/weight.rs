@@ -17,7 +17,8 @@ use crate::quantize::{DenseType, INT8, Target};
 /// Values that one task converts.
 const TASK_VALUES: usize = 1 << 17;
 
-const BAD_SCALE: &str = "a scale is not a number, or out of range";
+const BAD_SCALE: &str =
+    "a scale is not a number, or out of range; download the file again, or choose another --quant";
 
 /// A weight matrix (out_features, in_features).
 pub(crate) enum Weight {
@@ -201,7 +202,7 @@ fn values<T: Number>(cpu: &Cpu, tensors: &[Matrix<'_>], bad: &Bad) -> Vec<T> {
                 let problem = if row_values.iter().all(|x| x.is_finite()) {
                     "a value is too large for f16; choose bf16 or f32"
                 } else {
-                    "a value or scale is not a number"
+                    "a value or scale is not a number; download the file again"
                 };
                 bad.get_or_init(|| (index, problem));
             }
@@ -391,11 +392,11 @@ mod tests {
         };
         check(Quant::F16, 70_000.0, "a value is too large for f16; choose bf16 or f32");
         for quant in [Quant::F16, Quant::Bf16] {
-            check(quant, f32::NAN, "a value or scale is not a number");
+            check(quant, f32::NAN, "a value or scale is not a number; download the file again");
         }
         for quant in [Quant::Int8, Quant::Int4] {
-            check(quant, f32::NAN, "a scale is not a number, or out of range");
-            check(quant, 1e20, "a scale is not a number, or out of range");
+            check(quant, f32::NAN, BAD_SCALE);
+            check(quant, 1e20, BAD_SCALE);
         }
     }
 }

@@ -5,13 +5,16 @@
 
 mod rope;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use obol_kernels::Act;
 use serde_json::{Map, Value};
 
 use crate::error::LoadError;
+use crate::foreign;
 use crate::gptq::GroupedConfig;
+use crate::text_files::file_names;
 
 use super::family::{AttentionScale, Biases, Experts, FAMILIES, Family, Positions, Windows};
 use super::keys::{self, CONTEXT_MAX, Key, Sizes, Source};
@@ -42,10 +45,14 @@ impl Config {
     /// When there is none, it is no JSON object, or its `model_type` is not supported.
     pub(crate) fn open(directory: &Path) -> Result<Self, LoadError> {
         let path = directory.join(CONFIG);
-        let bytes = std::fs::read(&path).map_err(|source| LoadError::Io { path: path.clone(), source })?;
-        let problem = |problem: String| LoadError::JsonFile { file: path.clone(), problem };
-        let mut values: Map<String, Value> =
-            serde_json::from_slice(&bytes).map_err(|error| problem(error.to_string()))?;
+        let bytes = std::fs::read(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound => no_config(directory),
+            _ => LoadError::Io { path: path.clone(), source },
+        })?;
+        let problem = |problem: String| LoadError::File { file: path.clone(), problem };
+        let mut values: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| {
+            problem(foreign::recognize(&bytes).map_or_else(|| no_json(&error), String::from))
+        })?;
         let name = values.get("_name_or_path").and_then(Value::as_str).map(String::from);
         let quantization = values.get("quantization_config").filter(|value| !value.is_null()).cloned();
         let tied = values.get("tie_word_embeddings").cloned();
@@ -63,7 +70,8 @@ impl Config {
         }
         let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
             let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-            return Err(LoadError::Architecture { found: model_type, supported: names.join(", ") });
+            let problem = format!("`{model_type}` is not supported; supported: {}", names.join(", "));
+            return Err(LoadError::ConfigValue { file: path, key: "model_type".into(), problem });
         };
         Ok(Self { path, bytes, values, family, quantization, name })
     }
@@ -425,6 +433,25 @@ impl Config {
     }
 }
 
+/// What is in a directory that is no model.
+fn no_config(directory: &Path) -> LoadError {
+    let names = file_names(directory);
+    let found = |wanted: &dyn Fn(&str) -> bool| names.iter().find(|name| wanted(name));
+    let missing = if let Some(name) = found(&|name| name.ends_with(".gguf")) {
+        format!("config.json, but {name}; name that file itself")
+    } else if found(&|name| name == "adapter_config.json").is_some() {
+        "config.json, but adapter_config.json: it holds an adapter; merge it into its base model".into()
+    } else {
+        "config.json; a model is a GGUF file, or a directory with config.json, safetensors and tokenizer.json"
+            .into()
+    };
+    LoadError::Directory { directory: directory.into(), missing }
+}
+
+fn no_json(error: &serde_json::Error) -> String {
+    format!("it holds no JSON object: {error}; download it again")
+}
+
 fn model_type(
     values: &Map<String, Value>,
     problem: &dyn Fn(String) -> LoadError,
@@ -432,6 +459,6 @@ fn model_type(
     match values.get("model_type") {
         Some(Value::String(name)) => Ok(name.clone()),
         Some(other) => Err(problem(format!("key `model_type` should hold a string but holds {other}"))),
-        None => Err(problem("no key `model_type`".into())),
+        None => Err(problem("no key `model_type`, which is needed; download the file again".into())),
     }
 }

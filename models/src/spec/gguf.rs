@@ -94,7 +94,8 @@ fn family(keys: &Keys<'_>) -> Result<&'static Family, LoadError> {
         let names: Vec<&str> =
             names.filter(|&(index, name)| first_of(name) == Some(index)).map(|(_, name)| name).collect();
         let supported = names.join(", ");
-        return Err(LoadError::Architecture { found: keys.prefix.into(), supported });
+        let problem = format!("`{}` is not supported; supported: {supported}", keys.prefix);
+        return Err(LoadError::key_value("general.architecture", problem));
     };
     let sparse = keys.find_u32(&keys::EXPERTS)?.unwrap_or(0) > 0;
     if sparse && first.experts == Experts::None {

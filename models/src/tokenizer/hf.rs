@@ -152,7 +152,7 @@ fn from_vocab_and_merges(directory: &Path, files: &Files) -> Result<Tokenizer, L
                     .into(),
             );
         }
-        return fail("there is no tokenizer.json".into());
+        return fail("there is no tokenizer.json; download it".into());
     };
     let mut tokens = Tokens::default();
     tokens.read_vocab(&Node::root("vocab.json", &vocab))?;

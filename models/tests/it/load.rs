@@ -68,7 +68,24 @@ fn what_cannot_be_served_is_refused() {
         let error = load_parts(parts, options).err().expect(message).to_string();
         assert!(error.contains(message), "expected: {message}\ngot: {error}");
     };
-    check(&Parts::good(), &options, "tokenizer.ggml.model");
+    let whole = |parts: &Parts, message: &str| {
+        let error = load_parts(parts, &options).err().expect(message).to_string();
+        assert_eq!(error, message, "\ngot: {error}");
+    };
+    whole(
+        &Parts::good(),
+        "GGUF metadata has no key `tokenizer.ggml.model`, which is needed; download or convert the model \
+         again",
+    );
+    for kind in ["bert", "t5"] {
+        let mut other = with_text();
+        other.set("tokenizer.ggml.model", STRING, &string(kind));
+        let message = format!(
+            "the model's tokenizer cannot be used: its kind `{kind}` is not supported; supported: gpt2 \
+             (byte-level BPE), llama (SentencePiece BPE), gemma4"
+        );
+        whole(&other, &message);
+    }
     check(&with_text(), &LoadOptions { threads: 0, ..options }, "0 threads");
     check(&with_text(), &LoadOptions { threads: 1 << 40, ..options }, "threads");
     check(&with_text(), &LoadOptions { max_model_len: Some(65), ..options }, "context has 64");
@@ -79,7 +96,11 @@ fn what_cannot_be_served_is_refused() {
     let mut vocabulary = with_text();
     let tokens = ["a", "b", "c", "d", "ab", "cd", "e", "f", "g"];
     vocabulary.set("tokenizer.ggml.tokens", ARRAY, &strings(&tokens));
-    check(&vocabulary, &options, "it has 9 tokens, the embedding 8 rows");
+    whole(
+        &vocabulary,
+        "the model's tokenizer cannot be used: it has 9 tokens, the embedding 8 rows; they are not of one \
+         model",
+    );
 }
 
 /// The default model continues a known text as llama.cpp does.

@@ -1,6 +1,7 @@
 //! What the crate promises, tested through its public interface.
 
 mod bad_configs;
+mod bad_directories;
 mod bad_files;
 mod decoder;
 mod families;

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::json::Node;
 use crate::error::LoadError;
+use crate::foreign;
 
 /// The largest tokenizer.json seen has 35 MB.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -69,7 +70,11 @@ impl Files {
 pub(super) fn read_json(directory: &Path, name: &str) -> Result<Option<Value>, LoadError> {
     let Some(text) = read_text(directory, name)? else { return Ok(None) };
     let value = serde_json::from_str(&text);
-    value.map(Some).map_err(|error| LoadError::Tokenizer(format!("{name}: {error}")))
+    value.map(Some).map_err(|error| {
+        let problem = foreign::recognize(text.as_bytes())
+            .map_or_else(|| format!("{error}; download it again"), String::from);
+        LoadError::Tokenizer(format!("{name}: {problem}"))
+    })
 }
 
 /// The text file of that name, if it is there.
