@@ -35,7 +35,9 @@ pub enum LoadError {
     #[error("GGUF metadata has no key `{0}`, which is needed; download or convert the model again")]
     MissingKey(String),
 
-    #[error("GGUF metadata key `{key}` should hold {expected} but holds {found}")]
+    #[error(
+        "GGUF metadata key `{key}` should hold {expected} but holds {found}; download or convert the model again"
+    )]
     KeyType { key: String, expected: &'static str, found: String },
 
     #[error("GGUF metadata key `{key}`: {problem}")]
@@ -44,7 +46,10 @@ pub enum LoadError {
     #[error("{}: no key `{key}`, which is needed; download the file again", file.display())]
     MissingConfigKey { file: PathBuf, key: String },
 
-    #[error("{}: key `{key}` should hold {expected} but holds {found}", file.display())]
+    #[error(
+        "{}: key `{key}` should hold {expected} but holds {found}; correct it or download the file again",
+        file.display()
+    )]
     ConfigType { file: PathBuf, key: String, expected: &'static str, found: String },
 
     #[error("{}: key `{key}`: {problem}", file.display())]

@@ -75,7 +75,10 @@ fn check_keys(header: &mut Reader, keys: u64) -> Result<(), LoadError> {
             }
             let alignment = header.u32(&key)?;
             if !alignment.is_power_of_two() {
-                return Err(LoadError::key_value(&key, format!("{alignment} is no power of two")));
+                return Err(LoadError::key_value(
+                    &key,
+                    format!("{alignment} is no power of two; download or convert the model again"),
+                ));
             }
         } else {
             header.skip_value(value_type, &key, 0)?;

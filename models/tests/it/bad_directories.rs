@@ -175,7 +175,8 @@ fn configurations_that_cannot_be_read_are_refused() {
     );
     refused(
         "llama",
-        "DIR/config.json: key `hidden_size` should hold a number but holds \"64\"",
+        "DIR/config.json: key `hidden_size` should hold a number but holds \"64\"; correct it or \
+         download the file again",
         |directory| directory.set(CONFIG, "hidden_size", json!("64")),
     );
     refused(

@@ -100,12 +100,14 @@ fn headers_that_cannot_be_are_told_whole() {
     changed("tensor `output_norm.weight` occurs twice; download or convert the model again", |parts| {
         parts.tensors.push(parts.tensors[1].clone())
     });
-    changed("GGUF metadata key `general.alignment`: 0 is no power of two", |parts| {
-        parts.set_u32("general.alignment", 0)
-    });
+    changed(
+        "GGUF metadata key `general.alignment`: 0 is no power of two; download or convert the model \
+         again",
+        |parts| parts.set_u32("general.alignment", 0),
+    );
     changed(
         "GGUF metadata key `general.alignment` should hold an unsigned 32-bit integer but holds a value of \
-         type 8",
+         type 8; download or convert the model again",
         |parts| parts.set("general.alignment", STRING, &string("32")),
     );
     changed(
@@ -122,7 +124,7 @@ fn headers_that_cannot_be_are_told_whole() {
     );
     changed(
         "GGUF metadata key `llama.block_count` should hold an unsigned 32-bit integer but holds the string \
-         \"one\"",
+         \"one\"; download or convert the model again",
         |parts| parts.set("llama.block_count", STRING, &string("one")),
     );
     changed(
