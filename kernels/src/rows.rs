@@ -29,7 +29,8 @@ impl Kernel for Quantize<'_> {
                 let first = s.store_i8(q.as_mut_ptr(), s.mul(a, v));
                 let second = s.store_i8(q.as_mut_ptr().add(LANES), s.mul(b, v));
                 self.scales[group] = scale;
-                self.sums[group] = scale * (first + second) as f32;
+                // Sums of what is no number may be anything.
+                self.sums[group] = scale * first.wrapping_add(second) as f32;
                 self.half_sums[2 * group] = scale * first as f32;
                 self.half_sums[2 * group + 1] = scale * second as f32;
             }

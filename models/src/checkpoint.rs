@@ -143,8 +143,11 @@ impl<'a> Checkpoint<'a> {
         if let Some(plane) = location.plane {
             view = view.plane(plane)?;
         }
-        let total = location.rows.as_ref().map(|_| view.shape[usize::from(location.transposed)]);
-        let stored = total.unwrap_or(out_features);
+        let outputs = view.shape.get(usize::from(location.transposed)).copied();
+        let stored = match &location.rows {
+            Some(rows) => outputs.unwrap_or(rows.end),
+            None => out_features,
+        };
         let fits = location.rows.as_ref().is_none_or(|rows| rows.end <= stored && rows.len() == out_features);
         let expected = if location.transposed { [in_features, stored] } else { [stored, in_features] };
         view.expect_shape(&expected)?;
@@ -256,23 +259,30 @@ impl<'a> TensorView<'a> {
     /// A small F32, F16 or BF16 tensor's values.
     ///
     /// # Errors
-    /// When it has another type.
+    /// When it has another type, or a value is not finite.
     pub(crate) fn to_f32(&self) -> Result<Vec<f32>, LoadError> {
         let halves = |value: fn([u8; 2]) -> f32| {
             self.data.chunks_exact(2).map(|b| value([b[0], b[1]])).collect::<Vec<f32>>()
         };
-        match self.dtype {
+        let values: Vec<f32> = match self.dtype {
             GgmlDType::F32 => {
                 let values = self.data.chunks_exact(4);
-                Ok(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+                values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             }
-            GgmlDType::F16 => Ok(halves(|b| f16::from_le_bytes(b).to_f32())),
-            GgmlDType::BF16 => Ok(halves(|b| bf16::from_le_bytes(b).to_f32())),
-            other => Err(LoadError::TensorType {
-                tensor: self.name.clone(),
-                dtype: type_name(other),
-                supported: "F32, F16, BF16",
-            }),
+            GgmlDType::F16 => halves(|b| f16::from_le_bytes(b).to_f32()),
+            GgmlDType::BF16 => halves(|b| bf16::from_le_bytes(b).to_f32()),
+            other => {
+                return Err(LoadError::TensorType {
+                    tensor: self.name.clone(),
+                    dtype: type_name(other),
+                    supported: "F32, F16, BF16",
+                });
+            }
+        };
+        if !values.iter().all(|value| value.is_finite()) {
+            let problem = "a value is not a finite number".into();
+            return Err(LoadError::TensorData { tensor: self.name.clone(), problem });
         }
+        Ok(values)
     }
 }

@@ -296,7 +296,7 @@ impl Gguf {
         let joined = |(layer, of): (usize, &LayerSpec)| match of.ffn {
             FfnSpec::Dense { width } => {
                 let up = files.find(&format!("blk.{layer}.ffn_up.weight")).ok().flatten();
-                up.is_some_and(|up| up.shape[0] == 2 * width)
+                up.is_some_and(|up| up.shape.first() == Some(&(2 * width)))
             }
             FfnSpec::Experts(_) => false,
         };

@@ -51,8 +51,8 @@ pub enum RopeScaling {
 }
 
 impl RopeSpec {
-    /// The angles of `positions` positions, the served context.
-    pub fn table(&self, positions: usize) -> RopeTable {
+    /// The angles of `positions` positions, of a served context of `context`.
+    pub fn table(&self, context: usize, positions: usize) -> RopeTable {
         let half = self.dim / 2;
         let base = f64::from(self.base);
         let plain = |i: usize| base.powf(-2.0 * i as f64 / self.dim as f64);
@@ -90,7 +90,7 @@ impl RopeSpec {
             // keys that it has kept are then of the wrong kind, and an answer depends on when. Here the served
             // context decides once, so that a row depends on its tokens alone. (llama.cpp does the same.)
             RopeScaling::Long { short, long, original, attention } => {
-                (over(if positions > *original { long } else { short }), *attention)
+                (over(if context > *original { long } else { short }), *attention)
             }
         };
         RopeTable::from_frequencies(self.dim, &frequencies, attention, positions)
