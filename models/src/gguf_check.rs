@@ -13,6 +13,9 @@ use crate::gguf::SUPPORTED_TYPES;
 
 /// Longest header (metadata and tensor table) that is read; those of the largest vocabularies have 20 MB.
 const HEADER_BYTES_MAX: usize = 128 << 20;
+/// Most items of all arrays together: each takes 32 bytes when it is read, whatever it has in the file. Those of
+/// the largest vocabularies have 2 million.
+const ITEMS_MAX: u64 = 1 << 23;
 const ARRAY_DEPTH_MAX: usize = 4;
 const DIMENSIONS_MAX: u32 = 4;
 
@@ -31,7 +34,7 @@ pub(crate) fn check_header(file: &[u8]) -> Result<(), LoadError> {
         let found = || format!("it begins with \"{}\", not \"GGUF\"", magic.escape_ascii());
         return Err(LoadError::NotGguf(foreign::recognize(file).map_or_else(found, String::from)));
     }
-    let mut header = Reader { bytes: file, at: 4 };
+    let mut header = Reader { bytes: file, at: 4, items: 0 };
     match header.u32("the version")? {
         2 | 3 => {}
         version if matches!(version.swap_bytes(), 1..=3) => {
@@ -157,6 +160,8 @@ fn type_name(dtype: u32) -> String {
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Of the arrays so far.
+    items: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -222,6 +227,12 @@ impl<'a> Reader<'a> {
                 }
             }
             scalar => drop(self.take(len.saturating_mul(scalar_bytes(scalar, key)?), key)?),
+        }
+        // `len` items were there, so the sum is no more than the file's bytes.
+        self.items += len;
+        if self.items > ITEMS_MAX {
+            let problem = format!("with its {len} items the header's arrays have more than {ITEMS_MAX}");
+            return Err(LoadError::key_value(key, problem));
         }
         Ok(())
     }

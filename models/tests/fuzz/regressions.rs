@@ -69,3 +69,22 @@ fn a_long_context_costs_nothing_before_there_is_a_pool_for_it() {
     assert_eq!(try_model(&path, &mut Random::new(1)), "loaded");
     assert!(before.elapsed().as_secs() < 1, "{:?}", before.elapsed());
 }
+
+/// A byte in the file is 32 in memory.
+#[test]
+fn arrays_of_bytes_without_end_are_refused() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("model.gguf");
+    for len in [(8u64 << 20) + 1, 100 << 20] {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend([0u64, 1, 1].map(u64::to_le_bytes).concat());
+        bytes.extend(b"a\x09\0\0\0\0\0\0\0");
+        bytes.extend(len.to_le_bytes());
+        bytes.resize(bytes.len() + len as usize, 0);
+        std::fs::write(&path, bytes).expect("a temporary file");
+        let error = load(&path).err().expect("too many");
+        let expected = format!("`a`: with its {len} items the header's arrays have more than 8388608");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
