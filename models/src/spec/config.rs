@@ -22,6 +22,8 @@ use super::{LayerSpec, ModelSpec, Norm};
 
 /// The file's name.
 pub(crate) const CONFIG: &str = "config.json";
+/// Longest file that is read: values take many times their text. Those of published models have kilobytes.
+const BYTES_MAX: usize = 4 << 20;
 /// Layer types.
 const LOCAL: &str = "sliding_attention";
 const GLOBAL: &str = "full_attention";
@@ -50,6 +52,9 @@ impl Config {
             _ => LoadError::Io { path: path.clone(), source },
         })?;
         let problem = |problem: String| LoadError::File { file: path.clone(), problem };
+        if bytes.len() > BYTES_MAX {
+            return Err(problem(format!("it has {} bytes, more than {BYTES_MAX}", bytes.len())));
+        }
         let mut values: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| {
             problem(foreign::recognize(&bytes).map_or_else(|| no_json(&error), String::from))
         })?;

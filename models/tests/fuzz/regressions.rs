@@ -88,3 +88,15 @@ fn arrays_of_bytes_without_end_are_refused() {
         assert!(error.contains(&expected), "{error}");
     }
 }
+
+/// Two bytes of text are 32 or more in memory.
+#[test]
+fn configurations_without_end_are_refused() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let text = format!("{{\"model_type\":\"llama\",\"a\":[{}0]}}", "0,".repeat(4 << 20));
+    std::fs::write(dir.path().join("config.json"), &text).expect("a temporary file");
+    let error = load(dir.path()).err().expect("too long");
+    let expected = format!("config.json: it has {} bytes, more than 4194304", text.len());
+    assert!(error.contains(&expected), "{error}");
+}
