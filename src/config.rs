@@ -220,9 +220,11 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let file = read_file(places.config.as_deref())?;
         let serve = file.serve;
+        // The file's revision is one of the file's model.
+        let revision = serve.revision.filter(|_| flags.model.is_none());
         let config = Self {
             model: flags.model.or(serve.model).unwrap_or_else(|| DEFAULT_MODEL.into()),
-            revision: flags.revision.or(serve.revision),
+            revision: flags.revision.or(revision),
             quant: flags.quant.or(serve.quant).unwrap_or_default(),
             kv_dtype: flags.kv_dtype.or(serve.kv_dtype).unwrap_or_default(),
             served_model_name: flags.served_model_name.or(serve.served_model_name),

@@ -124,7 +124,9 @@ impl Tokenizer {
         for found in &mut parts.found {
             // As llama.cpp does: files that call such a token user-defined would let a message end its turn.
             let kind = &mut parts.kinds[found.id as usize];
-            if *kind == TokenKind::UserDefined && END_TEXTS.contains(&found.text.as_str()) {
+            // A user-defined `</s>` may be the tag of HTML, as in Gemma's vocabularies.
+            let ends = END_TEXTS.contains(&found.text.as_str()) && found.text != "</s>";
+            if *kind == TokenKind::UserDefined && ends {
                 *kind = TokenKind::Control;
                 found.normalized = false;
             }

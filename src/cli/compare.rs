@@ -196,10 +196,16 @@ pub(super) fn run(
 }
 
 fn settings(flags: &CompareFlags, config: &Config, kv_memory: u64) -> Result<Settings, Failure> {
+    let limited = flags.max_perplexity_loss.is_some() || flags.max_kl.is_some();
+    if limited && flags.variants.len() < 2 {
+        return Err(Failure::usage(
+            "a limit needs a variant to compare with the first one, the reference: --variants f32,int4",
+        ));
+    }
     let only = |stage| flags.only.is_empty() || flags.only.contains(&stage);
     let stages =
         Stages { quality: only(Stage::Quality), answers: only(Stage::Answers), speed: only(Stage::Speed) };
-    if !stages.quality && (flags.max_perplexity_loss.is_some() || flags.max_kl.is_some()) {
+    if !stages.quality && limited {
         return Err(Failure::usage("--max-perplexity-loss and --max-kl need `quality` among --only"));
     }
     let mut clients = flags.clients.clone();
@@ -247,10 +253,11 @@ fn prompts(file: &Path) -> Result<Vec<String>, Failure> {
     let text = read("--prompts", file)?;
     let prompts: Vec<String> =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    if prompts.is_empty() {
+    if prompts.is_empty() || prompts.len() > CLIENTS_MAX {
         return Err(Failure::usage(format!(
-            "--prompts: {} has no prompts; write one a line",
-            file.display()
+            "--prompts: {} has {} prompts; write from 1 to {CLIENTS_MAX}, one a line",
+            file.display(),
+            prompts.len()
         )));
     }
     Ok(prompts)
@@ -288,17 +295,31 @@ struct Files {
 impl Files {
     /// All files at once, so that a missing one is told before anything is measured.
     fn find(&mut self, variants: &[Variant], directories: &Directories) -> Result<(), Failure> {
+        // Each model once: what a hub's branch means must not change between two variants.
+        let mut known: Vec<(Option<&str>, PathBuf)> = Vec::new();
         for variant in variants {
-            let located = match &variant.model {
-                None => model::locate(&self.config.model, self.config.revision.as_deref(), directories)?,
-                Some(other) => model::locate(other, None, directories).map_err(|failure| match failure {
-                    Failure::Usage(said) => Failure::Usage(format!("--variants: {said}; {}", Variant::FORMS)),
-                    failed @ Failure::Failed(_) => failed,
-                })?,
+            let model = variant.model.as_deref();
+            let file = match known.iter().find(|(known, _)| *known == model) {
+                Some((_, file)) => file.clone(),
+                None => self.locate(model, directories)?,
             };
-            self.models.push((variant.clone(), located.file));
+            known.push((model, file.clone()));
+            self.models.push((variant.clone(), file));
         }
         Ok(())
+    }
+
+    /// The model that a variant names, or the command's own.
+    fn locate(&self, named: Option<&str>, directories: &Directories) -> Result<PathBuf, Failure> {
+        let revision = self.config.revision.as_deref();
+        let located = match named {
+            None => model::locate(&self.config.model, revision, directories)?,
+            Some(other) => model::locate(other, None, directories).map_err(|failure| match failure {
+                Failure::Usage(said) => Failure::Usage(format!("--variants: {said}; {}", Variant::FORMS)),
+                failed @ Failure::Failed(_) => failed,
+            })?,
+        };
+        Ok(located.file)
     }
 
     fn config_of(&self, variant: &Variant) -> Config {

@@ -208,7 +208,8 @@ pub fn compare(
                 reference.insert(made)
             }
         };
-        let measured = measure(variant, label, subject, site, known, settings, progress)?;
+        let alone = variants.len() == 1;
+        let measured = measure(variant, label, subject, site, known, settings, progress, alone)?;
         comparison.as_mut().expect("made with the reference").variants.push(measured);
     }
     Ok(comparison.expect("there is a variant at least"))
@@ -222,6 +223,7 @@ fn measure(
     reference: &mut Reference,
     settings: &Settings,
     progress: &Progress,
+    alone: bool,
 ) -> Result<Measured, CompareError> {
     let info = &subject.loaded.info;
     let mut measured = Measured {
@@ -243,6 +245,7 @@ fn measure(
         let model = subject.loaded.model.as_mut();
         measured.quality = Some(match &mut reference.spool {
             Some(spool) => quality::variant(model, chunks, spool, settings, progress)?,
+            None if alone => quality::alone(model, chunks, settings, progress)?,
             None => {
                 let (quality, spool) = quality::reference(model, chunks, settings, progress)?;
                 reference.spool = Some(spool);
@@ -350,7 +353,8 @@ impl Reference {
         if loaded.model.vocab_size() != self.vocab {
             return Err(differ(format!("{} tokens, not {}", loaded.model.vocab_size(), self.vocab)));
         }
-        let ids = 0..ours.vocab_size().max(theirs.vocab_size()) as u32;
+        // Rows past the shorter vocabulary have names in some files and none in others.
+        let ids = 0..ours.vocab_size().min(theirs.vocab_size()) as u32;
         match ids.into_iter().find(|&id| ours.token_bytes(id) != theirs.token_bytes(id)) {
             Some(id) => Err(differ(format!(
                 "token {id} is {:?}, not {:?}",

@@ -98,6 +98,21 @@ pub(super) fn reference(
     Ok((Quality { perplexity: perplexity(&nlls), distance: None }, spool))
 }
 
+/// Scores a model that nothing is compared with.
+pub(super) fn alone(
+    model: &mut dyn CausalLm,
+    chunks: &Chunks,
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<Quality, CompareError> {
+    let mut nlls = Vec::with_capacity(chunks.positions());
+    evaluate(model, chunks, settings, progress, |_, rows| {
+        nlls.extend(rows.iter().map(|row| row.nll));
+        Ok(())
+    })?;
+    Ok(Quality { perplexity: perplexity(&nlls), distance: None })
+}
+
 /// Scores a variant against the reference.
 pub(super) fn variant(
     model: &mut dyn CausalLm,

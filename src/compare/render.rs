@@ -46,7 +46,9 @@ impl Comparison {
     /// Part of the reference's cost that a variant saves; negative if it costs more.
     pub(super) fn saved(&self, speed: &Speed) -> Option<f64> {
         let reference = self.speed_of_reference(speed.clients)?;
-        Some(1.0 - speed.cost_per_million_tokens / reference.cost_per_million_tokens)
+        // Nothing is saved where nothing costs anything.
+        (reference.cost_per_million_tokens > 0.0)
+            .then(|| 1.0 - speed.cost_per_million_tokens / reference.cost_per_million_tokens)
     }
 
     /// Aligned columns for a terminal: quality and memory, then speed and cost.

@@ -22,9 +22,11 @@ impl FromStr for Variant {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (weights, kv_dtype) = match text.rsplit_once(KV) {
-            Some((weights, kv)) => (weights, kv.parse()?),
-            None => (text, KvDtype::default()),
+            // So is a +kv- further up.
+            Some((weights, kv)) if !kv.contains(['/', '.']) => (weights, kv.parse()?),
+            _ => (text, KvDtype::default()),
         };
+        let weights = weights.trim_end_matches('/');
         if let Ok(quant) = weights.parse() {
             return Ok(Self { model: None, quant, kv_dtype });
         }
@@ -89,6 +91,8 @@ mod tests {
         check("a/b.Q4.gguf", Some("a/b.Q4.gguf"), Quant::File, KvDtype::F16, "b.Q4");
         check("a@b/c.gguf", Some("a@b/c.gguf"), Quant::File, KvDtype::F16, "c");
         check("b.gguf@int8+kv-bf16", Some("b.gguf"), Quant::Int8, KvDtype::Bf16, "b@int8+kv-bf16");
+        check("a+kv-1/c.gguf", Some("a+kv-1/c.gguf"), Quant::File, KvDtype::F16, "c");
+        check("models/d/", Some("models/d"), Quant::File, KvDtype::F16, "d");
         check("org/name", Some("org/name"), Quant::File, KvDtype::F16, "name");
         check("int3", Some("int3"), Quant::File, KvDtype::F16, "int3");
         for (wrong, says) in

@@ -317,7 +317,7 @@ fn what_cannot_be_compared_is_said() {
     );
     check(&[&file[..], &["--text", "missing.txt"]].concat(), &["missing.txt"]);
     check(&[&file[..], &["--text", "broken.txt"]].concat(), &["broken.txt"]);
-    check(&[&file[..], &["--prompts", "none.txt"]].concat(), &["has no prompts"]);
+    check(&[&file[..], &["--prompts", "none.txt"]].concat(), &["has 0 prompts"]);
     check(
         &[&file[..], &["--chunk-tokens", "257"]].concat(),
         &["257 is more than the model's context of 256"],
@@ -330,6 +330,7 @@ fn what_cannot_be_compared_is_said() {
     check(&[&file[..], &["--max-perplexity-loss", "2"]].concat(), &["2%"]);
     check(&[&file[..], &["--max-kl=-1"]].concat(), &["--max-kl"]);
     check(&[&file[..], &["--only", "speed", "--max-kl", "1"]].concat(), &["--only"]);
+    check(&[&file[..], &["--variants", "int4", "--max-kl", "1"]].concat(), &["--variants f32,int4"]);
     check(&[&file[..], &["--json", "no/such/place.json"]].concat(), &["no/such/place.json"]);
     assert!(!world.path("data").join("ledger.db").exists());
 }

@@ -97,6 +97,11 @@ fn takes_runs_of_space(alternatives: &mut Vec<String>) -> bool {
 
 /// The pattern's alternatives, translated.
 fn alternatives(source: &str) -> Vec<String> {
+    // All in one group is the same as without it; a few levels are all that is seen.
+    let source = (0..8).fold(source, |source, _| {
+        let inside = source.strip_prefix("(?:").and_then(|rest| rest.strip_suffix(')'));
+        inside.filter(|inside| closes_at_the_end(inside)).unwrap_or(source)
+    });
     #[derive(PartialEq)]
     enum Last {
         Atom,
@@ -165,13 +170,6 @@ fn alternatives(source: &str) -> Vec<String> {
             }
             _ => out.push(c),
         }
-    }
-    // All in one group is the same as without it.
-    if let [only] = &alternatives[..]
-        && let Some(inside) = only.strip_prefix("(?:").and_then(|rest| rest.strip_suffix(')'))
-        && closes_at_the_end(inside)
-    {
-        return self::alternatives(&source[3..source.len() - 1]);
     }
     alternatives
 }

@@ -55,6 +55,12 @@ impl Files {
         self.tokenizer_config.get(name).and_then(Value::as_str)
     }
 
+    /// Rows of the embedding, where `config.json` says how many.
+    pub(super) fn embedding_rows(&self) -> Option<u64> {
+        let rows = |config: &Value| config.get("vocab_size").and_then(Value::as_u64);
+        rows(&self.config).or_else(|| rows(self.config.get("text_config")?))
+    }
+
     /// `config.json` and `generation_config.json`; models with a part for text keep their ids there.
     pub(super) fn model_configs(&self) -> Vec<Node<'_>> {
         let config = Node::root("config.json", &self.config);

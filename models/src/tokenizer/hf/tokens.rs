@@ -26,11 +26,13 @@ pub(super) struct Tokens {
     pub(super) eos: Option<u32>,
     ids: HashMap<String, u32>,
     found_at: HashMap<u32, usize>,
+    /// Rows of the model's embedding, where config.json says how many.
+    rows: Option<u64>,
 }
 
 impl Tokens {
     pub(super) fn read(root: &Node<'_>, model: &Node<'_>, files: &Files) -> Result<Self, LoadError> {
-        let mut tokens = Self::default();
+        let mut tokens = Self { rows: files.embedding_rows(), ..Self::default() };
         tokens.read_vocab(&model.need("vocab")?)?;
         if let Some(added) = root.get("added_tokens") {
             for entry in added.each()? {
@@ -72,10 +74,17 @@ impl Tokens {
     /// Adds an entry of `added_tokens`. A text that the vocabulary has keeps its id there.
     fn add(&mut self, entry: &Node<'_>, id: u32) -> Result<(), LoadError> {
         let content = entry.need("content")?.string()?;
-        let is_special = entry.flag("special")?;
+        // DeepSeek's distilled models call the markers of turns ordinary; a message must not be able to write them.
+        let is_marker = content.starts_with("<｜") && content.ends_with("｜>");
+        let is_special = entry.flag("special")? || is_marker;
         let kind = if is_special { TokenKind::Control } else { TokenKind::UserDefined };
         let id = match self.id_of(content) {
             Some(known) => known,
+            // Gemma's text models have the marker of images, and some fine-tunes a padding token, without a row.
+            None if self.has_no_row(id) => {
+                tracing::info!("the token {content:?} ({id}) has no row in the embedding and is left out");
+                return Ok(());
+            }
             None => {
                 self.place(content, id, kind, entry)?;
                 id
@@ -107,7 +116,7 @@ impl Tokens {
         if !files.added_tokens.is_null() {
             for (text, node) in added.fields()? {
                 let id = node.id()?;
-                if self.id_of(text).is_none() {
+                if self.id_of(text).is_none() && !self.has_no_row(id) {
                     self.place(text, id, TokenKind::Control, &node)?;
                     self.found_at.insert(id, self.found.len());
                     self.found.push(Found::new(id, text.to_owned()));
@@ -115,6 +124,10 @@ impl Tokens {
             }
         }
         Ok(())
+    }
+
+    fn has_no_row(&self, id: u32) -> bool {
+        self.rows.is_some_and(|rows| u64::from(id) >= rows)
     }
 
     pub(super) fn id_of(&self, text: &str) -> Option<u32> {
