@@ -44,6 +44,7 @@ impl Activations {
         self.q.reserve((m * k).saturating_sub(self.q.len()));
         self.scales.reserve(groups.saturating_sub(self.scales.len()));
         self.sums.reserve(groups.saturating_sub(self.sums.len()));
+        self.half_sums.reserve((2 * groups).saturating_sub(self.half_sums.len()));
     }
 
     pub(crate) fn resize(&mut self, m: usize, k: usize) {

@@ -141,12 +141,11 @@ pub fn rope(
     stride: usize,
     heads: usize,
     head_dim: usize,
-    positions: &[u32],
     table: &RopeTable,
     style: RopeStyle,
 ) {
     let half = table.rotary_dim() / 2;
-    for (row, position) in positions.iter().enumerate() {
+    for row in 0..table.rows() {
         for head in 0..heads {
             let x = &mut x[row * stride + head * head_dim..][..head_dim];
             for i in 0..half {
@@ -154,7 +153,7 @@ pub fn rope(
                     RopeStyle::Interleaved => (2 * i, 2 * i + 1),
                     RopeStyle::Halves => (i, i + half),
                 };
-                let angle = *position as usize * half + i;
+                let angle = row * half + i;
                 let (cos, sin) = (table.cos[angle], table.sin[angle]);
                 (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
             }

@@ -19,22 +19,27 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
-/// Cosines and sines of all positions' angles.
+/// Cosines and sines of the angles of a batch's rows.
+///
+/// They are made anew for each batch: a table of all positions of a long context would take as much memory as
+/// many a cache, and seconds to make.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    rotary_dim: usize,
-    positions: usize,
-    /// (positions, rotary_dim / 2)
+    /// (rotary_dim / 2)
+    frequencies: Vec<f64>,
+    attention_factor: f64,
+    rows: usize,
+    /// (rows, rotary_dim / 2)
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
 }
 
 impl RopeTable {
-    /// Angles `position * base^(-2 i / rotary_dim) / factor` for positions under `max_positions`.
+    /// Angles `position * base^(-2 i / rotary_dim) / factor`; of no rows yet.
     ///
     /// # Panics
     /// When `rotary_dim` is odd or 0, or the factors are not (rotary_dim / 2).
-    pub fn new(rotary_dim: usize, base: f32, max_positions: usize, scaling: &RopeScaling) -> Self {
+    pub fn new(rotary_dim: usize, base: f32, scaling: &RopeScaling) -> Self {
         assert!(rotary_dim > 0 && rotary_dim.is_multiple_of(2), "rope: rotary_dim {rotary_dim} is odd or 0");
         let half = rotary_dim / 2;
         let factor = |i: usize| match scaling {
@@ -45,44 +50,41 @@ impl RopeTable {
                 f64::from(factors[i])
             }
         };
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| f64::from(base).powf(-2.0 * i as f64 / rotary_dim as f64) / factor(i))
-            .collect();
-        Self::from_frequencies(rotary_dim, &frequencies, 1.0, max_positions)
+        let frequency = |i| f64::from(base).powf(-2.0 * i as f64 / rotary_dim as f64) / factor(i);
+        Self::from_frequencies((0..half).map(frequency).collect(), 1.0)
     }
 
-    /// Angles `position * frequency` for positions under `max_positions`; `attention_factor` multiplies every
+    /// Angles `position * frequency` (rotary_dim / 2); of no rows yet. `attention_factor` multiplies every
     /// cosine and sine, so that scores grow by its square (YaRN: Peng et al., 2023; longrope).
     ///
     /// # Panics
-    /// When `rotary_dim` is odd or 0, or the frequencies are not (rotary_dim / 2).
-    pub fn from_frequencies(
-        rotary_dim: usize,
-        frequencies: &[f64],
-        attention_factor: f64,
-        max_positions: usize,
-    ) -> Self {
-        assert!(rotary_dim > 0 && rotary_dim.is_multiple_of(2), "rope: rotary_dim {rotary_dim} is odd or 0");
-        assert_eq!(frequencies.len(), rotary_dim / 2, "rope: wrong number of frequencies");
-        let mut cos = Vec::with_capacity(max_positions * frequencies.len());
-        let mut sin = Vec::with_capacity(max_positions * frequencies.len());
-        for position in 0..max_positions {
-            for frequency in frequencies {
-                let (s, c) = (position as f64 * frequency).sin_cos();
-                cos.push((attention_factor * c) as f32);
-                sin.push((attention_factor * s) as f32);
+    /// Without frequencies.
+    pub fn from_frequencies(frequencies: Vec<f64>, attention_factor: f64) -> Self {
+        assert!(!frequencies.is_empty(), "rope: no frequencies");
+        Self { frequencies, attention_factor, rows: 0, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Makes it the table of rows at `positions`. Allocates only for more rows than ever before.
+    pub fn turn_to(&mut self, positions: &[u32]) {
+        self.rows = positions.len();
+        self.cos.clear();
+        self.sin.clear();
+        for position in positions {
+            for frequency in &self.frequencies {
+                let (s, c) = (f64::from(*position) * frequency).sin_cos();
+                self.cos.push((self.attention_factor * c) as f32);
+                self.sin.push((self.attention_factor * s) as f32);
             }
         }
-        Self { rotary_dim, positions: max_positions, cos, sin }
     }
 
     /// Leading elements of each head that are rotated.
     pub fn rotary_dim(&self) -> usize {
-        self.rotary_dim
+        2 * self.frequencies.len()
     }
 
-    /// Positions the table covers.
-    pub fn positions(&self) -> usize {
-        self.positions
+    /// Rows it has the angles of.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 }

@@ -147,7 +147,7 @@ impl Cpu {
         });
     }
 
-    /// Rotates in place the first `heads` heads of rows `stride` apart, row `i` by `positions[i]`.
+    /// Rotates in place the first `heads` heads of rows `stride` apart by the angles of the table's rows.
     ///
     /// With q and k side by side in a row, `heads` may count both. Elements of a head past the table's
     /// rotary_dim stay as they are.
@@ -157,22 +157,18 @@ impl Cpu {
         stride: usize,
         heads: usize,
         head_dim: usize,
-        positions: &[u32],
         table: &RopeTable,
         style: RopeStyle,
     ) {
-        Rows::new(x, stride).check("rope", positions.len(), heads * head_dim);
+        Rows::new(x, stride).check("rope", table.rows(), heads * head_dim);
         assert!(table.rotary_dim() <= head_dim, "rope: rotary_dim is over head_dim");
-        for position in positions {
-            assert!((*position as usize) < table.positions(), "rope: no position {position} in the table");
-        }
         let half = table.rotary_dim() / 2;
         let width = heads * head_dim;
         let x = SharedMut::new(x);
-        self.each_row(positions.len(), width, &|row| {
+        self.each_row(table.rows(), width, &|row| {
             // SAFETY: each row is handed out once.
             let x = unsafe { x.slice(row * stride, width) };
-            let angles = positions[row] as usize * half;
+            let angles = row * half;
             let (cos, sin) = (&table.cos[angles..][..half], &table.sin[angles..][..half]);
             dispatch(self.isa(), Rotate { x, head_dim, cos, sin, style });
         });

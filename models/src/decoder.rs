@@ -32,7 +32,6 @@ pub struct Decoder {
     final_norm: Norm,
     /// None: the embedding's matrix is the head.
     head: Option<Linear>,
-    /// Of as many positions as the pool has room for.
     ropes: Vec<RopeTable>,
     kv: KvPool,
     work: Work,
@@ -91,7 +90,7 @@ impl Decoder {
         let count = spec.layers.len();
         let plural = if count == 1 { "" } else { "s" };
         weights.refuse_unread(&format!("a {} model of {count} layer{plural}", spec.architecture))?;
-        let ropes = Vec::new();
+        let ropes = spec.ropes.iter().map(|rope| rope.table(spec.context)).collect();
         let (kv, work, kv_dtype) = (KvPool::empty(), Work::default(), options.kv_dtype);
         Ok(Self { spec, kv_dtype, cpu, embedding, positions, layers, final_norm, head, ropes, kv, work })
     }
@@ -105,12 +104,6 @@ impl Decoder {
         let layers: usize = self.layers.iter().map(Layer::bytes).sum();
         let ends = self.head.iter().chain(&self.positions).map(Linear::bytes).sum::<usize>();
         (layers + ends + self.embedding.bytes() + self.final_norm.bytes()) as u64
-    }
-
-    /// Positions that a sequence can have in this pool. A file may state any context; what is held for each
-    /// position grows with the pool alone.
-    fn positions_max(&self) -> usize {
-        self.spec.context.min(self.kv.blocks() * self.kv.block_size())
     }
 
     /// The rows' tokens, and positions where they are learned, into the residual.
@@ -136,6 +129,7 @@ impl Decoder {
     /// The residual of the logit rows after all layers, but for the last addition, which is left in `delta`.
     fn run_layers(&mut self, batch: &Batch) {
         let Self { spec, cpu, layers, kv, work, ropes, .. } = self;
+        ropes.iter_mut().for_each(|table| table.turn_to(&batch.positions));
         let last = layers.len() - 1;
         for (index, (layer, of)) in layers.iter().zip(&spec.layers).enumerate() {
             let mut rows = batch.tokens.len();
@@ -155,7 +149,7 @@ impl Decoder {
                 let (style, table) = (spec.ropes[rope].style, &ropes[rope]);
                 for (place, heads) in [(q, spec.heads), (k, spec.kv_heads)] {
                     let x = &mut qkv[place.start..];
-                    cpu.rope(x, place.stride, heads, spec.head_dim, &batch.positions, table, style);
+                    cpu.rope(x, place.stride, heads, spec.head_dim, table, style);
                 }
             }
             cpu.kv_write(
@@ -299,21 +293,13 @@ impl CausalLm for Decoder {
         // The old pool goes first: both together may not fit.
         self.kv = KvPool::empty();
         self.kv = KvPool::new(&self.spec, self.kv_dtype, blocks, block_size)?;
-        let positions = self.positions_max();
-        let values: usize = self.spec.ropes.iter().map(|rope| rope.dim * positions).sum();
-        if Vec::<f32>::new().try_reserve_exact(values).is_err() {
-            self.kv = KvPool::empty();
-            return Err(ForwardError(format!("no memory for the angles of {positions} positions")));
-        }
-        let tables = self.spec.ropes.iter().map(|rope| rope.table(self.spec.context, positions));
-        self.ropes = tables.collect();
         Ok(())
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
         batch.check(BatchLimits {
             vocab_size: self.spec.vocab,
-            context_length: self.positions_max(),
+            context_length: self.spec.context,
             blocks: self.kv.blocks(),
             block_size: self.kv.block_size(),
         })?;

@@ -179,8 +179,10 @@ impl HuggingFace {
         let sparse = spec.layers.iter().position(|layer| matches!(layer.ffn, FfnSpec::Experts(_)));
         let experts = sparse.map(|layer| {
             let joined = |module: &str| there(&format!("{prefix}layers.{layer}.{module}.gate_up_proj"));
+            // Those of GPTQ and AWQ have no `weight`.
             let apart = |&&(module, names): &&(&str, [&str; 3])| {
-                there(&format!("{prefix}layers.{layer}.{module}.0.{}.weight", names[0]))
+                let start = format!("{prefix}layers.{layer}.{module}.0.{}.", names[0]);
+                files.names().iter().any(|name| name.starts_with(&start))
             };
             let &(module, names) = EXPERTS.iter().find(apart).unwrap_or(&EXPERTS[0]);
             ExpertNames { module, names, joined: joined(module) }

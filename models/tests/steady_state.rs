@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use obol_kernels::Cpu;
 use obol_models::batch::{Batch, CausalLm, Span};
 use obol_models::load::LoadOptions;
+use obol_models::quant::Quant;
 use obol_models::{Decoder, ModelFiles};
 
 thread_local! {
@@ -37,10 +38,13 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn steps_after_the_largest_allocate_nothing() {
-    for name in ["llama_mixed.gguf", "qwen2_untied.gguf", "families/mixtral", "families/gemma3"] {
+    let as_they_are = ["llama_mixed.gguf", "qwen2_untied.gguf", "families/mixtral", "families/gemma3"];
+    let packed = ["families/mixtral", "families/qwen3_moe"].map(|name| (name, Quant::Int8));
+    for (name, quant) in as_they_are.map(|name| (name, Quant::File)).into_iter().chain(packed) {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
         let files = ModelFiles::open(&path).expect("the fixture");
-        let mut model = Decoder::load(&files, Cpu::new(1), &LoadOptions::default()).expect("the model");
+        let mut model = Decoder::load(&files, Cpu::new(1), &LoadOptions { quant, ..LoadOptions::default() })
+            .expect("the model");
         model.allocate_kv(8, 16).expect("a small pool");
         // Other tokens take other experts.
         let batch = |rows: usize| Batch {

@@ -167,17 +167,19 @@ fn rotation_agrees_with_the_reference() {
             (80, 32, RopeStyle::Halves),
             (24, 24, RopeStyle::Interleaved),
         ] {
-            let table = RopeTable::new(rotary, 10_000.0, 5000, &RopeScaling::None);
+            let mut table = RopeTable::new(rotary, 10_000.0, &RopeScaling::None);
             let (rows, heads, stride) = (40, 3, 3 * head_dim + 5);
             let positions: Vec<u32> = (0..rows).map(|_| random.below(5000) as u32).collect();
+            table.turn_to(&positions);
             let x = random.vec(rows * stride);
             let (mut y, mut expected) = (x.clone(), x.clone());
-            cpu.rope(&mut y, stride, heads, head_dim, &positions, &table, style);
-            reference::rope(&mut expected, stride, heads, head_dim, &positions, &table, style);
+            cpu.rope(&mut y, stride, heads, head_dim, &table, style);
+            reference::rope(&mut expected, stride, heads, head_dim, &table, style);
             assert_close(&y, &expected, 1e-6, &format!("{} {head_dim} {style:?}", cpu.isa()));
             let last = (rows - 1) * stride;
             let mut one = x[last..].to_vec();
-            cpu.rope(&mut one, stride, heads, head_dim, &positions[rows - 1..], &table, style);
+            table.turn_to(&positions[rows - 1..]);
+            cpu.rope(&mut one, stride, heads, head_dim, &table, style);
             assert_same_bits(&one, &y[last..], "the last row alone");
         }
     }
@@ -185,13 +187,15 @@ fn rotation_agrees_with_the_reference() {
 
 #[test]
 fn frequencies_are_scaled() {
-    let plain = RopeTable::new(4, 100.0, 9, &RopeScaling::None);
-    let linear = RopeTable::new(4, 100.0, 9, &RopeScaling::Linear(4.0));
-    let factors = RopeTable::new(4, 100.0, 9, &RopeScaling::Factors(vec![1.0, 4.0]));
+    let plain = RopeTable::new(4, 100.0, &RopeScaling::None);
+    let linear = RopeTable::new(4, 100.0, &RopeScaling::Linear(4.0));
+    let factors = RopeTable::new(4, 100.0, &RopeScaling::Factors(vec![1.0, 4.0]));
     let cpu = Cpu::new(1);
     let turn = |table: &RopeTable, position| {
+        let mut table = table.clone();
+        table.turn_to(&[position]);
         let mut x = vec![1.0, 0.0, 1.0, 0.0];
-        cpu.rope(&mut x, 4, 1, 4, &[position], table, RopeStyle::Interleaved);
+        cpu.rope(&mut x, 4, 1, 4, &table, RopeStyle::Interleaved);
         x
     };
     assert_eq!(turn(&linear, 8), turn(&plain, 2));
@@ -201,18 +205,20 @@ fn frequencies_are_scaled() {
 
 #[test]
 fn frequencies_may_be_handed_over() {
-    let plain = RopeTable::new(6, 100.0, 9, &RopeScaling::None);
+    let plain = RopeTable::new(6, 100.0, &RopeScaling::None);
     let frequencies: Vec<f64> = (0..3).map(|i| 100f64.powf(-2.0 * f64::from(i) / 6.0)).collect();
     let turn = |table: &RopeTable| {
+        let mut table = table.clone();
+        table.turn_to(&[5]);
         let mut x = [1.0, 0.5, -1.0, 0.25, 2.0, 0.125];
-        Cpu::new(1).rope(&mut x, 6, 1, 6, &[5], table, RopeStyle::Halves);
+        Cpu::new(1).rope(&mut x, 6, 1, 6, &table, RopeStyle::Halves);
         x
     };
-    let same = RopeTable::from_frequencies(6, &frequencies, 1.0, 9);
+    let same = RopeTable::from_frequencies(frequencies.clone(), 1.0);
     assert_eq!(turn(&same), turn(&plain));
-    let larger = RopeTable::from_frequencies(6, &frequencies, 2.0, 9);
+    let larger = RopeTable::from_frequencies(frequencies, 2.0);
     assert_eq!(turn(&larger), turn(&plain).map(|x| 2.0 * x));
-    let still = RopeTable::from_frequencies(6, &[0.0; 3], 1.0, 9);
+    let still = RopeTable::from_frequencies(vec![0.0; 3], 1.0);
     assert_eq!(turn(&still), [1.0, 0.5, -1.0, 0.25, 2.0, 0.125]);
 }
 

@@ -126,7 +126,7 @@ impl Config {
             kv_heads: sizes.kv_heads,
             head_dim: sizes.head_dim,
             vocab: keys::find_vocab(self)?.ok_or_else(|| self.missing(&keys::VOCAB))?,
-            context: sizes.context,
+            context: self.context(&sizes, &ropes),
             layers,
             ropes,
             learned_positions: (family.positions == Positions::Learned).then_some(sizes.context),
@@ -264,6 +264,8 @@ impl Config {
             (stated, Biases::Stated) => Ok(stated),
             (false, biases) => Ok(biases == Biases::All),
             (true, Biases::All) => Ok(true),
+            // Qwen 2 has those of q, k and v whatever is stated, and that of the output if it is there.
+            (true, Biases::Qkv) if key == "attention_bias" => Ok(false),
             (true, _) => Err(self.refuse(key, format!("a {} model has none", self.family.model_type))),
         };
         Ok((stated("attention_bias")?, stated("mlp_bias")?))

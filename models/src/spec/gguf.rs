@@ -199,6 +199,10 @@ impl Keys<'_> {
         let Some(window) = stated.or(default).map(|window| window as usize) else {
             return Ok(vec![None; layers]);
         };
+        // Olmo 3's files say they are Olmo 2's; its windowed layers have another rope.
+        if family.architecture == "olmo2" {
+            return Err(self.bad(&keys::WINDOW, "OLMo 3 is not supported, and OLMo 2 has no window".into()));
+        }
         let pattern = "attention.sliding_window_pattern";
         let local: Vec<bool> = match (self.file.value(&self.name(pattern)), family.windows) {
             (Some(Value::Array(items)), _) => {

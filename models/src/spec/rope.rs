@@ -51,8 +51,8 @@ pub enum RopeScaling {
 }
 
 impl RopeSpec {
-    /// The angles of `positions` positions, of a served context of `context`.
-    pub fn table(&self, context: usize, positions: usize) -> RopeTable {
+    /// The table, of no rows yet, for a served context of `context` positions.
+    pub fn table(&self, context: usize) -> RopeTable {
         let half = self.dim / 2;
         let base = f64::from(self.base);
         let plain = |i: usize| base.powf(-2.0 * i as f64 / self.dim as f64);
@@ -93,6 +93,6 @@ impl RopeSpec {
                 (over(if context > *original { long } else { short }), *attention)
             }
         };
-        RopeTable::from_frequencies(self.dim, &frequencies, attention, positions)
+        RopeTable::from_frequencies(frequencies, attention)
     }
 }

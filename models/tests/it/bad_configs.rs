@@ -67,7 +67,7 @@ fn what_would_be_another_model_is_refused_by_name() {
         "`hidden_act`: `relu2` is not supported; supported: silu",
     );
     check("llama", &[("clip_qkv", json!(8.0))], "`clip_qkv`: 8.0 is not supported");
-    check("qwen2", &[("attention_bias", json!(true))], "`attention_bias`: a qwen2 model has none");
+    check("qwen2", &[("mlp_bias", json!(true))], "`mlp_bias`: a qwen2 model has none");
     let quantised = json!({"quant_method": "bitsandbytes"});
     check("llama", &[("quantization_config", quantised)], "`bitsandbytes` is not supported");
     check(

@@ -12,6 +12,20 @@ use crate::spec::{RopeScaling, RopeSpec};
 use super::{Config, GLOBAL, LOCAL};
 
 impl Config {
+    /// The context that YaRN stretches to. Qwen's model cards have users state the stretching and leave
+    /// `max_position_embeddings` at what it was.
+    pub(super) fn context(&self, sizes: &Sizes, ropes: &[RopeSpec]) -> usize {
+        let stated = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| self.get(key));
+        if stated.is_none_or(|stated| stated.get("original_max_position_embeddings").is_none()) {
+            return sizes.context;
+        }
+        let stretched = ropes.iter().map(|rope| match rope.scaling {
+            RopeScaling::Yarn { factor, original, .. } => (factor * original) as usize,
+            _ => 0,
+        });
+        stretched.max().unwrap_or(0).min(CONTEXT_MAX as usize).max(sizes.context)
+    }
+
     /// One rope, or two: that of layers without a window, and that of those with one.
     pub(super) fn ropes(&self, sizes: &Sizes) -> Result<Vec<RopeSpec>, LoadError> {
         if self.family.positions == Positions::Learned {
@@ -115,8 +129,12 @@ impl Rope<'_> {
     }
 
     fn scaling(&self, dim: usize, sizes: &Sizes) -> Result<RopeScaling, LoadError> {
-        let kind = self.parameters.get("rope_type").or_else(|| self.parameters.get("type"));
-        let kind = kind.and_then(Value::as_str).unwrap_or("default");
+        let stated = |key: &str| self.parameters.get(key).filter(|value| !value.is_null());
+        let kind = match stated("rope_type").or_else(|| stated("type")) {
+            None => "default",
+            Some(Value::String(kind)) => kind,
+            Some(other) => return Err(self.refuse("rope_type", format!("{other} is no name"))),
+        };
         // Phi's first files call theirs su or yarn.
         let kind = if self.parameters.contains_key("long_factor") { "longrope" } else { kind };
         // Phi states it beside the object, where it counts more.
