@@ -66,18 +66,22 @@ impl Manifest {
         File::open(dir)?.sync_all()
     }
 
-    /// The manifest, under a repository's directory, of the commit that `revision` was when the hub was last asked.
-    pub(super) fn last_known(repository_dir: &Path, revision: &str) -> Option<(PathBuf, Self)> {
+    /// All manifests under a repository's directory, each with its commit's directory.
+    pub(super) fn all(repository_dir: &Path) -> impl Iterator<Item = (PathBuf, Self)> + use<> {
+        let dirs = std::fs::read_dir(repository_dir).into_iter().flatten().flatten();
+        dirs.filter_map(|entry| Self::read(&entry.path()).map(|manifest| (entry.path(), manifest)))
+    }
+
+    /// The manifests of the commits that `revision` was, the latest first, by when the hub last said so.
+    pub(super) fn known(repository_dir: &Path, revision: &str) -> Vec<(PathBuf, Self)> {
         if is_commit(revision) {
             let dir = repository_dir.join(revision.to_ascii_lowercase());
-            return Self::read(&dir).map(|manifest| (dir, manifest));
+            return Self::read(&dir).map(|manifest| (dir, manifest)).into_iter().collect();
         }
-        let dirs = std::fs::read_dir(repository_dir).ok()?.flatten().map(|entry| entry.path());
-        let found = dirs.filter_map(|dir| {
-            let manifest = Self::read(&dir)?;
-            Some((*manifest.revisions.get(revision)?, dir, manifest))
-        });
-        found.max_by_key(|(seen, ..)| *seen).map(|(_, dir, manifest)| (dir, manifest))
+        let seen = |(_, manifest): &(PathBuf, Self)| manifest.revisions.get(revision).copied();
+        let mut found: Vec<_> = Self::all(repository_dir).filter(|one| seen(one).is_some()).collect();
+        found.sort_by_key(|one| std::cmp::Reverse(seen(one)));
+        found
     }
 
     /// What an id means here: the file that it names, or what the repository alone means.

@@ -1,9 +1,9 @@
 //! A file on its way: bytes are appended under a name that nobody reads, and the finished file is renamed.
 //!
-//! Invariant: `publish` is the only thing that makes a final name, after length and checksum were right.
+//! Invariant: only `publish` and `link` make a final name, after length and checksum were right.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::checksum::Hash;
@@ -61,6 +61,30 @@ impl Partial {
         Ok(())
     }
 
+    /// Takes the bytes of a file that is there already instead of what is held. False, and nothing held, if they
+    /// cannot be read or are not the right ones.
+    pub(super) fn copy(&mut self, job: &Job<'_>, source: &Path) -> Result<bool, FetchError> {
+        self.reset(job)?;
+        let Ok(mut source) = File::open(source) else { return Ok(false) };
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match source.read(&mut piece) {
+                Ok(0) => break,
+                Ok(read) => self.write(job, &piece[..read])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+            if self.len > job.bytes {
+                break;
+            }
+        }
+        let right = self.check(job).is_ok();
+        if !right {
+            self.reset(job)?;
+        }
+        Ok(right)
+    }
+
     /// `Ok` if length and checksum are the entry's, else what is wrong.
     pub(super) fn check(&self, job: &Job<'_>) -> Result<(), String> {
         let found = self.hash.value();
@@ -84,7 +108,25 @@ impl Partial {
         let error = |error| job.file_error(target, error);
         self.file.sync_all().map_err(error)?;
         std::fs::rename(&self.path, target).map_err(error)?;
-        let dir = target.parent().unwrap_or(job.cache_dir);
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(error)
+        sync_parent(job, target).map_err(error)
     }
+}
+
+/// Gives `source`, which the caller has found right, the final name as well, durably. What an interrupted run left
+/// of the file is no longer needed.
+pub(super) fn link(job: &Job<'_>, source: &Path, target: &Path) -> io::Result<()> {
+    // A symbolic link could point elsewhere from there, and to what is not ours.
+    if !std::fs::symlink_metadata(source)?.is_file() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let new = job.beside("link");
+    drop(std::fs::remove_file(&new));
+    std::fs::hard_link(source, &new)?;
+    std::fs::rename(&new, target)?;
+    drop(std::fs::remove_file(Partial::path(job)));
+    sync_parent(job, target)
+}
+
+fn sync_parent(job: &Job<'_>, target: &Path) -> io::Result<()> {
+    File::open(target.parent().unwrap_or(job.cache_dir))?.sync_all()
 }

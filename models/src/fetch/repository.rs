@@ -2,7 +2,7 @@
 //!
 //! Invariants: a revision is resolved once, and from then on only its commit is spoken of; a file under its final
 //! name was complete and had the right checksum when it got it; what a manifest calls complete needs no network;
-//! one process at a time works on a repository.
+//! what another commit has already is not fetched again; one process at a time works on a repository.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::failure::{Asked, refused};
 use super::hub::{Hub, HubError, in_runtime};
 use super::listing::{Listed, commit_of, files_of, is_commit};
 use super::manifest::{Complete, Manifest};
-use super::partial::Partial;
+use super::partial::{self, Partial};
 use super::progress::Progress;
 use super::selection::{Selection, select, shards};
 use super::{Checksum, FetchError, FetchOptions, Job, RepositoryError, changed, file_error, lock};
@@ -26,8 +26,8 @@ const REVISION_MAX: usize = 250;
 pub enum Asking {
     /// In any case, and every file is looked at.
     Always,
-    /// Not about a commit that is complete here; and if it cannot be reached, the last known commit of a branch or
-    /// tag will do.
+    /// Not about a commit that is complete here; and if it gives nothing, for whatever reason but that there is no
+    /// such revision or no model in it, the last known commit of a branch or tag will do.
     IfNeeded,
 }
 
@@ -91,10 +91,10 @@ pub fn fetch_repository(
         return Ok(there);
     }
     let error = match in_runtime(async || order.ask(asking).await) {
-        Err(FetchError::Repository(error @ RepositoryError::Unreachable { .. })) => error,
+        Err(error) if asking == Asking::IfNeeded && !is_final(&error) => error,
         result => return result,
     };
-    match order.last_known()?.filter(|_| asking == Asking::IfNeeded) {
+    match order.last_known()? {
         Some(there) => {
             progress.note(&format!(
                 "{error}\nusing what {revision} was when it was last fetched: {}",
@@ -102,8 +102,14 @@ pub fn fetch_repository(
             ));
             Ok(there)
         }
-        None => Err(error.into()),
+        None => Err(error),
     }
+}
+
+/// True for what is wrong with the question, not with the answer: an older copy would be something else.
+fn is_final(error: &FetchError) -> bool {
+    use RepositoryError::{NoRevision, Revision, Unsuitable};
+    matches!(error, FetchError::Repository(Revision(_) | NoRevision { .. } | Unsuitable { .. }))
 }
 
 /// What is wanted, and where it goes.
@@ -118,12 +124,14 @@ struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// Without the network: the commit that the revision is or last was, if the wanted model of it is complete.
+    /// Without the network: the latest commit that the revision is or was and of which the wanted model is complete.
     fn last_known(&self) -> Result<Option<Fetched>, FetchError> {
-        match Manifest::last_known(&self.dir, self.revision) {
-            Some((dir, manifest)) => self.complete(&dir, manifest),
-            None => Ok(None),
+        for (dir, manifest) in Manifest::known(&self.dir, self.revision) {
+            if let Some(there) = self.complete(&dir, manifest)? {
+                return Ok(Some(there));
+            }
         }
+        Ok(None)
     }
 
     /// The wanted model, if this manifest has it and its files are still right.
@@ -242,7 +250,8 @@ impl Order<'_> {
         let listing = listing.map_err(|error| self.hub_error(Some(hub), error, None))?;
         let old = Manifest::read(dir);
         let unsuitable = |why| RepositoryError::Unsuitable { repository: self.repository.clone(), why };
-        let work = Work { order: self, hub, dir, commit, old: old.as_ref() };
+        let others = Manifest::all(&self.dir).filter(|(other, _)| other != dir).collect();
+        let work = Work { order: self, hub, dir, commit, old: old.as_ref(), others };
         let (model, files) = match select(self.id, &listing).map_err(unsuitable)? {
             Selection::Gguf(file) => (file.path.clone(), vec![file]),
             Selection::Single(files) => (".".to_owned(), files),
@@ -309,6 +318,8 @@ struct Work<'a> {
     dir: &'a Path,
     commit: &'a str,
     old: Option<&'a Manifest>,
+    /// Directories and manifests of the repository's other commits.
+    others: Vec<(PathBuf, Manifest)>,
 }
 
 impl Work<'_> {
@@ -338,10 +349,56 @@ impl Work<'_> {
         }))
     }
 
+    /// Where another commit has the same bytes, if they are still right.
+    fn elsewhere(&self, file: &Listed) -> Option<PathBuf> {
+        let same = |other: &&Complete| other.checksum == file.checksum && other.size == file.bytes;
+        self.others.iter().find_map(|(dir, manifest)| {
+            let right = |other: &&Complete| matches!(self.order.is_right(dir, other), Ok(Some(_)));
+            Some(dir.join(&manifest.files.iter().filter(same).find(right)?.path))
+        })
+    }
+
+    /// The file that another commit has, under its name in this one as well. Takes no space; `None` if no commit
+    /// has it or the file system has no links.
+    fn link(&self, file: &Listed) -> Result<Option<Complete>, FetchError> {
+        let Some(source) = self.elsewhere(file) else { return Ok(None) };
+        let job = self.job(file, self.order.progress);
+        let target = self.target(&job)?;
+        match partial::link(&job, &source, &target) {
+            Ok(()) => self.placed(file, &target).map(Some),
+            Err(error) => {
+                tracing::debug!(source = %source.display(), %error, "cannot be linked");
+                Ok(None)
+            }
+        }
+    }
+
+    /// The final name of a file, in a directory that exists.
+    fn target(&self, job: &Job<'_>) -> Result<PathBuf, FetchError> {
+        let target = self.dir.join(job.file);
+        if let Some(parent) = target.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| job.file_error(parent, error))?;
+        }
+        Ok(target)
+    }
+
+    /// For the manifest: a file that has just got its name.
+    fn placed(&self, file: &Listed, target: &Path) -> Result<Complete, FetchError> {
+        let metadata = std::fs::metadata(target).map_err(|e| self.order.error(target, file.bytes, e))?;
+        let (path, checksum) = (file.path.clone(), file.checksum.clone());
+        Ok(Complete { path, size: file.bytes, checksum, modified: changed(&metadata) })
+    }
+
     /// All files under one bar, if the disk is large enough.
     async fn all(&self, files: &[Listed]) -> Result<Vec<Complete>, FetchError> {
         let total = files.iter().fold(0u64, |sum, file| sum.saturating_add(file.bytes));
-        let there = files.iter().map(|file| self.there(file)).collect::<Result<Vec<_>, _>>()?;
+        let there = |file| {
+            Ok(match self.there(file)? {
+                Some(there) => Some(there),
+                None => self.link(file)?,
+            })
+        };
+        let there = files.iter().map(there).collect::<Result<Vec<_>, FetchError>>()?;
         self.check_space(
             files.iter().zip(&there).filter(|(_, there)| there.is_none()).map(|(file, _)| file),
         )?;
@@ -398,12 +455,18 @@ impl Work<'_> {
         if let Some(there) = self.there(file)? {
             return Ok(there);
         }
-        let job = self.job(file, progress);
-        let target = self.dir.join(&file.path);
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| job.file_error(parent, error))?;
+        if let Some(linked) = self.link(file)? {
+            return Ok(linked);
         }
+        let job = self.job(file, progress);
+        let target = self.target(&job)?;
         let mut partial = Partial::open(&job)?;
+        if let Some(source) = self.elsewhere(file)
+            && partial.copy(&job, &source)?
+        {
+            partial.publish(&job, &target)?;
+            return self.placed(file, &target);
+        }
         let repository = &self.order.repository;
         let url = self.hub.file_url(repository, self.commit, &file.path);
         self.hub.download(&job, &url, &mut partial).await.map_err(|error| {
@@ -416,9 +479,7 @@ impl Work<'_> {
             }
         })?;
         partial.publish(&job, &target)?;
-        let metadata = std::fs::metadata(&target).map_err(|error| job.file_error(&target, error))?;
-        let (path, checksum) = (file.path.clone(), file.checksum.clone());
-        Ok(Complete { path, size: file.bytes, checksum, modified: changed(&metadata) })
+        self.placed(file, &target)
     }
 }
 

@@ -520,3 +520,155 @@ fn a_hub_that_goes_away_between_two_files_leaves_what_is_known() {
     assert_eq!(world.serve("someone/some-model").expect("the last known").commit, known.commit);
     assert!(world.notes.lines().last().expect("a note").contains(&known.commit));
 }
+
+/// The repository one commit later.
+fn moved(mut repository: Repository) -> Repository {
+    repository.commit = COMMIT.replace('0', "f");
+    repository
+}
+
+#[test]
+fn a_complete_copy_is_served_whatever_the_hub_says() {
+    let hub = StandIn::start(one_gguf(), |_| None);
+    let mut world = World::new(&hub.address);
+    let known = world.serve("someone/some-model").expect("fetched");
+    let mut check = |repository: Repository, part: &'static str, reply: Option<Reply>, said: &str| {
+        let hub = StandIn::start(moved(repository), move |request| {
+            reply.clone().filter(|_| request.target.contains(part))
+        });
+        world.options.hub_endpoint = Some(hub.address);
+        let before = world.notes.lines().len();
+        assert_eq!(world.serve("someone/some-model").expect("the last known"), known, "{said}");
+        let notes = world.notes.lines()[before..].join("\n");
+        assert!(notes.contains(said) && notes.contains(COMMIT), "'{said}' is not in: {notes}");
+        assert!(world.pull("someone/some-model").is_err(), "pull is about the hub: {said}");
+    };
+    let newer = || Repository::new(&[("x.gguf", &weights(5))]);
+    let expired = Reply::error(401, "", "Invalid credentials in Authorization header");
+    check(newer(), "/revision/", Some(expired), "no model repository");
+    let gated = Reply::error(403, "GatedRepo", "not in the authorized list");
+    check(newer(), "/resolve/", Some(gated), "gated");
+    check(newer(), "/tree/", Some(Reply::new(403, "")), "refuses someone/some-model");
+    let renamed = Reply::error(404, "RepoNotFound", "Repository not found");
+    check(newer(), "/revision/", Some(renamed), "no model repository");
+    let gone = Reply::error(404, "EntryNotFound", "Entry not found");
+    check(newer(), "/resolve/", Some(gone), "lists 'x.gguf'");
+    check(newer(), "/revision/", Some(Reply::new(200, "<html>log in</html>")), "no hub's");
+    check(newer(), "/tree/", Some(Reply::new(200, "<html>log in</html>")), "no hub's");
+    check(newer(), "/resolve/", Some(Reply::new(200, weights(6))), "sent something wrong");
+    check(newer(), "/revision/", Some(Reply::new(500, "")), "500");
+    check(newer(), "/resolve/", Some(Reply::new(503, "")), "503");
+    let mut vast = newer();
+    let line = tree_line("x.gguf", b"").replace("\"size\": 0", "\"size\": 1152921504606846976");
+    vast.lies.push(("x.gguf", line));
+    check(vast, "nowhere", None, "free some space");
+
+    let with_token = StandIn::start(newer(), |_| Some(Reply::error(401, "", "Invalid credentials")));
+    world.options.hub_endpoint = Some(with_token.address);
+    world.options.hub_token = Token::new("hf_expired");
+    assert_eq!(world.serve("someone/some-model").expect("the last known"), known);
+    assert!(world.notes.lines().join("\n").contains("does not accept the token"));
+}
+
+#[test]
+fn a_copy_is_not_served_for_what_is_no_longer_there() {
+    let hub = StandIn::start(one_gguf(), |_| None);
+    let mut world = World::new(&hub.address);
+    world.serve("someone/some-model").expect("fetched");
+    let hub = StandIn::start(one_gguf(), |_| Some(Reply::error(404, "RevisionNotFound", "Invalid rev id")));
+    world.options.hub_endpoint = Some(hub.address);
+    let error = world.serve("someone/some-model").expect_err("no such revision").to_string();
+    assert!(error.contains("no revision 'main'"), "{error}");
+    let two: [(&str, &[u8]); 2] = [("x.gguf", &weights(5)), ("y.gguf", &weights(6))];
+    let hub = StandIn::start(moved(Repository::new(&two)), |_| None);
+    world.options.hub_endpoint = Some(hub.address);
+    let error = world.serve("someone/some-model").expect_err("which one?").to_string();
+    assert!(error.contains("2 GGUF files"), "{error}");
+}
+
+#[test]
+fn the_last_known_commit_is_the_latest_that_has_the_wanted_file() {
+    let two: [(&str, &[u8]); 2] = [("x.gguf", &weights(3)), ("y.gguf", &weights(4))];
+    let hub = StandIn::start(Repository::new(&two), |_| None);
+    let mut world = World::new(&hub.address);
+    let x = world.serve("someone/some-model:x.gguf").expect("fetched");
+    let hub = StandIn::start(moved(Repository::new(&two)), |_| None);
+    world.options.hub_endpoint = Some(hub.address);
+    let y = world.serve("someone/some-model:y.gguf").expect("fetched from a later commit");
+    world.gone();
+    assert_eq!(world.serve("someone/some-model:x.gguf").expect("there"), x);
+    assert_eq!(world.serve("someone/some-model:y.gguf").expect("there"), y);
+}
+
+#[test]
+fn what_an_earlier_commit_has_is_not_fetched_again() {
+    use std::os::unix::fs::MetadataExt;
+    let hub = StandIn::start(safetensors(), |_| None);
+    let mut world = World::new(&hub.address);
+    let older = world.pull("someone/some-model").expect("fetched");
+    let mut changed = safetensors();
+    changed.files.retain(|(path, _)| *path != "tokenizer.json");
+    changed.files.push(("tokenizer.json", b"{\"version\": \"2.0\"}".to_vec()));
+    let hub = StandIn::start(moved(changed), |_| None);
+    world.options.hub_endpoint = Some(hub.address.clone());
+    let newer = world.pull("someone/some-model").expect("fetched");
+    assert_eq!(hub.downloads(), 1, "the tokenizer");
+    assert_eq!(paths(&newer), WANTED);
+    let inode = |at: &Fetched, file: &str| std::fs::metadata(at.path.join(file)).expect("there").ino();
+    assert_eq!(inode(&newer, "model.safetensors"), inode(&older, "model.safetensors"), "one file, two names");
+    assert_ne!(inode(&newer, "tokenizer.json"), inode(&older, "tokenizer.json"));
+    assert_eq!(world.files().len(), 2 * (WANTED.len() + 1), "nothing else is left: {:?}", world.files());
+    assert_eq!(world.serve("someone/some-model").expect("there"), newer);
+    assert_eq!(hub.downloads(), 1);
+    let known = world.ask("someone/some-model", Some(COMMIT), Asking::IfNeeded).expect("still there");
+    assert_eq!(known.files, older.files);
+}
+
+#[test]
+fn what_cannot_be_linked_is_copied_and_what_is_not_right_is_fetched() {
+    let renamed = || moved(Repository::new(&[("sub/y.gguf", &weights(2))]));
+    for (bytes, downloads) in [(weights(2), 0), (weights(7), 1)] {
+        let hub = StandIn::start(one_gguf(), |_| None);
+        let mut world = World::new(&hub.address);
+        let older = world.pull("someone/some-model").expect("fetched");
+        let own = world.dir.path().join("own");
+        std::fs::write(&own, bytes).expect("write");
+        std::fs::remove_file(&older.path).expect("remove");
+        std::os::unix::fs::symlink(&own, &older.path).expect("a symbolic link");
+        let hub = StandIn::start(renamed(), |_| None);
+        world.options.hub_endpoint = Some(hub.address.clone());
+        let newer = world.pull("someone/some-model").expect("copied or fetched");
+        assert!(std::fs::symlink_metadata(&newer.path).expect("there").is_file());
+        assert!(std::fs::read(&newer.path).expect("read") == weights(2));
+        assert_eq!(hub.downloads(), downloads);
+        assert!(!world.files().iter().any(|name| name.ends_with(".partial")), "{:?}", world.files());
+    }
+}
+
+#[test]
+fn what_is_linked_needs_no_space() {
+    use super::manifest::{Complete, Manifest};
+    const VAST: u64 = 1 << 43; // more than the disk has: a file with a hole
+    let mut vast = moved(safetensors());
+    let line = tree_line("model.safetensors", b"").replace("\"size\": 0", &format!("\"size\": {VAST}"));
+    vast.lies.push(("model.safetensors", line));
+    let hub = StandIn::start(vast, |_| None);
+    let world = World::new(&hub.address);
+    std::fs::create_dir_all(world.commit_dir()).expect("create");
+    let file = File::create(world.commit_dir().join("model.safetensors")).expect("create");
+    if file.set_len(VAST).is_err() {
+        return; // the file system has no such files
+    }
+    let complete = Complete {
+        path: "model.safetensors".to_owned(),
+        size: VAST,
+        checksum: checksum_of("model.safetensors", b""),
+        modified: changed(&file.metadata().expect("there")),
+    };
+    let (repository, commit) = ("someone/some-model".to_owned(), COMMIT.to_owned());
+    let manifest =
+        Manifest { repository, commit, revisions: Default::default(), model: None, files: vec![complete] };
+    manifest.write(&world.commit_dir()).expect("write");
+    let fetched = world.pull("someone/some-model").expect("linked, and the rest fetched");
+    assert_eq!((fetched.files[3].size, hub.downloads()), (VAST, 3));
+}
