@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use obol_models::catalog::{Catalog, Resolved};
+use obol_models::catalog::{Catalog, HubId, Resolved};
 use obol_models::fetch::{Asking, Checksum, FetchOptions, Fetched, fetch_entry, fetch_repository, progress};
 use serde_json::json;
 
@@ -12,6 +12,8 @@ use super::{Directories, Failure, print};
 /// The id that clients use, and where the model is.
 pub(super) struct Located {
     pub(super) id: String,
+    /// What it was asked for by, if that is another name than the id and none of this machine's paths.
+    pub(super) alias: Option<String>,
     /// A GGUF file, or a directory with a `config.json`.
     pub(super) file: PathBuf,
 }
@@ -93,7 +95,7 @@ fn find(
             let file = fetch_entry(entry, &directories.models, &options, &bar).map_err(Failure::failed)?;
             let checksum = Checksum::Sha256(entry.sha256.clone());
             Ok(Found {
-                located: Located { id: entry.name.clone(), file },
+                located: Located { id: entry.name.clone(), alias: None, file },
                 version: None,
                 files: vec![(entry.file.clone(), entry.bytes, Some(checksum))],
             })
@@ -102,12 +104,19 @@ fn find(
             let fetched = fetch_repository(&id, revision, &directories.models, asking, &options, &bar);
             let Fetched { path, revision, commit, files } = fetched.map_err(Failure::failed)?;
             Ok(Found {
-                located: Located { id: id.repository(), file: path },
+                located: of_hub(argument, &id, path),
                 version: Some((revision, commit)),
                 files: files.into_iter().map(|file| (file.path, file.size, Some(file.checksum))).collect(),
             })
         }
     }
+}
+
+/// A model of the hub, which goes by its repository, and by the file too if one was named.
+fn of_hub(argument: &str, id: &HubId, file: PathBuf) -> Located {
+    let repository = id.repository();
+    let alias = (argument != repository).then(|| argument.to_owned());
+    Located { id: repository, alias, file }
 }
 
 /// A model of the user's own, which goes by the name of its file or directory.
@@ -123,5 +132,21 @@ fn own(argument: &str, path: PathBuf) -> Found {
         Some((file.file_name()?.to_string_lossy().into_owned(), length, None))
     };
     let files = files.into_iter().filter_map(described).collect();
-    Found { located: Located { id, file: path }, version: None, files }
+    Found { located: Located { id, alias: None, file: path }, version: None, files }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_of_the_hub_goes_by_its_repository_and_by_the_named_file() {
+        for (argument, alias) in
+            [("someone/x", None), ("someone/x:a/b.gguf", Some("someone/x:a/b.gguf".to_owned()))]
+        {
+            let id = HubId::parse(argument).expect("an id").expect("a good id");
+            let located = of_hub(argument, &id, PathBuf::from("file"));
+            assert_eq!((located.id.as_str(), located.alias), ("someone/x", alias));
+        }
+    }
 }

@@ -183,9 +183,9 @@ impl Starting {
             let loaded = parts::load_model(&located.file, config, threads)?;
             let (info, ends) = (loaded.info, loaded.tokenizer.end_tokens());
             let ready = parts::prepare(loaded.model, &info, ends, config, threads, &mut early)?;
-            Ok((located.id, info, loaded.tokenizer, loaded.template, ready))
+            Ok((located.id, located.alias, info, loaded.tokenizer, loaded.template, ready))
         });
-        let (catalog_id, info, tokenizer, template, ready) = match prepared {
+        let (catalog_id, alias, info, tokenizer, template, ready) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => {
                 early.give_up();
@@ -206,7 +206,7 @@ impl Starting {
         let id = config.served_model_name.clone().unwrap_or_else(|| catalog_id.clone());
         let banner = self.banner(&id, &info, threads, engine.config(), begin.elapsed());
         let served = Served {
-            aliases: vec![catalog_id, info.name],
+            aliases: [catalog_id, info.name].into_iter().chain(alias).collect(),
             created: clock.wall().0 / 1_000_000_000,
             precision: info.precision,
             device: self.device.id,

@@ -135,6 +135,15 @@ def test_a_model_is_pulled_served_by_its_id_and_served_again_without_the_hub(tmp
     finally:
         server.kill()
 
+    named = "someone/some-model:some.Q4_1.gguf"
+    server = harness.Server(tmp_path / "ledger", "--max-model-len", "512", model_path=named, **home(tmp_path, NOWHERE))
+    try:
+        server.start()
+        for name in (named, "someone/some-model", "default"):
+            server.ok("/v1/completions", {"model": name, "prompt": "A", "max_tokens": 1})
+    finally:
+        server.kill()
+
 
 def test_a_gated_model_takes_a_token_from_the_environment_or_the_file(tmp_path, readme):
     hub = Hub({"README.md": readme, "x.gguf": readme}, token="hf_secret")
