@@ -197,16 +197,16 @@ pub(super) fn run(
 
 fn settings(flags: &CompareFlags, config: &Config, kv_memory: u64) -> Result<Settings, Failure> {
     let limited = flags.max_perplexity_loss.is_some() || flags.max_kl.is_some();
-    if limited && flags.variants.len() < 2 {
-        return Err(Failure::usage(
-            "a limit needs a variant to compare with the first one, the reference: --variants f32,int4",
-        ));
-    }
     let only = |stage| flags.only.is_empty() || flags.only.contains(&stage);
     let stages =
         Stages { quality: only(Stage::Quality), answers: only(Stage::Answers), speed: only(Stage::Speed) };
     if !stages.quality && limited {
         return Err(Failure::usage("--max-perplexity-loss and --max-kl need `quality` among --only"));
+    }
+    if limited && flags.variants.len() < 2 {
+        return Err(Failure::usage(
+            "a limit needs a variant to compare with the first one, the reference: --variants f32,int4",
+        ));
     }
     let mut clients = flags.clients.clone();
     clients.sort_unstable();

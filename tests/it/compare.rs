@@ -330,7 +330,7 @@ fn what_cannot_be_compared_is_said() {
     check(&[&file[..], &["--max-perplexity-loss", "2"]].concat(), &["2%"]);
     check(&[&file[..], &["--max-kl=-1"]].concat(), &["--max-kl"]);
     check(&[&file[..], &["--only", "speed", "--max-kl", "1"]].concat(), &["--only"]);
-    check(&[&file[..], &["--variants", "int4", "--max-kl", "1"]].concat(), &["--variants f32,int4"]);
+    check(&[&file[..], &["--max-kl", "1"]].concat(), &["--variants f32,int4"]);
     check(&[&file[..], &["--json", "no/such/place.json"]].concat(), &["no/such/place.json"]);
     assert!(!world.path("data").join("ledger.db").exists());
 }
