@@ -3,17 +3,21 @@
 use obol_models::chat_template::ChatTemplate;
 use obol_models::tokenizer::{TokenKind, Tokenizer, Vocabulary};
 
-/// Token id = byte; the ids from 256 on are control tokens.
-pub(crate) fn tokenizer() -> Tokenizer {
-    let mut tokens: Vec<String> = Vec::new();
+/// Each byte's token, in the byte alphabet of GPT-2: what has no glyph is moved past 255.
+pub(crate) fn bytes() -> Vec<String> {
     let mut moved = 256;
-    for byte in 0..=255_u32 {
-        // The byte alphabet of GPT-2: what has no glyph is moved past 255.
+    let mut token = |byte| {
         let shown = matches!(byte, 33..=126 | 161..=172 | 174..=255);
         let code = if shown { byte } else { moved };
         moved += u32::from(!shown);
-        tokens.push(char::from_u32(code).expect("a character").to_string());
-    }
+        char::from_u32(code).expect("a character").to_string()
+    };
+    (0..=255_u32).map(&mut token).collect()
+}
+
+/// Token id = byte; the ids from 256 on are control tokens.
+pub(crate) fn tokenizer() -> Tokenizer {
+    let mut tokens = bytes();
     let mut kinds = vec![TokenKind::Normal; 256];
     for control in ["<|im_start|>", "<|im_end|>"] {
         tokens.push(control.to_owned());

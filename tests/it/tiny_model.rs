@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use crate::http_tokens::bytes;
+
 const U32: u32 = 4;
 const F32: u32 = 6;
 const BOOL: u32 = 7;
@@ -16,15 +18,7 @@ const CONTEXT: u32 = 256;
 /// Writes a llama model of one layer to `path`; `seed` chooses its weights. Texts begin with the control
 /// token 256, whose text is `begin`.
 pub(crate) fn write(path: &Path, seed: u64, begin: &str) {
-    let mut tokens: Vec<String> = Vec::new();
-    let mut moved = 256;
-    for byte in 0..=255_u32 {
-        // The byte alphabet of GPT-2: what has no glyph is moved past 255.
-        let shown = matches!(byte, 33..=126 | 161..=172 | 174..=255);
-        let code = if shown { byte } else { moved };
-        moved += u32::from(!shown);
-        tokens.push(char::from_u32(code).expect("a character").to_string());
-    }
+    let mut tokens = bytes();
     tokens.push(begin.to_owned());
     let kinds: Vec<i32> = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 }).collect();
     let vocab = tokens.len() as u64;
