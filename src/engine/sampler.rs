@@ -2,10 +2,26 @@
 //!
 //! Order: logit bias and penalties, forbidden tokens, temperature, min-p, top-k, top-p, then one
 //! inverse-CDF draw in token order. The draw depends on (seed, choice, position) only, through the
-//! counter-based generator Philox4x32-10 (Salmon et al., SC'11), so what shares the batch, a
-//! preemption or another schedule cannot change it.
+//! counter-based generator Philox4x32-10, so what shares the batch, a preemption or another schedule
+//! cannot change it.
+//!
+//! The vocabulary is neither copied nor sorted: its pieces' highest logits, and their sums of weights
+//! where the whole distribution matters, say where the tokens are that can be drawn, and only those are
+//! looked at one by one.
+
+mod philox;
+mod row;
+mod weigh;
+
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;
 
 use crate::request::{Sampling, TokenLogprobs};
+
+use row::{PIECE, Patch, Row};
+use weigh::Scale;
 
 /// Where in which random sequence the draw is.
 #[derive(Debug, Clone, Copy)]
@@ -19,9 +35,18 @@ pub struct Draw {
 /// Below this a temperature is 0: its reciprocal would take the logits out of range.
 const TEMPERATURE_MIN: f32 = 1e-5;
 
+/// e^-30 of the best: under it a token cannot matter to a sum over any vocabulary.
+const EXPONENT_MIN: f32 = -30.0;
+
+/// Tokens are looked for in steps of e^-4: each has up to 55 times less weight than the one before, so most
+/// distributions give up enough of theirs in two or three.
+const LEVEL: f32 = 4.0;
+
 /// What the sequence has seen, for penalties.
 #[derive(Debug, Clone, Default)]
 pub struct History {
+    /// No penalty asks for it: nothing is kept.
+    off: bool,
     /// (token, times generated), ascending by token.
     generated: Vec<(u32, u32)>,
     /// Distinct prompt tokens, ascending; kept only when a repetition penalty asks for it.
@@ -37,10 +62,13 @@ impl History {
             distinct.sort_unstable();
             distinct.dedup();
         }
-        Self { generated: Vec::new(), prompt: distinct }
+        Self { off: !penalised(sampling), generated: Vec::new(), prompt: distinct }
     }
 
     pub fn push(&mut self, token: u32) {
+        if self.off {
+            return;
+        }
         match self.generated.binary_search_by_key(&token, |(t, _)| *t) {
             Ok(at) => self.generated[at].1 += 1,
             Err(at) => self.generated.insert(at, (token, 1)),
@@ -48,14 +76,26 @@ impl History {
     }
 }
 
+fn penalised(sampling: &Sampling) -> bool {
+    sampling.presence_penalty != 0.0
+        || sampling.frequency_penalty != 0.0
+        || sampling.repetition_penalty != 1.0
+}
+
 /// The logits were not numbers: the model or its file is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotFinite;
 
-/// Reusable space for the candidates.
+/// Space that is used again: once it has grown, sampling allocates nothing (but the list of most likely
+/// tokens, which leaves with its token).
 #[derive(Debug, Default)]
 pub struct Scratch {
-    logits: Vec<f32>,
+    patch: Patch,
+    /// The highest logit of each piece.
+    highest: Vec<f32>,
+    /// The sum of weights of each piece.
+    masses: Vec<f64>,
+    ranked: Vec<f32>,
     kept: Vec<(u32, f32)>,
 }
 
@@ -71,34 +111,32 @@ pub fn sample(
     draw: Draw,
     scratch: &mut Scratch,
 ) -> Result<(u32, Option<TokenLogprobs>), NotFinite> {
-    let plain = sampling.logit_bias.is_empty()
-        && sampling.presence_penalty == 0.0
-        && sampling.frequency_penalty == 0.0
-        && sampling.repetition_penalty == 1.0
-        && forbidden.is_empty();
-    let Scratch { logits: adjusted, kept } = scratch;
-    let row = if plain {
-        logits
-    } else {
-        adjusted.clear();
-        adjusted.extend_from_slice(logits);
-        adjust(adjusted, sampling, history, forbidden);
-        adjusted
-    };
-    let best = argmax(row).ok_or(NotFinite)?;
+    let Scratch { patch, highest, masses, ranked, kept } = scratch;
+    patch.clear();
+    adjust(logits, patch, sampling, history, forbidden);
+    let row = Row { plain: logits, patch };
+    row.highest(highest);
+    let (best, logit) = row.best(highest).ok_or(NotFinite)?;
     let token = if sampling.temperature < TEMPERATURE_MIN || sampling.top_k == 1 {
         best
     } else {
-        filter(row, row[best as usize], sampling, kept);
-        pick(kept, uniform(draw)).unwrap_or(best)
+        let drawer = Drawer { row, highest, scale: scale(logit, sampling) };
+        drawer.draw(sampling, philox::uniform(draw), masses, ranked, kept).unwrap_or(best)
     };
-    let logprobs = sampling.logprobs.map(|top| logprobs(logits, token, top as usize));
+    let logprobs = sampling.logprobs.map(|top| {
+        if !patch.is_empty() {
+            patch.clear();
+            Row { plain: logits, patch }.highest(highest);
+        }
+        logprobs(Row { plain: logits, patch }, highest, token, top as usize, ranked, kept)
+    });
     Ok((token, logprobs))
 }
 
-fn adjust(row: &mut [f32], sampling: &Sampling, history: &History, forbidden: &[u32]) {
+/// Changes the logits that bias, penalties and `forbidden` are about.
+fn adjust(plain: &[f32], patch: &mut Patch, sampling: &Sampling, history: &History, forbidden: &[u32]) {
     for (token, bias) in &sampling.logit_bias {
-        if let Some(logit) = row.get_mut(*token as usize) {
+        if let Some(logit) = patch.logit(plain, *token) {
             *logit += bias;
         }
     }
@@ -106,7 +144,7 @@ fn adjust(row: &mut [f32], sampling: &Sampling, history: &History, forbidden: &[
         let generated = history.generated.iter().map(|(token, _)| token);
         let repeated = generated.filter(|token| history.prompt.binary_search(token).is_err());
         for token in repeated.chain(&history.prompt) {
-            let logit = &mut row[*token as usize];
+            let logit = patch.logit(plain, *token).expect("what was seen is in the vocabulary");
             *logit = if *logit > 0.0 {
                 *logit / sampling.repetition_penalty
             } else {
@@ -114,56 +152,185 @@ fn adjust(row: &mut [f32], sampling: &Sampling, history: &History, forbidden: &[
             };
         }
     }
-    for (token, times) in &history.generated {
-        row[*token as usize] -= sampling.presence_penalty + sampling.frequency_penalty * *times as f32;
+    if sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0 {
+        for (token, times) in &history.generated {
+            let logit = patch.logit(plain, *token).expect("what was generated is in the vocabulary");
+            *logit -= sampling.presence_penalty + sampling.frequency_penalty * *times as f32;
+        }
     }
     for token in forbidden {
-        if let Some(logit) = row.get_mut(*token as usize) {
+        if let Some(logit) = patch.logit(plain, *token) {
             *logit = f32::NEG_INFINITY;
         }
     }
 }
 
-/// The highest finite logit, ties to the lower id; `None` when there is none.
-fn argmax(row: &[f32]) -> Option<u32> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (id, logit) in row.iter().enumerate() {
-        if *logit > best.0 && *logit < f32::INFINITY {
-            best = (*logit, Some(id as u32));
-        }
-    }
-    best.1
+fn scale(best: f32, sampling: &Sampling) -> Scale {
+    let floor = if sampling.min_p > 0.0 { sampling.min_p.ln() } else { EXPONENT_MIN };
+    Scale { best, inverse: 1.0 / sampling.temperature, floor: floor.max(EXPONENT_MIN) }
 }
 
-/// Keeps the candidates as (token, unnormalised probability), in token order.
-fn filter(row: &[f32], max: f32, sampling: &Sampling, kept: &mut Vec<(u32, f32)>) {
-    let scale = 1.0 / sampling.temperature;
-    kept.clear();
-    // Below e^-30 of the best a token cannot matter to an f32 sum over any vocabulary.
-    let floor = if sampling.min_p > 0.0 { sampling.min_p.ln() } else { -30.0 };
-    for (id, logit) in row.iter().enumerate() {
-        let exponent = (logit - max) * scale;
-        if exponent >= floor && exponent <= 0.0 {
-            kept.push((id as u32, exponent.exp()));
+/// A token and its weight: most likely first, ties to the lower id.
+fn by_weight(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// A row with its pieces' highest logits, and what its logits weigh.
+#[derive(Clone, Copy)]
+struct Drawer<'a> {
+    row: Row<'a>,
+    highest: &'a [f32],
+    scale: Scale,
+}
+
+impl Drawer<'_> {
+    /// `None` when nothing weighs anything.
+    fn draw(
+        &self,
+        sampling: &Sampling,
+        uniform: f64,
+        masses: &mut Vec<f64>,
+        ranked: &mut Vec<f32>,
+        kept: &mut Vec<(u32, f32)>,
+    ) -> Option<u32> {
+        if sampling.top_k == 0 && sampling.top_p >= 1.0 {
+            let total = self.weigh(masses);
+            return self.pick_of_all(uniform * total, masses);
+        }
+        self.filter(sampling, masses, ranked, kept);
+        pick(kept, uniform)
+    }
+
+    /// Keeps what top-k and top-p leave, as (token, weight) in token order.
+    fn filter(
+        &self,
+        sampling: &Sampling,
+        masses: &mut Vec<f64>,
+        ranked: &mut Vec<f32>,
+        kept: &mut Vec<(u32, f32)>,
+    ) {
+        let top_k = sampling.top_k as usize;
+        let top_p = f64::from(sampling.top_p);
+        if top_k > 0 {
+            // A little lower: weights are rounded, and ties among them go to the lower id.
+            let least = self.scale.exponent(least_of_top(self.highest, top_k, ranked)) - 1e-4;
+            self.gather(least, kept);
+            if top_k < kept.len() {
+                kept.select_nth_unstable_by(top_k - 1, by_weight);
+                kept.truncate(top_k);
+            }
+            if top_p < 1.0 {
+                let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+                keep_mass(kept, top_p * total);
+            }
+        } else {
+            let total = self.weigh(masses);
+            self.gather_mass(top_p * total, kept);
+            keep_mass(kept, top_p * total);
+        }
+        kept.sort_unstable_by_key(|(token, _)| *token);
+    }
+
+    /// The sum of the weights of each piece, and of all.
+    fn weigh(&self, masses: &mut Vec<f64>) -> f64 {
+        masses.clear();
+        masses.extend(self.highest.iter().enumerate().map(|(piece, highest)| {
+            let counts = self.scale.exponent(*highest) >= self.scale.floor;
+            if counts { self.scale.mass(self.row.piece(piece)) } else { 0.0 }
+        }));
+        masses.iter().sum()
+    }
+
+    /// The token of the whole vocabulary at which the sum of weights passes `target`.
+    fn pick_of_all(&self, target: f64, masses: &[f64]) -> Option<u32> {
+        let mut before = 0.0;
+        let mut last = None;
+        for (piece, mass) in masses.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+            last = Some((piece, before));
+            if target < before + mass {
+                break;
+            }
+            before += mass;
+        }
+        let (piece, mut sum) = last?;
+        let mut token = None;
+        for (at, logit) in self.row.piece(piece).iter().enumerate() {
+            let weight = self.scale.weight(*logit);
+            if weight > 0.0 {
+                token = Some((piece * PIECE + at) as u32);
+                sum += f64::from(weight);
+                if target < sum {
+                    break;
+                }
+            }
+        }
+        token
+    }
+
+    /// Some of the most likely tokens, as few as are quickly known to weigh `target`.
+    fn gather_mass(&self, target: f64, kept: &mut Vec<(u32, f32)>) {
+        let mut least = -LEVEL;
+        loop {
+            self.gather(least, kept);
+            let mass: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+            // Sums in another order differ in their last bits: a millionth is not worth a wrong cut.
+            if mass * (1.0 - 1e-6) >= target || least <= self.scale.floor {
+                break;
+            }
+            least -= LEVEL;
         }
     }
-    let by_probability = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let top_k = sampling.top_k as usize;
-    if top_k > 0 && top_k < kept.len() {
-        kept.select_nth_unstable_by(top_k - 1, by_probability);
-        kept.truncate(top_k);
+
+    /// All tokens with an exponent of at least `least`, in token order.
+    fn gather(&self, least: f32, kept: &mut Vec<(u32, f32)>) {
+        kept.clear();
+        let scale = Scale { floor: least.max(self.scale.floor), ..self.scale };
+        for (piece, highest) in self.highest.iter().enumerate() {
+            if scale.exponent(*highest) >= scale.floor {
+                let weights = scale.weights(self.row.piece(piece));
+                let first = (piece * PIECE) as u32;
+                let found = weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+                kept.extend(found.map(|(at, weight)| (first + at as u32, *weight)));
+            }
+        }
     }
-    if sampling.top_p < 1.0 {
-        kept.sort_unstable_by(by_probability);
-        let total: f64 = kept.iter().map(|(_, p)| f64::from(*p)).sum();
-        let mut sum = 0.0;
-        let enough = kept.iter().position(|(_, p)| {
-            sum += f64::from(*p);
-            sum >= f64::from(sampling.top_p) * total
-        });
-        kept.truncate(enough.map_or(kept.len(), |at| at + 1));
+}
+
+/// A logit that at least `k` of the row reach: the k-th of the pieces' highest. Negative infinity when there
+/// are fewer pieces.
+fn least_of_top(highest: &[f32], k: usize, ranked: &mut Vec<f32>) -> f32 {
+    if k > highest.len() {
+        return f32::NEG_INFINITY;
     }
-    kept.sort_unstable_by_key(|(token, _)| *token);
+    ranked.clear();
+    ranked.extend_from_slice(highest);
+    *ranked.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+/// Keeps the most likely of `kept` whose weights reach `target`, at least one, in any order.
+fn keep_mass(kept: &mut Vec<(u32, f32)>, mut target: f64) {
+    // The cut is between `low` and `high`; halves are ordered against each other, and only the last few
+    // inside themselves.
+    let (mut low, mut high) = (0, kept.len());
+    while high - low > 16 {
+        let middle = (high - low) / 2;
+        let range = &mut kept[low..high];
+        range.select_nth_unstable_by(middle, by_weight);
+        let upper: f64 = range[..middle].iter().map(|(_, weight)| f64::from(*weight)).sum();
+        if upper >= target {
+            high = low + middle;
+        } else {
+            target -= upper;
+            low += middle;
+        }
+    }
+    kept[low..high].sort_unstable_by(by_weight);
+    let mut sum = 0.0;
+    let enough = kept[low..high].iter().position(|(_, weight)| {
+        sum += f64::from(*weight);
+        sum >= target
+    });
+    kept.truncate(enough.map_or(high, |at| low + at + 1));
 }
 
 /// Inverse CDF over the candidates in token order.
@@ -180,144 +347,32 @@ fn pick(kept: &[(u32, f32)], uniform: f64) -> Option<u32> {
     kept.last().map(|(token, _)| *token)
 }
 
-fn logprobs(row: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|logit| f64::from((logit - max).exp())).sum();
-    let log_sum = max + sum.ln() as f32;
-    let mut best: Vec<(u32, f32)> = Vec::new();
+/// Of the plain row, whose pieces' highest logits are `highest`.
+fn logprobs(
+    row: Row<'_>,
+    highest: &[f32],
+    chosen: u32,
+    top: usize,
+    ranked: &mut Vec<f32>,
+    kept: &mut Vec<(u32, f32)>,
+) -> TokenLogprobs {
+    let best = highest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // All that is more than nothing in an f32.
+    let scale = Scale { best, inverse: 1.0, floor: -80.0 };
+    let sum: f64 = (0..row.pieces()).map(|piece| scale.mass(row.piece(piece))).sum();
+    let log_sum = best + sum.ln() as f32;
+    let mut most = Vec::new();
     if top > 0 {
-        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        best = row.iter().enumerate().map(|(id, logit)| (id as u32, *logit)).collect();
-        if top < best.len() {
-            best.select_nth_unstable_by(top - 1, order);
-            best.truncate(top);
+        let least = least_of_top(highest, top, ranked);
+        kept.clear();
+        for piece in (0..row.pieces()).filter(|piece| highest[*piece] >= least) {
+            let reach = |(_, logit): &(usize, &f32)| **logit >= least && **logit < f32::INFINITY;
+            let found = row.piece(piece).iter().enumerate().filter(reach);
+            kept.extend(found.map(|(at, logit)| ((piece * PIECE + at) as u32, *logit)));
         }
-        best.sort_unstable_by(order);
-        for (_, logit) in &mut best {
-            *logit -= log_sum;
-        }
+        kept.sort_unstable_by(by_weight);
+        kept.truncate(top);
+        most.extend(kept.iter().map(|(token, logit)| (*token, logit - log_sum)));
     }
-    TokenLogprobs { chosen: row[chosen as usize] - log_sum, top: best }
-}
-
-/// Uniform in [0, 1) with 53 bits.
-fn uniform(draw: Draw) -> f64 {
-    let counter = [draw.position as u32, (draw.position >> 32) as u32, draw.choice, 0];
-    let [a, b, ..] = philox(counter, [draw.seed as u32, (draw.seed >> 32) as u32]);
-    let bits = u64::from(a) << 32 | u64::from(b);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// Philox4x32-10.
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let low = u64::from(counter[0]) * 0xD251_1F53;
-        let high = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (high >> 32) as u32 ^ counter[1] ^ key[0],
-            high as u32,
-            (low >> 32) as u32 ^ counter[3] ^ key[1],
-            low as u32,
-        ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    counter
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(row: &[f32], sampling: &Sampling, history: &History, forbidden: &[u32], position: u64) -> u32 {
-        let draw = Draw { seed: sampling.seed, choice: 0, position };
-        sample(row, sampling, history, forbidden, draw, &mut Scratch::default()).expect("finite").0
-    }
-
-    fn greedy() -> Sampling {
-        Sampling { temperature: 0.0, ..Sampling::default() }
-    }
-
-    #[test]
-    fn philox_equals_the_published_vectors() {
-        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(
-            philox([u32::MAX; 4], [u32::MAX; 2]),
-            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
-        );
-    }
-
-    #[test]
-    fn greedy_takes_the_highest_and_the_lower_id_on_a_tie() {
-        let none = History::default();
-        assert_eq!(run(&[0.0, 3.0, 3.0, 1.0], &greedy(), &none, &[], 0), 1);
-        assert_eq!(run(&[0.0, 3.0, 3.0, 1.0], &greedy(), &none, &[1], 0), 2);
-        assert_eq!(run(&[f32::NAN, 3.0, f32::INFINITY], &greedy(), &none, &[], 0), 1);
-        for temperature in [1e-40, 1e-6, f32::MIN_POSITIVE] {
-            let cold = Sampling { temperature, ..Sampling::default() };
-            assert_eq!(run(&[0.0, 3.0, 2.9], &cold, &none, &[], 0), 1, "{temperature}");
-        }
-        let cold = Sampling { temperature: 1e-5, ..Sampling::default() };
-        assert_eq!(run(&[-1e30, 3.0, 2.9], &cold, &none, &[], 0), 1);
-        let broken = [f32::NAN; 3];
-        let draw = Draw { seed: 0, choice: 0, position: 0 };
-        assert_eq!(sample(&broken, &greedy(), &none, &[], draw, &mut Scratch::default()), Err(NotFinite));
-    }
-
-    #[test]
-    fn penalties_and_bias_move_the_choice() {
-        let mut history = History::new(&[2], &Sampling { repetition_penalty: 2.0, ..greedy() });
-        history.push(1);
-        history.push(1);
-        let row = [1.0, 2.0, 2.5, 1.9];
-        assert_eq!(run(&row, &greedy(), &history, &[], 0), 2);
-        assert_eq!(run(&row, &Sampling { repetition_penalty: 2.0, ..greedy() }, &history, &[], 0), 3);
-        assert_eq!(
-            run(&row, &Sampling { logit_bias: vec![(0, 5.0), (99, 1.0)], ..greedy() }, &history, &[], 0),
-            0
-        );
-        let row = [1.0, 2.0, 0.0, 1.9];
-        assert_eq!(run(&row, &Sampling { presence_penalty: 0.05, ..greedy() }, &history, &[], 0), 1);
-        assert_eq!(run(&row, &Sampling { frequency_penalty: 0.06, ..greedy() }, &history, &[], 0), 3);
-    }
-
-    #[test]
-    fn filters_keep_what_they_promise() {
-        let row: Vec<f32> = [0.5f32, 0.3, 0.15, 0.05].iter().map(|p| p.ln()).collect();
-        let mut kept = Vec::new();
-        let mut check = |sampling: Sampling, expected: &[u32]| {
-            filter(&row, row[0], &sampling, &mut kept);
-            assert_eq!(kept.iter().map(|(t, _)| *t).collect::<Vec<_>>(), expected, "{sampling:?}");
-        };
-        check(Sampling::default(), &[0, 1, 2, 3]);
-        check(Sampling { top_k: 2, ..Sampling::default() }, &[0, 1]);
-        check(Sampling { top_p: 0.79, ..Sampling::default() }, &[0, 1]);
-        check(Sampling { top_p: 0.81, ..Sampling::default() }, &[0, 1, 2]);
-        check(Sampling { min_p: 0.2, ..Sampling::default() }, &[0, 1, 2]);
-        check(Sampling { min_p: 1.0, ..Sampling::default() }, &[0]);
-        check(Sampling { top_p: 0.0, ..Sampling::default() }, &[0]);
-    }
-
-    #[test]
-    fn draws_follow_the_distribution_and_repeat_with_the_seed() {
-        let row: Vec<f32> = [0.5f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
-        let sampling = Sampling { seed: 7, ..Sampling::default() };
-        let mut counts = [0u32; 3];
-        for position in 0..20_000 {
-            let token = run(&row, &sampling, &History::default(), &[], position);
-            assert_eq!(token, run(&row, &sampling, &History::default(), &[], position));
-            counts[token as usize] += 1;
-        }
-        for (count, p) in counts.iter().zip([0.5, 0.3, 0.2]) {
-            assert!((f64::from(*count) / 20_000.0 - p).abs() < 0.015, "{counts:?}");
-        }
-    }
-
-    #[test]
-    fn logprobs_are_of_the_plain_distribution_most_likely_first() {
-        let row: Vec<f32> = [0.1f32, 0.6, 0.3].iter().map(|p| p.ln() + 4.0).collect();
-        let got = logprobs(&row, 2, 2);
-        assert!((got.chosen - 0.3f32.ln()).abs() < 1e-5);
-        assert_eq!(got.top.iter().map(|(t, _)| *t).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(logprobs(&row, 2, 0).top, []);
-    }
+    TokenLogprobs { chosen: row.plain[chosen as usize] - log_sum, top: most }
 }
