@@ -1,12 +1,17 @@
-//! Throughput of the kernels at SmolLM2-135M's shapes: `cargo bench -p obol-kernels --bench kernels`.
+//! Throughput of the kernels at SmolLM2-135M's shapes: `cargo bench -p obol-kernels --bench kernels`, with
+//! `-- 'packed int4'` for one group.
 //!
-//! Criterion's "elem/s" of a product is operations (2 m n k) a second: Gelem/s are GOPS; its "B/s" is bytes of
-//! weights or KV read a second. Threads: as many as the machine has.
+//! Criterion's "elem/s" of a product is operations (2 m n k) a second: Gelem/s are GOPS. After each group of
+//! products and attention stands what was reached, medians, beside the peaks of the same threads and
+//! instruction set, measured right then. Threads: as many as the machine has.
+
+mod figures;
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use figures::{Figures, Kind, Work};
 use obol_kernels::{
     Act, Activations, Attention, Bits, Cpu, Dense, DenseData, GROUP, Isa, KvDtype, KvLayer, KvShape, Packed,
     Rows, ScaleKind, Span, SuperBlock, SuperKind,
@@ -37,6 +42,7 @@ fn packed(c: &mut Criterion) {
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(threads(), isa);
         let mut group = c.benchmark_group(format!("packed int4 {isa}"));
+        let mut figures = Figures::default();
         for (n, k) in SHAPES {
             if isa == Isa::Portable && n > 576 {
                 continue;
@@ -50,19 +56,15 @@ fn packed(c: &mut Criterion) {
                 cpu.quantize(&numbers(m * k), k, &mut x);
                 let mut y = vec![0.0; m * n];
                 let mut turn = 0;
-                let mut run = || {
+                let work = Work::of(Kind::Int8, 2 * m * n * k, weights[0].bytes());
+                figures.measure(&mut group, format!("{n}x{k}/{m}"), work, || {
                     turn = (turn + 1) % copies;
                     cpu.matmul_packed(black_box(&x), &weights[turn], None, &mut y);
-                };
-                if m == 1 {
-                    group.throughput(Throughput::Bytes(weights[0].bytes() as u64));
-                    group.bench_function(BenchmarkId::new(format!("{n}x{k} bytes"), m), |b| b.iter(&mut run));
-                }
-                group.throughput(Throughput::Elements((2 * m * n * k) as u64));
-                group.bench_function(BenchmarkId::new(format!("{n}x{k}"), m), |b| b.iter(&mut run));
+                });
             }
         }
         group.finish();
+        figures.print(&cpu);
     }
 }
 
@@ -71,6 +73,7 @@ fn eight_bits_and_dense(c: &mut Criterion) {
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(threads(), isa);
         let mut group = c.benchmark_group(format!("other weights {isa}"));
+        let mut figures = Figures::default();
         let eight = weights(&cpu, n, k, Bits::Eight, ScaleKind::F16Centred);
         let half = numbers(n * k).into_iter().map(half::f16::from_f32).collect();
         let half = Dense::new(n, k, DenseData::F16(half));
@@ -78,27 +81,28 @@ fn eight_bits_and_dense(c: &mut Criterion) {
             let x = numbers(m * k);
             let mut quantised = Activations::new();
             let mut y = vec![0.0; m * n];
-            group.throughput(Throughput::Elements((2 * m * n * k) as u64));
-            group.bench_function(BenchmarkId::new("int8 1536x576", m), |b| {
-                b.iter(|| {
-                    cpu.quantize(black_box(&x), k, &mut quantised);
-                    cpu.matmul_packed(&quantised, &eight, None, &mut y);
-                });
+            let work = Work::of(Kind::Int8, 2 * m * n * k, eight.bytes());
+            figures.measure(&mut group, format!("int8 1536x576/{m}"), work, || {
+                cpu.quantize(black_box(&x), k, &mut quantised);
+                cpu.matmul_packed(&quantised, &eight, None, &mut y);
             });
-            group.bench_function(BenchmarkId::new("f16 1536x576", m), |b| {
-                b.iter(|| cpu.matmul_dense(black_box(&x), &half, None, &mut y));
+            let work = Work::of(Kind::F32, 2 * m * n * k, half.bytes());
+            figures.measure(&mut group, format!("f16 1536x576/{m}"), work, || {
+                cpu.matmul_dense(black_box(&x), &half, None, &mut y);
             });
         }
         group.finish();
+        figures.print(&cpu);
     }
 }
 
 /// The K-quants' scales beside Q4_1's, which have one step.
 fn super_scales(c: &mut Criterion) {
     let (n, k) = (2048, 2048);
-    for isa in Isa::available() {
+    for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Portable) {
         let cpu = Cpu::with_isa(threads(), isa);
         let mut group = c.benchmark_group(format!("super-blocks {isa}"));
+        let mut figures = Figures::default();
         let fill = |row: usize, at: usize, out: &mut SuperBlock| {
             for (i, q) in out.q.iter_mut().enumerate() {
                 *q = ((row * 7 + at * 3 + i * 5) % 16) as u8;
@@ -115,13 +119,14 @@ fn super_scales(c: &mut Criterion) {
             for m in [1, 128] {
                 let (mut x, mut y) = (Activations::new(), vec![0.0; m * n]);
                 cpu.quantize(&numbers(m * k), k, &mut x);
-                group.throughput(Throughput::Elements((2 * m * n * k) as u64));
-                group.bench_function(BenchmarkId::new(name, m), |b| {
-                    b.iter(|| cpu.matmul_packed(black_box(&x), &w, None, &mut y));
+                let work = Work::of(Kind::Int8, 2 * m * n * k, w.bytes());
+                figures.measure(&mut group, format!("{name}/{m}"), work, || {
+                    cpu.matmul_packed(black_box(&x), &w, None, &mut y);
                 });
             }
         }
         group.finish();
+        figures.print(&cpu);
     }
 }
 
@@ -182,6 +187,7 @@ fn attention(c: &mut Criterion) {
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(threads(), isa);
         let mut group = c.benchmark_group(format!("attention {isa}"));
+        let mut figures = Figures::default();
         // (sequences, new rows of each, context)
         for (sequences, new, context) in
             [(1, 1, 512), (1, 1, 4096), (32, 1, 512), (1, 128, 128), (1, 128, 2048)]
@@ -212,12 +218,13 @@ fn attention(c: &mut Criterion) {
             let name = format!("{sequences} x {new} rows at {context}");
             // Two products of q or p with each position that a row may see.
             let seen: usize = positions.iter().map(|p| *p as usize + 1).sum();
-            group.throughput(Throughput::Elements((seen * 576 * 4) as u64));
-            group.bench_function(name, |b| {
-                b.iter(|| cpu.paged_attention(Rows::new(black_box(&q), 576), &attention, &mut out));
+            let work = Work::of(Kind::F32, seen * 576 * 4, sequences * context * shape.token_bytes());
+            figures.measure(&mut group, name, work, || {
+                cpu.paged_attention(Rows::new(black_box(&q), 576), &attention, &mut out);
             });
         }
         group.finish();
+        figures.print(&cpu);
     }
 }
 
@@ -244,9 +251,9 @@ fn packing(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(700))
+        .sample_size(15)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(400))
         .without_plots();
     targets = packed, eight_bits_and_dense, super_scales, quantising_weights, rows, attention, packing
 }

@@ -1,8 +1,8 @@
 //! Operations on tensors behind safe functions, with run-time dispatch.
 //!
 //! One safe function (a method of [`Cpu`]) per operation; shapes are checked there and nowhere else.
-//! Tensors are plain row-major `f32` slices. This crate knows tensors only: no request, file format, clock
-//! or price, and it reads no environment.
+//! Tensors are plain row-major `f32` slices. This crate knows tensors only: no request, file format or
+//! price, reads no environment, and no clock but to measure the machine itself in [`peak`].
 //!
 //! Invariant, for each [`Isa`]: a row of a result depends, bit for bit, only on that row of the input (and for
 //! attention on its sequence's KV), never on the other rows, the tile it falls in, the number of threads or
@@ -22,6 +22,7 @@ mod kv_dtype;
 mod kv_write;
 mod packed;
 mod packed_product;
+pub mod peak;
 mod pool;
 mod quantize_weights;
 pub mod reference;

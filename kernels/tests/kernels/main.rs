@@ -3,6 +3,7 @@
 mod attention;
 mod common;
 mod packed;
+mod peak;
 mod pool;
 mod quantize_weights;
 mod rows;

@@ -1,0 +1,45 @@
+//! Time of planning one step: `cargo bench --bench scheduler`.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use obol::engine::scheduler::{Limits, Running, Waiting, plan};
+
+const BLOCK: usize = 16;
+
+/// Every eighth sequence computes its prompt, the others decode.
+fn running(sequences: usize) -> Vec<Running> {
+    let sequence = |index: usize| {
+        let computed = 100 + index * 7 % 900;
+        let length = if index.is_multiple_of(8) { computed + 300 } else { computed + 1 };
+        let blocks = computed.div_ceil(BLOCK);
+        Running { computed, length, blocks, exclusive: blocks }
+    };
+    (0..sequences).map(sequence).collect()
+}
+
+fn scheduler(c: &mut Criterion) {
+    let running = running(256);
+    let waiting: Vec<Waiting> = (0..1_000)
+        .map(|index| Waiting {
+            length: 50 + index * 13 % 400,
+            cached_blocks: index % 3,
+            cached_unheld: index % 2,
+        })
+        .collect();
+    let mut group = c.benchmark_group("plan of 256 running and 1,000 waiting");
+    let limits = Limits { step_tokens: 512, sequences: 256, block_size: BLOCK };
+    for (name, limits, available) in [
+        ("full", limits, 8_000),
+        ("admitting", Limits { step_tokens: 16_384, sequences: 1_256, ..limits }, 30_000),
+        ("preempting", limits, 3),
+    ] {
+        group.bench_function(name, |b| {
+            b.iter(|| plan(black_box(&running), waiting.iter().copied(), available, &limits));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, scheduler);
+criterion_main!(benches);
