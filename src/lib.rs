@@ -12,7 +12,9 @@ pub mod meter;
 pub mod text;
 
 pub mod engine;
+pub mod measure;
 
+pub mod bench;
 pub mod compare;
 pub mod pipeline;
 

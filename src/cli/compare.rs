@@ -1,6 +1,5 @@
 //! `obol compare`: flags to settings, model files to variants, figures to the terminal and to files.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -10,24 +9,17 @@ use clap::{Args, ValueEnum};
 use obol_models::load::Loaded;
 
 use crate::clock::{Clock, SystemClock};
-use crate::compare::{
-    self, CompareError, Comparison, Progress, Running, Settings, Site, Stages, Subject, Text, Variant,
-};
+use crate::compare::{self, CompareError, Settings, Site, Stages, Subject, Text, Variant};
 use crate::config::{Config, PlaceFlags, ServeFlags};
 use crate::ledger::RateCard;
+use crate::measure::asking::Running;
+use crate::measure::progress::Progress;
 use crate::meter::partition::Partition;
 
+use super::files::{self, Format};
 use super::parts::{self, Early};
+use super::values::{CLIENTS_MAX, at_least, clients, percent};
 use super::{Directories, Failure, model, print, serve};
-
-/// More clients than any comparison needs; the queue holds them all.
-const CLIENTS_MAX: usize = 1024;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Stage {
@@ -108,29 +100,6 @@ pub(super) struct CompareFlags {
     kv_memory: Option<String>,
 }
 
-fn at_least<const MIN: usize>(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number >= MIN => Ok(number),
-        _ => Err(format!("`{text}` is not a number from {MIN} on")),
-    }
-}
-
-fn clients(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if (1..=CLIENTS_MAX).contains(&number) => Ok(number),
-        _ => Err(format!("`{text}` is not a number from 1 to {CLIENTS_MAX}")),
-    }
-}
-
-/// As a part of 1. The sign is asked for: 0.02 could be either.
-fn percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').and_then(|number| number.trim_end().parse::<f64>().ok());
-    let percent = number.filter(|number| number.is_finite() && *number >= 0.0);
-    percent
-        .map(|number| number / 100.0)
-        .ok_or_else(|| format!("`{text}` is no percentage; write one like 2%"))
-}
-
 fn nats(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
     number.ok_or_else(|| format!("`{text}` is no divergence; write a number like 0.05"))
@@ -174,7 +143,7 @@ pub(super) fn run(
     config.kv_memory = Some(kv_memory);
     let settings = settings(&flags, &config, kv_memory)?;
     for file in flags.json.iter().chain(&flags.svg) {
-        writable(file)?;
+        files::writable(file)?;
     }
     let mut files = Files { threads: settings.threads, models: Vec::new(), config };
     files.find(&flags.variants, directories)?;
@@ -183,13 +152,13 @@ pub(super) fn run(
     drop(progress);
     print(&match flags.format {
         Format::Table => comparison.to_table(),
-        Format::Json => pretty(&comparison)?,
+        Format::Json => files::pretty(&comparison.to_json())?,
     })?;
     if let Some(file) = &flags.json {
-        write(file, &(pretty(&comparison)? + "\n"))?;
+        files::write(file, &(files::pretty(&comparison.to_json())? + "\n"))?;
     }
     if let Some(file) = &flags.svg {
-        write(file, &comparison.to_svg().map_err(Failure::failed)?)?;
+        files::write(file, &comparison.to_svg().map_err(Failure::failed)?)?;
     }
     let exceeded = comparison.exceeded(flags.max_perplexity_loss, flags.max_kl);
     if exceeded.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Failed(exceeded.join("\nobol: "))) }
@@ -219,7 +188,7 @@ fn settings(flags: &CompareFlags, config: &Config, kv_memory: u64) -> Result<Set
             None => Text::bundled(),
             Some(file) => Text {
                 name: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
-                content: read("--text", file)?,
+                content: files::read("--text", file)?,
             },
         },
         chunks: flags.chunks,
@@ -244,13 +213,8 @@ fn settings(flags: &CompareFlags, config: &Config, kv_memory: u64) -> Result<Set
     })
 }
 
-fn read(flag: &str, file: &Path) -> Result<String, Failure> {
-    fs::read_to_string(file)
-        .map_err(|error| Failure::usage(format!("{flag}: cannot read {}: {error}", file.display())))
-}
-
 fn prompts(file: &Path) -> Result<Vec<String>, Failure> {
-    let text = read("--prompts", file)?;
+    let text = files::read("--prompts", file)?;
     let prompts: Vec<String> =
         text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if prompts.is_empty() || prompts.len() > CLIENTS_MAX {
@@ -261,27 +225,6 @@ fn prompts(file: &Path) -> Result<Vec<String>, Failure> {
         )));
     }
     Ok(prompts)
-}
-
-/// Told now, not after minutes of measuring.
-fn writable(file: &Path) -> Result<(), Failure> {
-    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if file.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
-        return Err(Failure::usage(format!(
-            "cannot write {}: no such directory, or it is one",
-            file.display()
-        )));
-    }
-    Ok(())
-}
-
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    fs::write(file, text)
-        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", file.display())))
-}
-
-fn pretty(comparison: &Comparison) -> Result<String, Failure> {
-    serde_json::to_string_pretty(&comparison.to_json()).map_err(Failure::failed)
 }
 
 /// Variants from model files, over the same parts as the server.

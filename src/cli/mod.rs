@@ -1,11 +1,14 @@
 //! The commands: what a person types, turned into calls. Each has an example in its help.
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod bench;
 mod books;
 mod compare;
+mod files;
 mod model;
 mod parts;
 mod serve;
+mod values;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -59,6 +62,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Throughput, latency and cost under load
+    ///
+    /// Clients ask an engine in this process, the one that the server uses, without HTTP and without a ledger.
+    #[command(after_help = "Example:\n  obol bench smollm2-135m-instruct --concurrency 1,8,32")]
+    Bench {
+        #[command(flatten)]
+        bench: Box<bench::BenchFlags>,
+        #[command(flatten)]
+        places: PlaceFlags,
+    },
     /// One model in several precisions beside each other: quality, speed, memory and cost
     ///
     /// Variants run one after another, each loaded alone: perplexity and KL divergence over a text (in the
@@ -106,6 +119,7 @@ pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode 
     if arguments.len() == 1 {
         arguments.push("serve".into());
     }
+    let command = arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
@@ -115,6 +129,7 @@ pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode 
         Command::Pull { name, revision, json } => {
             model::pull(name.as_deref(), revision.as_deref(), json, directories)
         }
+        Command::Bench { bench, places } => bench::run(*bench, &places, directories, command),
         Command::Compare { compare, places } => compare::run(*compare, &places, directories),
         Command::Report { report, places } => books::report(&report, &places, directories),
         Command::Audit { json, places } => books::audit(json, &places, directories),

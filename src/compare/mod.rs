@@ -5,7 +5,6 @@
 //! Nothing is written to the ledger; costs are priced as on receipts, from the meter's exact charges.
 
 mod plot;
-mod progress;
 mod prompts;
 mod quality;
 mod render;
@@ -23,16 +22,17 @@ use obol_models::load::Loaded;
 use obol_models::tokenizer::Tokenizer;
 use serde_json::json;
 
-pub use progress::Progress;
 pub use quality::Quality;
 pub use score::{Distance, Perplexity};
-pub use speed::{Agreement, Running, Speed};
+pub use speed::{Agreement, Speed};
 pub use variant::Variant;
 
 use crate::ledger::RateCard;
+use crate::measure::asking::{NoAnswer, Running};
+use crate::measure::progress::Progress;
+use crate::measure::table::counted;
 use crate::text::prompt;
 use quality::Chunks;
-use render::counted;
 use speed::Prompts;
 use spool::Spool;
 
@@ -44,6 +44,12 @@ pub enum CompareError {
     Input(String),
     #[error("{0}")]
     Failed(String),
+}
+
+impl From<NoAnswer> for CompareError {
+    fn from(error: NoAnswer) -> Self {
+        Self::Failed(error.0)
+    }
 }
 
 /// What perplexity is measured on.

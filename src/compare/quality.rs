@@ -7,10 +7,10 @@
 use obol_models::batch::{Batch, CausalLm, Span};
 use obol_models::tokenizer::{Special, Tokenizer};
 
-use super::progress::Progress;
 use super::score::{Distance, Pair, Perplexity, Row, distance, divergence, in_parallel, perplexity, row};
 use super::spool::Spool;
 use super::{CompareError, Settings};
+use crate::measure::progress::Progress;
 
 /// Rows whose logits are held at a time: 64 MiB with the largest vocabularies.
 const ROWS: usize = 64;

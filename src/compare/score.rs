@@ -6,6 +6,8 @@
 
 use std::thread;
 
+use crate::measure::statistics::{mean_and_error, percentile};
+
 /// A row of logits, reduced to what is kept of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Row {
@@ -107,28 +109,6 @@ pub(super) fn distance(pairs: &[Pair]) -> Distance {
     }
 }
 
-/// Mean and its standard error; 0 for a single value.
-fn mean_and_error(values: &[f64]) -> (f64, f64) {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
-    (mean, if values.len() > 1 { (variance / (count - 1.0)).sqrt() } else { 0.0 })
-}
-
-/// Of ascending values, interpolated between neighbours; NaN of none.
-pub(super) fn percentile(sorted: &[f64], part: f64) -> f64 {
-    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
-    let at = part * last as f64;
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
-}
-
-/// Of values in any order.
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    percentile(&values, 0.5)
-}
-
 /// `f` of 0 to `count`, on several threads.
 pub(super) fn in_parallel<T: Send>(count: usize, threads: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let share = count.div_ceil(threads.max(1)).max(1);
@@ -228,7 +208,5 @@ mod tests {
             let doubled = in_parallel(count, threads, |index| index * 2);
             assert_eq!(doubled, (0..count).map(|index| index * 2).collect::<Vec<_>>());
         }
-        assert!(median(vec![3.0, 1.0, 2.0]).to_bits() == 2.0_f64.to_bits());
-        assert!(percentile(&[], 0.5).is_nan());
     }
 }

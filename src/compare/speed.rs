@@ -1,37 +1,18 @@
-//! Requests through the engine that the server uses: greedy answers, and closed loops of clients with
-//! what the meter charged for them. A closed loop sends its next request when the last one has ended.
+//! Greedy answers, and closed loops of clients with what the meter charged for them.
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use super::progress::Progress;
-use super::score::{median, percentile};
 use super::{CompareError, Settings};
-use crate::engine::{EngineHandle, EventStream};
 use crate::ledger::RateCard;
-use crate::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
-use crate::units::{DeviceNanos, Picos, RequestId, Ticket};
-use crate::usage::{MeterReport, Usage};
-
-/// How long the meter's report may take after the last answer.
-const REPORT: Duration = Duration::from_secs(30);
-
-/// An engine over a variant, and what its meter reports.
-pub struct Running {
-    pub engine: EngineHandle,
-    pub reports: Receiver<MeterReport>,
-}
-
-impl Drop for Running {
-    /// The model goes with the engine's thread; the next one needs the memory.
-    fn drop(&mut self) {
-        self.engine.shutdown();
-    }
-}
+use crate::measure::asking::{Answer, NoAnswer, Running, ask, closed_loop, request, runtime, settled};
+use crate::measure::progress::Progress;
+use crate::measure::statistics::{median, percentile};
+use crate::units::{DeviceNanos, Picos};
+use crate::usage::Usage;
 
 /// Speed and cost at one number of clients: the median of the rounds, figure by figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,63 +60,6 @@ pub(super) fn agreement(reference: &[Vec<u32>], own: &[Vec<u32>]) -> Agreement {
     }
 }
 
-/// One request's tokens and when they came.
-struct Answer {
-    tokens: Vec<u32>,
-    sent: Instant,
-    came: Vec<Instant>,
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime, CompareError> {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .map_err(|error| CompareError::Failed(error.to_string()))
-}
-
-fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool) -> NewRequest {
-    let id = RequestId::new();
-    NewRequest {
-        ticket: Ticket(0),
-        // A namespace of its own: no request finds another's prefix.
-        salt: CacheSalt(*blake3::hash(id.0.as_bytes()).as_bytes()),
-        id,
-        prompt,
-        choices: 1,
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        stops: Stops { max_tokens: tokens as u32, min_tokens: 0, ignore_eos, stop_token_ids: Vec::new() },
-    }
-}
-
-async fn ask(engine: &EngineHandle, request: NewRequest) -> Result<Answer, CompareError> {
-    let seat = engine.reserve().map_err(|refused| CompareError::Failed(refused.to_string()))?;
-    let mut answer = Answer { tokens: Vec::new(), sent: Instant::now(), came: Vec::new() };
-    let mut events: EventStream = seat.submit(request);
-    loop {
-        match events.next().await {
-            Some(Event::Token { token, .. }) => {
-                answer.came.push(Instant::now());
-                answer.tokens.push(token);
-            }
-            Some(Event::Finished { finish: Finish::Stop | Finish::Length, .. }) => return Ok(answer),
-            Some(Event::Finished { .. }) | None => {
-                return Err(CompareError::Failed("the engine failed; the log says why".into()));
-            }
-        }
-    }
-}
-
-/// Takes the meter's reports until `requests` requests have been settled.
-fn settled(reports: &Receiver<MeterReport>, requests: usize) -> Result<Vec<Usage>, CompareError> {
-    let mut usages = Vec::with_capacity(requests);
-    while usages.len() < requests {
-        let report = reports.recv_timeout(REPORT);
-        let report = report.map_err(|_| CompareError::Failed("the meter does not report".into()))?;
-        usages.extend(report.finished);
-    }
-    assert_eq!(usages.len(), requests, "every request is settled once");
-    Ok(usages)
-}
-
 /// The greedy answers to `prompts`, all asked at once.
 pub(super) fn answers(
     running: &Running,
@@ -145,14 +69,14 @@ pub(super) fn answers(
 ) -> Result<Vec<Vec<u32>>, CompareError> {
     let done = Cell::new(0);
     let asked = prompts.iter().map(async |prompt| {
-        let answer = ask(&running.engine, request(prompt.clone(), settings.answer_tokens, false)).await;
+        let answer = ask(&running.engine, request(prompt.clone(), settings.answer_tokens, false, None)).await;
         done.set(done.get() + 1);
         progress.at(done.get());
         answer
     });
     let answers = runtime()?.block_on(join_all(asked));
     let answers = answers.into_iter().map(|answer| answer.map(|answer| answer.tokens));
-    let answers = answers.collect::<Result<_, _>>()?;
+    let answers = answers.collect::<Result<_, NoAnswer>>()?;
     settled(&running.reports, prompts.len())?;
     Ok(answers)
 }
@@ -185,17 +109,11 @@ fn one_round(
     settings: &Settings,
 ) -> Result<Speed, CompareError> {
     let begin = Instant::now();
-    let loops = (0..clients).map(async |client| {
-        let mut answers = Vec::with_capacity(settings.requests);
-        for index in 0..settings.requests {
-            let prompt = prompts.get((round * clients + client) * settings.requests + index);
-            answers.push(ask(&running.engine, request(prompt, settings.output_tokens, true)).await?);
-        }
-        Ok(answers)
-    });
-    let answers: Result<Vec<Vec<Answer>>, CompareError> =
-        runtime()?.block_on(join_all(loops)).into_iter().collect();
-    let answers: Vec<Answer> = answers?.into_iter().flatten().collect();
+    let answers = runtime()?.block_on(closed_loop(clients, settings.requests, async |client, index| {
+        let prompt = prompts.get((round * clients + client) * settings.requests + index);
+        ask(&running.engine, request(prompt, settings.output_tokens, true, None)).await
+    }));
+    let answers: Vec<Answer> = answers.into_iter().collect::<Result<_, NoAnswer>>()?;
     let wall = begin.elapsed();
     let usages = settled(&running.reports, answers.len())?;
     Ok(figures(clients, wall, &answers, &usages, running, &settings.rate))

@@ -1,4 +1,4 @@
-//! What the comparison is at, on stderr: a bar on a terminal, else a line a stage.
+//! What is being measured, on stderr: a bar on a terminal, else a line a stage.
 
 use std::io::{IsTerminal, Write};
 
@@ -27,15 +27,15 @@ impl Progress {
     }
 
     /// A stage of `total` parts begins.
-    pub fn stage(&self, variant: &str, what: &str, total: u64) {
+    pub fn stage(&self, of: &str, what: &str, total: u64) {
         match &self.bar {
             Some(bar) => {
                 bar.reset();
                 bar.set_length(total);
-                bar.set_message(format!("{variant}: {what}"));
+                bar.set_message(format!("{of}: {what}"));
             }
             // A closed stderr is no reason to stop.
-            None if !self.silent => drop(writeln!(std::io::stderr().lock(), "{variant}: {what}")),
+            None if !self.silent => drop(writeln!(std::io::stderr().lock(), "{of}: {what}")),
             None => {}
         }
     }

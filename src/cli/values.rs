@@ -1,0 +1,31 @@
+//! How flags of several commands are read: each says what it takes.
+
+/// More clients at once than any measurement here needs; the engine's queue holds them all.
+pub(super) const CLIENTS_MAX: usize = 1024;
+
+pub(super) fn at_least<const MIN: usize>(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number >= MIN => Ok(number),
+        _ => Err(format!("`{text}` is not a number from {MIN} on")),
+    }
+}
+
+pub(super) fn between<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (MIN..=MAX).contains(&number) => Ok(number),
+        _ => Err(format!("`{text}` is not a number from {MIN} to {MAX}")),
+    }
+}
+
+pub(super) fn clients(text: &str) -> Result<usize, String> {
+    between::<1, CLIENTS_MAX>(text)
+}
+
+/// As a part of 1. The sign is asked for: 0.02 could be either.
+pub(super) fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').and_then(|number| number.trim_end().parse::<f64>().ok());
+    let percent = number.filter(|number| number.is_finite() && *number >= 0.0);
+    percent
+        .map(|number| number / 100.0)
+        .ok_or_else(|| format!("`{text}` is no percentage; write one like 2%"))
+}
