@@ -8,7 +8,7 @@ use crate::attention::{Attention, check_spans};
 use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, attend, parts};
 use crate::dense_product::{DenseTask, TASK_COLUMNS};
 use crate::kv_write::{SharedLayer, WriteHead};
-use crate::packed_product::{Cut, PackedTask, multiply};
+use crate::packed_product::{Cut, PackedTask, multiply, scratch_len};
 use crate::rows::Quantize;
 use crate::simd::dispatch;
 use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, Rows, Span};
@@ -96,8 +96,10 @@ impl Cpu {
         check_product(x.m(), w.n(), bias, y);
         let cut = Cut::new(x.m(), w, self.pool.threads());
         let y = SharedMut::new(y);
-        self.pool.run(cut.tasks(), &|task| {
-            multiply(self.isa, PackedTask { x, w, bias, y: &y, cut: &cut, task });
+        self.pool.run_indexed(cut.tasks(), &|worker, task| {
+            let mut scratch = lock(&self.scratch[worker]);
+            let scratch = at_least(&mut scratch, scratch_len(w));
+            multiply(self.isa, PackedTask { x, w, bias, y: &y, cut: &cut, task, scratch });
         });
     }
 

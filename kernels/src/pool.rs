@@ -1,7 +1,8 @@
 //! A thread pool for many short parallel sections, one at a time.
 //!
 //! Workers spin briefly for the next section and then park, so that the pool neither costs microseconds in a
-//! step nor burns a core between steps. Tasks are taken one by one from a shared counter: a worker that lost
+//! step nor burns a core between steps. Each worker has a share of neighbouring tasks, which it takes one by one
+//! and in order, so that what it reads streams by; then it helps the others with theirs. So a worker that lost
 //! its core holds back only the task it has. Knows nothing of what the tasks do.
 //!
 //! Invariants: `run` returns only when every task is done or skipped after a panic; a worker touches the
@@ -19,8 +20,19 @@ type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// What one section runs.
 struct Job<'a> {
-    tasks: u32,
+    tasks: usize,
     f: Task<'a>,
+}
+
+/// One worker's tasks of a section, in a cache line of its own: the section's number (high half) and how many
+/// nobody has taken yet (low half).
+#[repr(align(128))]
+#[derive(Default)]
+struct Share(AtomicU64);
+
+/// Where worker `index`'s share of `tasks` begins; the next one's beginning is its end.
+fn share_start(index: usize, workers: usize, tasks: usize) -> usize {
+    index * tasks / workers
 }
 
 /// Turns of the spin loop before a thread parks: some 50 microseconds.
@@ -40,8 +52,9 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// The section's number (high half) and how many of its tasks nobody has taken yet (low half).
-    ticket: AtomicU64,
+    /// The section's number.
+    section: AtomicU64,
+    shares: Vec<Share>,
     /// Points to the caller's `Job`.
     job: AtomicPtr<()>,
     /// Tasks not yet done.
@@ -70,7 +83,8 @@ impl Pool {
     /// When the system refuses a thread.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
+            section: AtomicU64::new(0),
+            shares: (0..threads.max(1)).map(|_| Share::default()).collect(),
             job: AtomicPtr::new(std::ptr::null_mut()),
             pending: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
@@ -156,12 +170,17 @@ impl Drop for Inside {
 impl Shared {
     /// One section, from the calling thread (worker 0), which holds the turn.
     fn section(&self, tasks: usize, f: Task<'_>) {
-        let count = u32::try_from(tasks).expect("tasks of a section fit 32 bits");
-        let job = Job { tasks: count, f };
+        assert!(u32::try_from(tasks).is_ok(), "tasks of a section fit 32 bits");
+        let job = Job { tasks, f };
         self.job.store(std::ptr::from_ref(&job).cast_mut().cast(), Ordering::Relaxed);
         self.pending.store(tasks, Ordering::Relaxed);
-        let number = (self.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
-        self.ticket.store(number << 32 | u64::from(count), Ordering::SeqCst);
+        let number = self.section.load(Ordering::Relaxed).wrapping_add(1) & 0xffff_ffff;
+        let workers = self.shares.len();
+        for (index, share) in self.shares.iter().enumerate() {
+            let count = share_start(index + 1, workers, tasks) - share_start(index, workers, tasks);
+            share.0.store(number << 32 | count as u64, Ordering::Release);
+        }
+        self.section.store(number, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&self.sleep));
             self.wake.notify_all();
@@ -174,41 +193,52 @@ impl Shared {
         }
     }
 
-    /// Takes tasks of section `number` until none is left.
+    /// Takes tasks of section `number`, its own share first, until none is left.
     fn take_tasks(&self, number: u64, worker: usize) {
+        let workers = self.shares.len();
+        for turn in 0..workers {
+            let owner = (worker + turn) % workers;
+            while let Some((job, left)) = self.take(number, owner) {
+                let task = share_start(owner + 1, workers, job.tasks) - left;
+                self.run_task(job, worker, task);
+            }
+        }
+    }
+
+    /// Takes the first of the tasks that are left of a share in section `number`; how many there were with it.
+    fn take(&self, number: u64, owner: usize) -> Option<(&Job<'_>, usize)> {
+        let share = &self.shares[owner].0;
         loop {
-            let ticket = self.ticket.load(Ordering::Acquire);
+            let ticket = share.load(Ordering::Acquire);
             // This is section `number`'s job if the exchange below succeeds: with a task left the section
             // cannot have ended in between.
             let job = self.job.load(Ordering::Relaxed);
-            let left = (ticket & 0xffff_ffff) as u32;
+            let left = ticket & 0xffff_ffff;
             if ticket >> 32 != number || left == 0 {
-                return;
+                return None;
             }
-            if self
-                .ticket
-                .compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Relaxed)
-                .is_err()
-            {
-                continue;
+            if share.compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                // SAFETY: a task of this section is held, so `section` has not returned and its job is alive.
+                return Some((unsafe { &*job.cast_const().cast::<Job<'_>>() }, left as usize));
             }
-            // SAFETY: a task of this section is held, so `section` has not returned and its job is alive.
-            let job = unsafe { &*job.cast_const().cast::<Job<'_>>() };
-            let task = job.tasks - left;
-            if !self.panicked.load(Ordering::Relaxed) {
-                let _inside = Inside::enter(worker);
-                if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.f)(worker, task as usize))) {
-                    lock(&self.payload).get_or_insert(payload);
-                    self.panicked.store(true, Ordering::Release);
-                }
+        }
+    }
+
+    /// Runs a task that was taken, and gives it back as done; the job may be gone then.
+    fn run_task(&self, job: &Job<'_>, worker: usize, task: usize) {
+        if !self.panicked.load(Ordering::Relaxed) {
+            let _inside = Inside::enter(worker);
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.f)(worker, task))) {
+                lock(&self.payload).get_or_insert(payload);
+                self.panicked.store(true, Ordering::Release);
             }
-            if self.pending.fetch_sub(1, Ordering::SeqCst) == 1
-                && worker != 0
-                && self.caller_waits.load(Ordering::SeqCst)
-                && let Some(caller) = lock(&self.caller).as_ref()
-            {
-                caller.unpark();
-            }
+        }
+        if self.pending.fetch_sub(1, Ordering::SeqCst) == 1
+            && worker != 0
+            && self.caller_waits.load(Ordering::SeqCst)
+            && let Some(caller) = lock(&self.caller).as_ref()
+        {
+            caller.unpark();
         }
     }
 
@@ -244,7 +274,7 @@ impl Shared {
     /// Spins, then sleeps, until there is another section than `seen` or the pool stops.
     fn next_section(&self, seen: u64) -> u64 {
         let ready = || {
-            let number = self.ticket.load(Ordering::SeqCst) >> 32;
+            let number = self.section.load(Ordering::SeqCst);
             (number != seen || self.stop.load(Ordering::SeqCst)).then_some(number)
         };
         for _ in 0..SPINS {

@@ -53,6 +53,9 @@ pub(crate) trait Simd: Copy {
     /// Panels of a packed product's tile.
     const TILE_PANELS: usize;
 
+    /// Most rows of a packed product's tile: as many as the registers hold both kinds of sums of.
+    const TILE_ROWS: usize = 4;
+
     /// Whether larger tiles are worth their compile time: they are not where nothing is fast.
     const TILES: bool = true;
 

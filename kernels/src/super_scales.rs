@@ -162,7 +162,12 @@ impl SuperScales {
     /// lines; they need not exist.
     #[inline(always)]
     pub(crate) fn near(&self, tile: usize) -> *const u8 {
-        self.data.as_ptr().wrapping_add(tile * (self.kind.bytes() / GROUPS))
+        self.data.as_ptr().wrapping_add(tile * self.tile_bytes())
+    }
+
+    /// A tile's part of a super-block's bytes.
+    pub(crate) fn tile_bytes(&self) -> usize {
+        self.kind.bytes() / GROUPS
     }
 
     /// Scale and min of a tile's 16 columns, in its half `half` (0 without halves).

@@ -23,6 +23,27 @@ macro_rules! with {
     };
 }
 
+/// `vpdpbusd` with the four bytes at `a` as an operand in memory: as an intrinsic they are loaded into registers
+/// far ahead, which then do not hold the tile.
+///
+/// # Safety
+/// The machine has AVX-512 VNNI, and 4 bytes can be read.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot_in_memory(mut acc: __m512i, w: __m512i, a: *const i8) -> __m512i {
+    // SAFETY: the caller's promise; nothing is written.
+    unsafe {
+        std::arch::asm!(
+            "vpdpbusd {acc}, {w}, dword ptr [{a}]{{1to16}}",
+            acc = inout(zmm_reg) acc,
+            w = in(zmm_reg) w,
+            a = in(reg) a,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
 impl Simd for Avx512 {
     type V = __m512;
     type W = __m512i;
@@ -30,6 +51,7 @@ impl Simd for Avx512 {
     type Dot8 = __m512i;
 
     const TILE_PANELS: usize = 2;
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -183,7 +205,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn dot4(self, acc: __m512i, w: __m512i, a: *const i8) -> __m512i {
-        with!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a.cast::<i32>().read_unaligned())))
+        with!(dot_in_memory(acc, w, a))
     }
 
     #[inline(always)]
