@@ -254,6 +254,22 @@ impl Config {
         Ok(config)
     }
 
+    /// Whether an engine can have such steps.
+    ///
+    /// # Errors
+    /// Names the one that is wrong and what it may be.
+    pub fn check_steps(max_sequences: usize, step_tokens: usize) -> Result<(), ConfigError> {
+        let wrong = |name, problem| Err(ConfigError::Value { name, problem });
+        if !(1..=4096).contains(&max_sequences) {
+            return wrong("max_sequences", format!("{max_sequences} is not between 1 and 4096"));
+        }
+        if step_tokens < max_sequences || step_tokens > 1 << 16 {
+            let problem = format!("{step_tokens} is not between max_sequences ({max_sequences}) and 65536");
+            return wrong("step_tokens", problem);
+        }
+        Ok(())
+    }
+
     fn check(&self, insecure_open: bool) -> Result<(), ConfigError> {
         let wrong = |name, problem: String| Err(ConfigError::Value { name, problem });
         if !self.listen.ip().is_loopback() && !insecure_open {
@@ -266,18 +282,7 @@ impl Config {
                 ),
             );
         }
-        if !(1..=4096).contains(&self.max_sequences) {
-            return wrong("max_sequences", format!("{} is not between 1 and 4096", self.max_sequences));
-        }
-        if self.step_tokens < self.max_sequences || self.step_tokens > 1 << 16 {
-            return wrong(
-                "step_tokens",
-                format!(
-                    "{} is not between max_sequences ({}) and 65536",
-                    self.step_tokens, self.max_sequences
-                ),
-            );
-        }
+        Self::check_steps(self.max_sequences, self.step_tokens)?;
         if self.queue_depth == 0 {
             return wrong("queue_depth", "0 would refuse every request; use at least 1".into());
         }

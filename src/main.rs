@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use obol::bench::ApiKey;
 use obol::cli::{self, Directories};
 use obol_models::fetch::Token;
 
@@ -31,6 +32,7 @@ fn directories() -> Directories {
         data: base("XDG_DATA_HOME", ".local/share"),
         models: base("XDG_CACHE_HOME", ".cache").join("models"),
         hub_token: hub_token(&home, |name| std::env::var_os(name)),
+        bench_api_key: std::env::var("OBOL_BENCH_API_KEY").ok().and_then(|text| ApiKey::new(&text)),
     }
 }
 

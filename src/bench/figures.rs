@@ -17,7 +17,7 @@ pub(super) const P99_TTFT: &str = "p99_ttft_ms";
 pub(super) const MEDIAN_TPOT: &str = "median_tpot_ms";
 pub(super) const MEDIAN_ITL: &str = "median_itl_ms";
 pub(super) const MEDIAN_E2EL: &str = "median_e2el_ms";
-pub(super) const P99_WAIT: &str = "p99_send_delay_ms";
+pub(super) const P99_SEND_DELAY: &str = "p99_send_delay_ms";
 pub(super) const COST_OUTPUT: &str = "cost_per_million_output_tokens";
 pub(super) const COST_TOKENS: &str = "cost_per_million_tokens";
 pub(super) const COMPLETED: &str = "completed";
@@ -164,7 +164,7 @@ fn latencies(figures: &mut Figures, replies: &[(&Record, &Reply)]) {
     figures.spread(["mean_tpot_ms", MEDIAN_TPOT, "std_tpot_ms", "p99_tpot_ms"], tpot);
     figures.spread(["mean_itl_ms", MEDIAN_ITL, "std_itl_ms", "p99_itl_ms"], itl);
     figures.spread(["mean_e2el_ms", MEDIAN_E2EL, "std_e2el_ms", "p99_e2el_ms"], e2el);
-    let delay = ["mean_send_delay_ms", "median_send_delay_ms", "std_send_delay_ms", P99_WAIT];
+    let delay = ["mean_send_delay_ms", "median_send_delay_ms", "std_send_delay_ms", P99_SEND_DELAY];
     figures.spread(delay, wait);
 }
 

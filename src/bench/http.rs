@@ -60,7 +60,7 @@ fn parse(setup: &ServerSetup) -> Result<Server, String> {
     }
     let path = uri.path().trim_end_matches('/');
     let key = setup.api_key.as_ref().map(|key| {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+        let mut value = HeaderValue::from_str(&key.header())
             .map_err(|_| "the API key has characters that no header may have".to_owned())?;
         value.set_sensitive(true);
         Ok::<_, String>(value)
@@ -283,9 +283,10 @@ fn shown(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::plan::ApiKey;
 
     fn server(url: &str) -> Result<Server, String> {
-        parse(&ServerSetup { url: url.to_owned(), model: None, api_key: Some("secret".into()) })
+        parse(&ServerSetup { url: url.to_owned(), model: None, api_key: ApiKey::new(" secret\n") })
     }
 
     #[test]

@@ -8,8 +8,11 @@ mod arrivals;
 mod drive;
 mod engine;
 mod figures;
+mod gate;
 mod http;
+mod pareto;
 mod plan;
+mod plot;
 mod random;
 mod render;
 mod sse;
@@ -23,7 +26,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use engine::{Facts, Started};
 pub use figures::Figures;
-pub use plan::{Arrivals, Endpoint, EngineSetup, Kind, Load, Plan, ServerSetup, Subject};
+pub use gate::{Gate, Verdict};
+pub use pareto::Standing;
+pub use plan::{ApiKey, Arrivals, Endpoint, EngineSetup, Kind, Load, Plan, ServerSetup, Subject};
+pub use render::describe;
 pub use workload::{Questions, Workload};
 
 use crate::measure::asking::{NoAnswer, runtime};
@@ -67,6 +73,10 @@ pub struct Found {
     pub model: String,
     /// Of engines.
     pub facts: Option<Facts>,
+    /// A server told an answer's tokens by no count of its own.
+    pub counted_parts: bool,
+    /// Of the costs that a server tells.
+    pub currency: Option<String>,
 }
 
 /// A subject under a load.
@@ -157,7 +167,7 @@ pub fn bench(
     for point in &mut points {
         point.figures = Figures::middle(&point.rounds);
     }
-    let found = bench.found;
+    let found = bench.found();
     Ok(Report { plan, subjects, found, points })
 }
 
@@ -178,7 +188,7 @@ impl Bench<'_> {
         if self.open[index].is_some() {
             return Ok(());
         }
-        let Subject { name, kind } = &self.subjects[index];
+        let Subject { name, kind, .. } = &self.subjects[index];
         match kind {
             Kind::Engine(setup) => {
                 // The model before it makes room first.
@@ -188,18 +198,32 @@ impl Bench<'_> {
                     .for_each(|open| *open = None);
                 self.progress.stage(name, "loading", 1);
                 let started = self.site.start(setup)?;
-                self.found[index] =
-                    Found { model: started.facts.model.clone(), facts: Some(started.facts.clone()) };
+                self.found[index] = Found {
+                    model: started.facts.model.clone(),
+                    facts: Some(started.facts.clone()),
+                    ..Found::default()
+                };
                 self.open[index] = Some(Open::Engine(Box::new(started)));
             }
             Kind::Server(setup) => {
                 self.progress.stage(name, "connecting", 1);
                 let server = self.runtime.block_on(Server::find(setup)).map_err(BenchError::Failed)?;
-                self.found[index] = Found { model: server.model().to_owned(), facts: None };
+                self.found[index] = Found { model: server.model().to_owned(), ..Found::default() };
                 self.open[index] = Some(Open::Server(Box::new(server)));
             }
         }
         self.warm_up(index)
+    }
+
+    /// What is known of the subjects once all is measured.
+    fn found(self) -> Vec<Found> {
+        let told = |(found, open): (Found, Option<Open>)| match open {
+            Some(Open::Server(server)) => {
+                Found { counted_parts: server.counted_parts.get(), currency: server.currency.take(), ..found }
+            }
+            Some(Open::Engine(_)) | None => found,
+        };
+        self.found.into_iter().zip(self.open).map(told).collect()
     }
 
     fn warm_up(&mut self, index: usize) -> Result<(), BenchError> {

@@ -56,28 +56,53 @@ pub struct EngineSetup {
     pub prefix_caching: bool,
 }
 
-/// A server that is there already.
+/// A key that no error and no log shows.
 #[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// `None` for nothing but blanks.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    pub(super) fn header(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(..)")
+    }
+}
+
+/// A server that is there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerSetup {
     /// As `http://127.0.0.1:8080`, with or without the API's `/v1`.
     pub url: String,
     /// The `model` of requests; `None` is the first that the server lists.
     pub model: Option<String>,
-    pub api_key: Option<String>,
+    pub api_key: Option<ApiKey>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     Engine(EngineSetup),
     Server(ServerSetup),
 }
 
 /// What is measured.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     /// Short, for tables; no two have the same.
     pub name: String,
     pub kind: Kind,
+    /// Others are set beside it, and it is held to no limit. At most one is.
+    pub peer: bool,
 }
 
 /// Everything that is the same for all subjects.

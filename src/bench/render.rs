@@ -1,47 +1,399 @@
-//! A report as a table and as JSON. Figures are computed elsewhere; only ratios to the last subject are taken here.
+//! A report as a table and as JSON. Figures are computed elsewhere; only ratios to the peer are taken here,
+//! and who is better than whom.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
 
 use super::figures as name;
-use super::{Point, Report};
-use crate::measure::table::aligned;
+use super::pareto::{Merits, Standing, standings};
+use super::plan::{Arrivals, Endpoint, Kind, Load, Plan, Subject};
+use super::workload::Questions;
+use super::{Found, Point, Report};
+use crate::measure::table::{aligned, counted};
 
+/// What a result says it is.
+pub(super) const KIND: &str = "obol bench";
 const NONE: &str = "-";
+/// More of the prompts than this in the cache, where nothing is shared, is no accident.
+const CACHED_BY_ACCIDENT: f64 = 0.05;
 
 impl Report {
-    /// Aligned columns for a terminal.
+    /// Whether each point is worse in everything than another: output tokens a second, median latency of a
+    /// request, and cost of a million tokens where it is known.
     #[must_use]
-    pub fn to_table(&self) -> String {
-        let currency = self.plan.rate.currency();
-        let header = [
-            "load",
-            "subject",
-            "output tokens/s",
-            "TTFT p50 ms",
-            "TTFT p99 ms",
-            "ITL p50 ms",
-            "E2E p50 ms",
-            &format!("{currency}/1M output"),
-            &format!("{currency}/1M tokens"),
-            "failed",
-        ];
-        let rows = self.points.iter().map(|point| self.row(point)).collect();
-        aligned(&header, rows, 2)
+    pub fn standings(&self) -> Vec<Standing> {
+        let merits = |point: &Point| {
+            let figure = |name: &str| point.figures.get(name);
+            Some(Merits {
+                throughput: figure(name::OUTPUT_THROUGHPUT)?,
+                latency: figure(name::MEDIAN_E2EL)?,
+                cost: figure(name::COST_TOKENS),
+            })
+        };
+        standings(&self.points.iter().map(merits).collect::<Vec<_>>())
     }
 
-    fn row(&self, point: &Point) -> Vec<String> {
-        let figure = |name: &str, decimals: usize| {
-            point.figures.get(name).map_or_else(|| NONE.to_owned(), |value| format!("{value:.decimals$}"))
+    /// Failed requests of all points.
+    #[must_use]
+    pub fn failed(&self) -> usize {
+        self.points.iter().flat_map(|point| point.failures.values()).sum()
+    }
+
+    fn label(&self, point: &Point) -> String {
+        format!("{}, {}", self.plan.loads[point.load], self.subjects[point.subject].name)
+    }
+
+    /// A figure over the peer's under the same load; `None` for the peer itself.
+    fn ratio(&self, point: &Point, name: &str) -> Option<f64> {
+        let peer = self.subjects.iter().position(|subject| subject.peer)?;
+        let other = self.points.iter().find(|other| other.subject == peer && other.load == point.load)?;
+        let base = other.figures.get(name).filter(|base| *base > 0.0 && point.subject != peer)?;
+        Some(point.figures.get(name)? / base)
+    }
+
+    /// Of the costs in the report.
+    fn currency(&self) -> &str {
+        let told = self.found.iter().find_map(|found| found.currency.as_deref());
+        told.filter(|_| !self.has_engine()).unwrap_or_else(|| self.plan.rate.currency())
+    }
+
+    fn has_engine(&self) -> bool {
+        self.subjects.iter().any(|subject| matches!(subject.kind, Kind::Engine(_)))
+    }
+
+    fn is_open(&self) -> bool {
+        self.plan.loads.iter().any(|load| matches!(load, Load::Open(_)))
+    }
+
+    /// What a reader should know before trusting the figures.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (subject, found) in self.subjects.iter().zip(&self.found) {
+            let name = &subject.name;
+            if found.counted_parts {
+                warnings
+                    .push(format!("{name} tells no usage: its output tokens are parts of streams, counted"));
+            }
+            if found.currency.as_deref().is_some_and(|currency| currency != self.currency()) {
+                let currency = found.currency.as_deref().unwrap_or_default();
+                warnings.push(format!("{name} tells its costs in {currency}, not in {}", self.currency()));
+            }
+        }
+        let workload = &self.plan.workload;
+        if workload.shared_prefix_words == 0 && workload.turns == 1 {
+            for point in &self.points {
+                let figure = |name: &str| point.figures.get(name);
+                let cached = figure(name::CACHED_TOKENS).zip(figure(name::INPUT_TOKENS));
+                if cached.is_some_and(|(cached, input)| cached > input * CACHED_BY_ACCIDENT) {
+                    warnings.push(format!(
+                        "{}: much of the prompts was in the prefix cache, though they share nothing: they were \
+                         asked before, so give another --seed or start the server anew",
+                        self.label(point)
+                    ));
+                }
+            }
+        }
+        warnings
+    }
+
+    /// Aligned columns for a terminal: what was measured, the figures, and how to read them.
+    #[must_use]
+    pub fn to_table(&self) -> String {
+        let plan = &self.plan;
+        let mut text = format!(
+            "obol {} bench on {}, {}",
+            env!("CARGO_PKG_VERSION"),
+            plan.machine,
+            counted(plan.cores, "core")
+        );
+        if self.has_engine() {
+            text += &format!(", {}", counted(plan.threads, "compute thread"));
+        }
+        text.push('\n');
+        for (subject, found) in self.subjects.iter().zip(&self.found) {
+            text += &format!("{}: {}\n", subject.name, about(subject, found));
+        }
+        text += &format!("{}\n\n{}\n", asked(plan), self.figures_table());
+        let best: Vec<String> = self
+            .points
+            .iter()
+            .zip(self.standings())
+            .filter(|(_, standing)| *standing == Standing::Best)
+            .map(|(point, _)| self.label(point))
+            .collect();
+        let mut line = |said: String| {
+            text += &said;
+            text.push('\n');
         };
-        vec![
-            self.plan.loads[point.load].to_string(),
-            self.subjects[point.subject].name.clone(),
-            figure(name::OUTPUT_THROUGHPUT, 1),
-            figure(name::MEDIAN_TTFT, 0),
-            figure(name::P99_TTFT, 0),
-            figure(name::MEDIAN_ITL, 1),
-            figure(name::MEDIAN_E2EL, 0),
-            figure(name::COST_OUTPUT, 4),
-            figure(name::COST_TOKENS, 4),
-            point.failures.values().sum::<usize>().to_string(),
-        ]
+        line(
+            "Latency counts from when a request was due; load CPU is what making the load took, of one core."
+                .into(),
+        );
+        if self.has_engine() {
+            line(format!(
+                "Engines are asked in this process, without HTTP and ledger. Cost: {}, idle time not charged.",
+                plan.rate
+            ));
+        }
+        if self.points.len() > 1 && !best.is_empty() {
+            line(format!(
+                "* No other is better in output tokens/s, E2E p50 and cost at once: {}.",
+                best.join("; ")
+            ));
+        }
+        for point in &self.points {
+            for (said, number) in &point.failures {
+                line(format!("failed, {}: {number} x {said}", self.label(point)));
+            }
+        }
+        self.warnings().into_iter().for_each(|warning| line(format!("warning: {warning}")));
+        text
+    }
+
+    fn figures_table(&self) -> String {
+        let currency = self.currency();
+        let (per_output, per_token) = (format!("{currency}/1M output"), format!("{currency}/1M tokens"));
+        let peer = self.subjects.iter().find(|subject| subject.peer).map(|peer| peer.name.as_str());
+        let mut header = vec!["load", "subject", "", "done", "failed", "output tokens/s"];
+        header.extend(peer.map(|_| "x peer"));
+        header.extend(["TTFT p50 ms", "p99"]);
+        header.extend(peer.map(|_| "x peer"));
+        header.extend(["ITL p50 ms", "TPOT p50 ms", "E2E p50 ms"]);
+        header.extend(self.is_open().then_some("sent late p99 ms"));
+        header.extend([per_output.as_str(), &per_token, "cached %", "load CPU %"]);
+        let rows = self.points.iter().zip(self.standings()).map(|(point, standing)| {
+            let shown = |value: Option<f64>, decimals: usize, unit: &str| {
+                value.map_or_else(|| NONE.to_owned(), |value| format!("{value:.decimals$}{unit}"))
+            };
+            let figure = |name: &str, decimals: usize| shown(point.figures.get(name), decimals, "");
+            let ratio = |name: &str| peer.map(|_| shown(self.ratio(point, name), 2, "x"));
+            let part = |part: Option<f64>| shown(part.map(|part| part * 100.0), 1, "");
+            let cached = point.figures.get(name::CACHED_TOKENS).zip(point.figures.get(name::INPUT_TOKENS));
+            let mut row = vec![
+                self.plan.loads[point.load].to_string(),
+                self.subjects[point.subject].name.clone(),
+                if standing == Standing::Best { "*" } else { "" }.to_owned(),
+                figure(name::COMPLETED, 0),
+                point.failures.values().sum::<usize>().to_string(),
+                figure(name::OUTPUT_THROUGHPUT, 1),
+            ];
+            row.extend(ratio(name::OUTPUT_THROUGHPUT));
+            row.extend([figure(name::MEDIAN_TTFT, 0), figure(name::P99_TTFT, 0)]);
+            row.extend(ratio(name::MEDIAN_TTFT));
+            row.extend([
+                figure(name::MEDIAN_ITL, 1),
+                figure(name::MEDIAN_TPOT, 1),
+                figure(name::MEDIAN_E2EL, 0),
+            ]);
+            row.extend(self.is_open().then(|| figure(name::P99_SEND_DELAY, 0)));
+            row.extend([
+                figure(name::COST_OUTPUT, 4),
+                figure(name::COST_TOKENS, 4),
+                part(cached.map(|(cached, input)| cached / input).filter(|part| part.is_finite())),
+                part(point.figures.get(name::LOAD_CORE)),
+            ]);
+            row
+        });
+        aligned(&header, rows.collect(), 3)
+    }
+
+    /// One document with everything. Names of figures are those of `vllm bench serve`; times that end in
+    /// `_ms` are milliseconds, others seconds; shares are parts of 1.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut document = describe(&self.plan, &self.subjects);
+        let subjects =
+            self.subjects.iter().zip(&self.found).map(|(subject, found)| subject_json(subject, found));
+        let standings = self.standings();
+        let points =
+            self.points.iter().zip(&standings).map(|(point, standing)| self.point_json(point, *standing));
+        document["currency"] = json!(self.currency());
+        document["subjects"] = subjects.collect();
+        document["points"] = points.collect();
+        document["warnings"] = json!(self.warnings());
+        document
+    }
+
+    fn point_json(&self, point: &Point, standing: Standing) -> Value {
+        let failures = point.failures.iter().map(|(said, count)| json!({ "message": said, "count": count }));
+        let ratios = [name::OUTPUT_THROUGHPUT, name::MEDIAN_TTFT, name::MEDIAN_ITL, name::MEDIAN_E2EL]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), json!(self.ratio(point, name)?))));
+        let load = &self.plan.loads[point.load];
+        json!({
+            "subject": self.subjects[point.subject].name,
+            "load": load_json(load),
+            "conversations": self.plan.conversations(load),
+            "figures": point.figures.to_json(),
+            "ratio_to_peer": ratios.collect::<serde_json::Map<_, _>>(),
+            "pareto": {
+                "best": standing == Standing::Best,
+                "dominated_by": match standing {
+                    Standing::Dominated { by } => Some(self.label(&self.points[by])),
+                    Standing::Best | Standing::Unknown => None,
+                },
+            },
+            "failures": failures.collect::<Vec<_>>(),
+            "rounds": point.rounds.iter().map(super::Figures::to_json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// What is known before anything is measured: the plan as part of a report's JSON.
+#[must_use]
+pub fn describe(plan: &Plan, subjects: &[Subject]) -> Value {
+    let workload = &plan.workload;
+    let mut asked = json!({
+        "endpoint": match plan.endpoint {
+            Endpoint::Completions => "completions",
+            Endpoint::Chat => "chat",
+        },
+        "shared_prefix_words": workload.shared_prefix_words,
+        "turns": workload.turns,
+        "output_tokens": workload.output_tokens,
+        "ignore_eos": plan.ignore_eos,
+        "seed": workload.seed,
+    });
+    match &workload.questions {
+        Questions::Words(words) => asked["input_words"] = json!(words),
+        Questions::Tokens(tokens) => asked["input_tokens"] = json!(tokens),
+        Questions::Dataset { name, prompts } => {
+            asked["dataset"] = json!(name);
+            asked["dataset_blake3"] = json!(blake3::hash(prompts.join("\0").as_bytes()).to_hex().as_str());
+        }
+    }
+    let engines = subjects.iter().any(|subject| matches!(subject.kind, Kind::Engine(_)));
+    json!({
+        "kind": KIND,
+        "version": env!("CARGO_PKG_VERSION"),
+        "command": plan.command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+        "machine": { "device": plan.machine, "cores": plan.cores, "threads": plan.threads },
+        "workload": asked,
+        "settings": {
+            "rounds": plan.rounds,
+            "warmup": plan.warmup,
+            "requests": plan.requests,
+            "num_prompts": plan.num_prompts,
+            "timeout": plan.timeout.as_secs(),
+        },
+        "rate": engines.then(|| json!({
+            "device_hour": plan.rate.device_hour_decimal(),
+            "kv_share": plan.rate.kv_share_decimal(),
+            "currency": plan.rate.currency(),
+        })),
+    })
+}
+
+fn load_json(load: &Load) -> Value {
+    match load {
+        Load::Closed { concurrency } => {
+            json!({ "name": load.to_string(), "kind": "closed", "concurrency": concurrency })
+        }
+        Load::Open(Arrivals { rate, burstiness, max_concurrency }) => json!({
+            "name": load.to_string(),
+            "kind": "open",
+            "request_rate": rate,
+            "burstiness": burstiness,
+            "max_concurrency": max_concurrency,
+        }),
+    }
+}
+
+/// `setup` and `model` are what two results must share to be compared: a server goes by its name, for its
+/// port may be another.
+fn subject_json(subject: &Subject, found: &Found) -> Value {
+    let facts = found.facts.as_ref();
+    let (kind, setup, url) = match &subject.kind {
+        Kind::Engine(setup) => {
+            let setup = json!({
+                "quant": setup.quant.to_string(),
+                "kv_dtype": setup.kv_dtype.to_string(),
+                "step_tokens": setup.step_tokens,
+                "max_sequences": setup.max_sequences,
+                "prefix_caching": setup.prefix_caching,
+            });
+            ("engine", setup, None)
+        }
+        Kind::Server(setup) => ("server", json!({ "server": subject.name }), Some(&setup.url)),
+    };
+    json!({
+        "name": subject.name,
+        "kind": kind,
+        "peer": subject.peer,
+        "setup": setup,
+        "url": url,
+        "model": {
+            "name": found.model,
+            "architecture": facts.map(|facts| &facts.architecture),
+            "precision": facts.map(|facts| &facts.precision),
+            "fingerprint": facts.map(|facts| &facts.fingerprint),
+        },
+        "weight_bytes": facts.map(|facts| facts.weight_bytes),
+        "load_seconds": facts.map(|facts| facts.load.as_secs_f64()),
+    })
+}
+
+fn about(subject: &Subject, found: &Found) -> String {
+    match &subject.kind {
+        Kind::Server(setup) => format!("{} at {}", found.model, setup.url),
+        Kind::Engine(setup) => {
+            let model = match &found.facts {
+                Some(facts) => format!("{} ({}), {}", facts.model, facts.architecture, facts.precision),
+                None => "not loaded".to_owned(),
+            };
+            format!(
+                "{model}, {} tokens and {} sequences a step, prefix caching {}",
+                setup.step_tokens,
+                setup.max_sequences,
+                if setup.prefix_caching { "on" } else { "off" }
+            )
+        }
+    }
+}
+
+/// The workload in words.
+fn asked(plan: &Plan) -> String {
+    let workload = &plan.workload;
+    let mut text = match &workload.questions {
+        Questions::Words(words) => format!("prompts of {}", counted(*words, "random word")),
+        Questions::Tokens(tokens) => format!("prompts of {}", counted(*tokens, "random token")),
+        Questions::Dataset { name, prompts } => format!("{} of {name}", counted(prompts.len(), "prompt")),
+    };
+    if workload.shared_prefix_words > 0 {
+        let _infallible =
+            write!(text, " after {} that all share", counted(workload.shared_prefix_words, "word"));
+    }
+    if workload.turns > 1 {
+        let _infallible = write!(text, ", conversations of {} turns", workload.turns);
+    }
+    let _infallible = write!(text, "; {} each", counted(workload.output_tokens, "output token"));
+    let thing = if workload.turns > 1 { "conversation" } else { "request" };
+    for load in plan.loads.iter().take(1) {
+        match load {
+            Load::Closed { .. } => {
+                let _infallible = write!(text, "; {} of each client", counted(plan.requests, thing));
+            }
+            Load::Open(Arrivals { burstiness, .. }) => {
+                let _infallible = write!(
+                    text,
+                    "; {} at random instants (burstiness {burstiness})",
+                    counted(plan.num_prompts, thing)
+                );
+            }
+        }
+    }
+    let _infallible = write!(text, "; medians of {}, seed {}", counted(plan.rounds, "round"), workload.seed);
+    text
+}
+
+/// A word as a POSIX shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }

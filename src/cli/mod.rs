@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use obol_models::fetch::Token;
 
+use crate::bench::ApiKey;
 use crate::config::{PlaceFlags, ServeFlags};
 
 /// An LLM inference server that charges every request its exact device time and KV-cache memory.
@@ -62,10 +63,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Throughput, latency and cost under load
+    /// Throughput, latency and cost under load: an engine in this process, or any OpenAI-compatible server
     ///
-    /// Clients ask an engine in this process, the one that the server uses, without HTTP and without a ledger.
-    #[command(after_help = "Example:\n  obol bench smollm2-135m-instruct --concurrency 1,8,32")]
+    /// Without --url the engine that the server uses is asked in this process, without HTTP and without a ledger;
+    /// several values of its flags make a sweep. Exit code 1 if a request failed or a limit of --gate is exceeded.
+    #[command(
+        after_help = "Example:\n  obol bench smollm2-135m-instruct --concurrency 1,8,32 --quant file,int8,int4 --json all.json\n  \
+                      obol bench --url http://127.0.0.1:8080 --against http://127.0.0.1:8081 --request-rate 2,4,8"
+    )]
     Bench {
         #[command(flatten)]
         bench: Box<bench::BenchFlags>,
@@ -111,6 +116,8 @@ pub struct Directories {
     pub data: PathBuf,
     pub models: PathBuf,
     pub hub_token: Option<Token>,
+    /// For the server that `obol bench` asks.
+    pub bench_api_key: Option<ApiKey>,
 }
 
 /// Runs the command that the arguments name.
