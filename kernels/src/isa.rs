@@ -1,5 +1,7 @@
 //! Which instruction set the kernels use. Does not know what they compute.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::fmt;
 
 /// An instruction set that the kernels are written for.
@@ -11,6 +13,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512Vnni,
+    /// aarch64 with NEON's dot products.
+    Neon,
 }
 
 impl Isa {
@@ -21,7 +25,10 @@ impl Isa {
 
     /// All that this machine has, best last.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512Vnni].into_iter().filter(|isa| isa.is_available()).collect()
+        [Self::Portable, Self::Avx2, Self::Avx512Vnni, Self::Neon]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -42,10 +49,20 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            Self::Neon => false,
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            Self::Neon => is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod"),
+            Self::Avx2 | Self::Avx512Vnni => false,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn is_available(self) -> bool {
         self == Self::Portable
     }
@@ -56,6 +73,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Neon => "neon-dotprod",
         }
     }
 }

@@ -9,6 +9,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 use crate::Isa;
@@ -31,8 +33,13 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512Vnni => unsafe { avx512::run(kernel) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { neon::run(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx2 | Isa::Avx512Vnni => unreachable!("a Cpu is never made with an absent instruction set"),
+        #[cfg(not(target_arch = "aarch64"))]
+        Isa::Neon => unreachable!("a Cpu is never made with an absent instruction set"),
     }
 }
 
