@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use obol::engine::scheduler::{Limits, Running, Waiting, plan};
+use obol::engine::scheduler::{Limits, Running, StepPlan, Waiting, plan};
 
 const BLOCK: usize = 16;
 
@@ -35,7 +35,8 @@ fn scheduler(c: &mut Criterion) {
         ("preempting", limits, 3),
     ] {
         group.bench_function(name, |b| {
-            b.iter(|| plan(black_box(&running), waiting.iter().copied(), available, &limits));
+            let mut step = StepPlan::default();
+            b.iter(|| plan(black_box(&running), waiting.iter().copied(), available, &limits, &mut step));
         });
     }
     group.finish();

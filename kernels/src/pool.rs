@@ -41,6 +41,8 @@ const SPINS: u32 = 2_000;
 thread_local! {
     /// The worker index of this thread while it runs a task.
     static INSIDE: Cell<Option<usize>> = const { Cell::new(None) };
+    /// What [`Pool::beside`] was given, until this thread's next section has begun.
+    static BESIDE: Cell<Option<*mut dyn FnMut()>> = const { Cell::new(None) };
 }
 
 /// Threads that run the tasks of one section after another; the calling thread is one of them.
@@ -138,6 +140,30 @@ impl Pool {
         }
         self.shared.section(tasks, f);
     }
+
+    /// Runs `body`, and on this thread `other` once, as soon as other threads are at work: in the first section
+    /// of `body` that is shared out, before this thread takes tasks of it; after `body` when none is.
+    /// What `other` asks of a pool it does alone.
+    pub fn beside<R>(other: &mut dyn FnMut(), body: impl FnOnce() -> R) -> R {
+        struct Clear;
+        impl Drop for Clear {
+            fn drop(&mut self) {
+                BESIDE.set(None);
+            }
+        }
+        let short: *mut (dyn FnMut() + '_) = other;
+        // SAFETY: only the lifetime changes; `Clear` takes the pointer away before `other`'s borrow ends.
+        let long =
+            unsafe { std::mem::transmute::<*mut (dyn FnMut() + '_), *mut (dyn FnMut() + 'static)>(short) };
+        BESIDE.set(Some(long));
+        let _clear = Clear;
+        let result = body();
+        if let Some(other) = BESIDE.take() {
+            // SAFETY: `other` is still borrowed, and nobody else has the pointer now.
+            unsafe { (*other)() };
+        }
+        result
+    }
 }
 
 impl Drop for Pool {
@@ -185,6 +211,13 @@ impl Shared {
             drop(lock(&self.sleep));
             self.wake.notify_all();
         }
+        if let Some(other) = BESIDE.take() {
+            let _inside = Inside::enter(0);
+            // SAFETY: `Pool::beside` keeps it borrowed until its body, and so this section, has ended.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| unsafe { (*other)() })) {
+                self.keep_panic(payload);
+            }
+        }
         self.take_tasks(number, 0);
         self.await_last();
         if self.panicked.swap(false, Ordering::Acquire) {
@@ -229,8 +262,7 @@ impl Shared {
         if !self.panicked.load(Ordering::Relaxed) {
             let _inside = Inside::enter(worker);
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.f)(worker, task))) {
-                lock(&self.payload).get_or_insert(payload);
-                self.panicked.store(true, Ordering::Release);
+                self.keep_panic(payload);
             }
         }
         if self.pending.fetch_sub(1, Ordering::SeqCst) == 1
@@ -240,6 +272,12 @@ impl Shared {
         {
             caller.unpark();
         }
+    }
+
+    /// The first panic of a section is the one that its caller sees.
+    fn keep_panic(&self, payload: Box<dyn Any + Send>) {
+        lock(&self.payload).get_or_insert(payload);
+        self.panicked.store(true, Ordering::Release);
     }
 
     /// Waits for the tasks that other threads still hold.

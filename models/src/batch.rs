@@ -1,5 +1,7 @@
 //! The ragged batch of one step, and what every language model does with it.
 
+use std::ops::Range;
+
 pub use obol_kernels::Span;
 
 /// The work of one step: prefill chunks and decodes mixed, tokens packed in one dimension.
@@ -23,6 +25,13 @@ impl Batch {
         self.spans.clear();
         self.block_tables.clear();
         self.logit_rows.clear();
+    }
+
+    /// Which of the logits' rows belong to a span, as indices into `logit_rows`.
+    pub fn logits_of(&self, span: usize) -> Range<usize> {
+        let rows = &self.spans[span].rows;
+        let first = self.logit_rows.partition_point(|row| *row < rows.start);
+        first..first + self.logit_rows[first..].partition_point(|row| *row < rows.end)
     }
 
     /// Whether a model with these limits can run this batch.
@@ -88,6 +97,9 @@ pub struct BatchLimits {
 #[error("forward pass failed: {0}")]
 pub struct ForwardError(pub String);
 
+/// Takes the logits of one span: (worker, index of the span, logits (rows that it asked for, vocab)).
+pub type EachSpan<'a> = &'a (dyn Fn(usize, usize, &[f32]) + Sync);
+
 /// A decoder-only language model with a paged KV cache.
 pub trait CausalLm: Send {
     /// Size of a logits row.
@@ -114,4 +126,25 @@ pub trait CausalLm: Send {
     /// # Errors
     /// When the computation could not be carried out.
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError>;
+
+    /// Threads that call what [`CausalLm::forward_each`] is given: workers are numbered below this.
+    fn workers(&self) -> usize;
+
+    /// Whether the calling thread can do something else while the device computes.
+    fn overlaps(&self) -> bool;
+
+    /// As [`CausalLm::forward`], but each span's logits are given to `each`, on the model's own threads and
+    /// in any order; spans that asked for none are left out.
+    ///
+    /// `meanwhile` is called on the calling thread, at most once, when the device has been given its work: a
+    /// model that [overlaps](CausalLm::overlaps) always calls it, unless it fails before that.
+    ///
+    /// # Errors
+    /// When the computation could not be carried out.
+    fn forward_each(
+        &mut self,
+        batch: &Batch,
+        meanwhile: &mut dyn FnMut(),
+        each: EachSpan<'_>,
+    ) -> Result<(), ForwardError>;
 }

@@ -8,9 +8,9 @@
 mod layer;
 mod mlp;
 
-use obol_kernels::{Activations, Attention, Cpu, KvDtype, RopeTable, Rows};
+use obol_kernels::{Activations, Attention, Cpu, KvDtype, Pool, RopeTable, Rows};
 
-use crate::batch::{Batch, BatchLimits, CausalLm, ForwardError};
+use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
 use crate::error::LoadError;
 use crate::kv_pool::{KvPool, bytes_per_token};
 use crate::linear::{Linear, Loader, Named, Place};
@@ -312,6 +312,31 @@ impl CausalLm for Decoder {
             return Ok(&[]);
         }
         Ok(self.run_head(batch))
+    }
+
+    fn workers(&self) -> usize {
+        self.cpu.pool().threads()
+    }
+
+    fn overlaps(&self) -> bool {
+        self.cpu.pool().threads() > 1
+    }
+
+    fn forward_each(
+        &mut self,
+        batch: &Batch,
+        meanwhile: &mut dyn FnMut(),
+        each: EachSpan<'_>,
+    ) -> Result<(), ForwardError> {
+        Pool::beside(meanwhile, || self.forward(batch).map(drop))?;
+        let (vocab, logits) = (self.spec.vocab, &self.work.logits);
+        self.cpu.pool().run_indexed(batch.spans.len(), &|worker, span| {
+            let rows = batch.logits_of(span);
+            if !rows.is_empty() {
+                each(worker, span, &logits[rows.start * vocab..rows.end * vocab]);
+            }
+        });
+        Ok(())
     }
 }
 

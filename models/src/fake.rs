@@ -5,7 +5,7 @@
 //! needs no files. Invariant: equal prefixes give equal logits, whatever else is in the batch, however the
 //! prefix was cut into steps and in whichever blocks it lies.
 
-use crate::batch::{Batch, BatchLimits, CausalLm, ForwardError};
+use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
 
 /// What a slot holds before anything was written to it; no token has this id.
 const UNWRITTEN: u32 = u32::MAX;
@@ -80,6 +80,44 @@ impl FakeModel {
     fn slot(&self, table: &[u32], position: usize) -> usize {
         table[position / self.block_size] as usize * self.block_size + position % self.block_size
     }
+
+    /// Counts the forward and does what it was told to do at its start.
+    fn begin(&mut self, batch: &Batch) -> Result<(), ForwardError> {
+        self.forwards += 1;
+        if let Some(hook) = &mut self.on_forward {
+            hook(batch);
+        }
+        assert!(self.panic_at != Some(self.forwards), "the fake model panics, as it was told to");
+        if self.fail_at == Some(self.forwards) {
+            return Err(ForwardError("the fake model fails, as it was told to".into()));
+        }
+        batch.check(BatchLimits {
+            vocab_size: self.vocab,
+            context_length: self.context_length,
+            blocks: self.blocks(),
+            block_size: self.block_size,
+        })
+    }
+
+    /// Writes the batch's tokens, then makes its logits from what its tables lead to.
+    fn compute(&mut self, batch: &Batch) {
+        for span in &batch.spans {
+            let table = &batch.block_tables[span.table.clone()];
+            for row in span.rows.clone() {
+                let slot = self.slot(table, batch.positions[row] as usize);
+                self.slots[slot] = batch.tokens[row];
+            }
+        }
+        self.logits.clear();
+        for (index, span) in batch.spans.iter().enumerate() {
+            let table = &batch.block_tables[span.table.clone()];
+            for &row in &batch.logit_rows[batch.logits_of(index)] {
+                let state = (0..=batch.positions[row] as usize)
+                    .fold(self.seed, |state, position| absorb(state, self.slots[self.slot(table, position)]));
+                self.logits.extend((0..self.vocab).map(|token| logit(state, token)));
+            }
+        }
+    }
 }
 
 impl CausalLm for FakeModel {
@@ -110,36 +148,35 @@ impl CausalLm for FakeModel {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
-        self.forwards += 1;
-        if let Some(hook) = &mut self.on_forward {
-            hook(batch);
-        }
-        assert!(self.panic_at != Some(self.forwards), "the fake model panics, as it was told to");
-        if self.fail_at == Some(self.forwards) {
-            return Err(ForwardError("the fake model fails, as it was told to".into()));
-        }
-        batch.check(BatchLimits {
-            vocab_size: self.vocab,
-            context_length: self.context_length,
-            blocks: self.blocks(),
-            block_size: self.block_size,
-        })?;
-        for span in &batch.spans {
-            let table = &batch.block_tables[span.table.clone()];
-            for row in span.rows.clone() {
-                let slot = self.slot(table, batch.positions[row] as usize);
-                self.slots[slot] = batch.tokens[row];
+        self.begin(batch)?;
+        self.compute(batch);
+        Ok(&self.logits)
+    }
+
+    fn workers(&self) -> usize {
+        1
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn forward_each(
+        &mut self,
+        batch: &Batch,
+        meanwhile: &mut dyn FnMut(),
+        each: EachSpan<'_>,
+    ) -> Result<(), ForwardError> {
+        self.begin(batch)?;
+        meanwhile();
+        self.compute(batch);
+        for span in 0..batch.spans.len() {
+            let rows = batch.logits_of(span);
+            if !rows.is_empty() {
+                each(0, span, &self.logits[rows.start * self.vocab..rows.end * self.vocab]);
             }
         }
-        self.logits.clear();
-        for &row in &batch.logit_rows {
-            let span = batch.spans.iter().find(|span| span.rows.contains(&row));
-            let table = &batch.block_tables[span.expect("checked: each row has a span").table.clone()];
-            let state = (0..=batch.positions[row] as usize)
-                .fold(self.seed, |state, position| absorb(state, self.slots[self.slot(table, position)]));
-            self.logits.extend((0..self.vocab).map(|token| logit(state, token)));
-        }
-        Ok(&self.logits)
+        Ok(())
     }
 }
 
@@ -212,6 +249,27 @@ mod tests {
         step(&mut swapped, &prefix[..9], 0, &[0, 1, 2]);
         assert_ne!(step(&mut swapped, &prefix[9..], 9, &[1, 0, 2]), expected, "a wrong table");
         assert_ne!(FakeModel::new(50, 64, 8).logits_after(&prefix), expected, "another seed");
+    }
+
+    #[test]
+    fn each_span_gets_the_rows_that_it_asked_for() {
+        let batch = Batch {
+            tokens: vec![1, 2, 3, 4],
+            positions: vec![0, 1, 0, 0],
+            spans: [0..2, 2..3, 3..4]
+                .into_iter()
+                .map(|rows| Span { table: rows.end - 1..rows.end, rows })
+                .collect(),
+            block_tables: vec![9, 0, 1, 2],
+            logit_rows: vec![0, 1, 3],
+        };
+        let expected: Vec<Vec<f32>> = [[1].as_slice(), &[1, 2], &[4]].map(|t| model().logits_after(t)).into();
+        let got = std::sync::Mutex::new(Vec::new());
+        let mut calls = 0;
+        let each = |_: usize, span: usize, logits: &[f32]| got.lock().unwrap().push((span, logits.to_vec()));
+        model().forward_each(&batch, &mut || calls += 1, &each).expect("forward");
+        assert_eq!(calls, 1);
+        assert_eq!(got.into_inner().unwrap(), [(0, expected[..2].concat()), (2, expected[2].clone())]);
     }
 
     #[test]

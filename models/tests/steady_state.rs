@@ -6,6 +6,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use obol_kernels::Cpu;
 use obol_models::batch::{Batch, CausalLm, Span};
@@ -56,10 +58,17 @@ fn steps_after_the_largest_allocate_nothing() {
         };
         let batches: Vec<Batch> = [100, 1, 17, 64, 100].into_iter().map(batch).collect();
         model.forward(&batches[0]).expect("the largest");
+        let (mut meanwhile, seen) = (0, AtomicUsize::new(0));
         let before = ALLOCATIONS.get();
         for batch in &batches {
             model.forward(batch).expect("forward");
+            let each = |_: usize, _: usize, logits: &[f32]| {
+                seen.fetch_add(logits.len(), Relaxed);
+            };
+            model.forward_each(batch, &mut || meanwhile += 1, &each).expect("forward");
         }
         assert_eq!(ALLOCATIONS.get() - before, 0, "{name}");
+        let rows: usize = batches.iter().map(|batch| batch.logit_rows.len()).sum();
+        assert_eq!((meanwhile, seen.into_inner()), (batches.len(), rows * model.vocab_size()));
     }
 }

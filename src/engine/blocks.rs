@@ -121,7 +121,8 @@ impl Blocks {
             blocks: vec![Block { key: None, before: NONE, after: NONE }; blocks],
             first: NONE,
             last: NONE,
-            by_key: HashMap::new(),
+            // Each block completes one prefix at most: the map never grows.
+            by_key: HashMap::with_capacity(blocks),
             meter: KvMeter::new(blocks, since),
         };
         for id in 0..blocks {
@@ -167,7 +168,7 @@ impl Blocks {
 
     /// An empty lease whose block-time is paid into `account`.
     pub fn lease(&self, account: Rc<Cell<BlockNanos>>) -> BlockLease {
-        BlockLease { holds: Vec::new(), pool: self.pool.clone(), account }
+        BlockLease { holds: Vec::new(), pool: self.pool.clone(), block_size: self.block_size, account }
     }
 
     /// The house's block-time in the order of `HouseKv::ALL`; exact once every lease was asked what it owes.
@@ -210,6 +211,7 @@ pub struct PrefixMatch {
 pub struct BlockLease {
     holds: Vec<Hold>,
     pool: Rc<RefCell<Pool>>,
+    block_size: usize,
     account: Rc<Cell<BlockNanos>>,
 }
 
@@ -222,6 +224,16 @@ impl BlockLease {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.holds.is_empty()
+    }
+
+    #[must_use]
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Makes room for `blocks`, so that growing to them allocates nothing.
+    pub fn reserve(&mut self, blocks: usize) {
+        self.holds.reserve_exact(blocks.saturating_sub(self.holds.len()));
     }
 
     pub fn ids(&self) -> impl Iterator<Item = BlockId> + '_ {

@@ -5,6 +5,8 @@
 //! cancels the request. The engine never waits for a reader or for the disk.
 
 pub mod blocks;
+mod device;
+mod lane;
 pub mod prefix;
 pub mod sampler;
 pub mod scheduler;

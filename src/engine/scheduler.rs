@@ -35,7 +35,7 @@ pub struct Limits {
     pub block_size: usize,
 }
 
-/// The next step. Indices are into the views; tokens are how many each computes.
+/// The next step, in buffers that are used again. Indices are into the views; tokens are how many each computes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepPlan {
     /// (index of running, tokens), in order of arrival.
@@ -44,25 +44,33 @@ pub struct StepPlan {
     pub admit: Vec<usize>,
     /// Indices of running sequences that lose their blocks, last arrival first.
     pub preempt: Vec<usize>,
+    /// Tokens given to each running sequence.
+    tokens: Vec<usize>,
 }
 
-/// Plans a step. `running` and `waiting` are in order of arrival, and no more of `waiting` is looked at
+impl StepPlan {
+    fn clear(&mut self, running: usize) {
+        self.run.clear();
+        self.admit.clear();
+        self.preempt.clear();
+        self.tokens.clear();
+        self.tokens.resize(running, 0);
+    }
+}
+
+/// Plans a step into `plan`. `running` and `waiting` are in order of arrival, and no more of `waiting` is looked at
 /// than can be admitted; `available` is the number of blocks that can be given out.
-#[must_use]
 pub fn plan(
     running: &[Running],
     waiting: impl IntoIterator<Item = Waiting>,
     available: usize,
     limits: &Limits,
-) -> StepPlan {
-    let mut step = Step {
-        running,
-        limits,
-        available,
-        tokens: vec![0; running.len()],
-        kept: running.len(),
-        budget: limits.step_tokens,
-    };
+    plan: &mut StepPlan,
+) {
+    plan.clear(running.len());
+    let StepPlan { run, admit, preempt, tokens } = plan;
+    let budget = limits.step_tokens;
+    let mut step = Step { running, limits, available, tokens, kept: running.len(), budget };
     for decode in [true, false] {
         for (index, view) in running.iter().enumerate() {
             let remaining = view.length - view.computed;
@@ -71,18 +79,18 @@ pub fn plan(
             }
         }
     }
-    let run = (0..step.kept).filter(|i| step.tokens[*i] > 0).map(|i| (i, step.tokens[i])).collect();
-    let preempt: Vec<usize> = (step.kept..running.len()).rev().collect();
-    let admit = if preempt.is_empty() { step.admit(waiting) } else { Vec::new() };
-    StepPlan { run, admit, preempt }
+    preempt.extend((step.kept..running.len()).rev());
+    if preempt.is_empty() {
+        step.admit(waiting, admit);
+    }
+    run.extend((0..step.kept).filter(|i| step.tokens[*i] > 0).map(|i| (i, step.tokens[i])));
 }
 
 struct Step<'a> {
     running: &'a [Running],
     limits: &'a Limits,
     available: usize,
-    /// Tokens given to each running sequence.
-    tokens: Vec<usize>,
+    tokens: &'a mut [usize],
     /// Running sequences from here on are preempted.
     kept: usize,
     budget: usize,
@@ -121,8 +129,7 @@ impl Step<'_> {
         self.tokens[victim] = 0;
     }
 
-    fn admit(&mut self, waiting: impl IntoIterator<Item = Waiting>) -> Vec<usize> {
-        let mut admitted = Vec::new();
+    fn admit(&mut self, waiting: impl IntoIterator<Item = Waiting>, admitted: &mut Vec<usize>) {
         // What running prefills will still need is spoken for.
         let outstanding: usize =
             (0..self.kept).map(|i| self.new_blocks_in_all(i) - self.new_blocks(i, self.tokens[i])).sum();
@@ -146,7 +153,6 @@ impl Step<'_> {
             self.budget -= tokens;
             admitted.push(tokens);
         }
-        admitted
     }
 }
 
@@ -171,7 +177,9 @@ mod tests {
     }
 
     fn check(running: &[Running], waiting: &[Waiting], available: usize, expected: &str) {
-        let plan = plan(running, waiting.iter().copied(), available, &LIMITS);
+        // What is left of another step must not show.
+        let mut plan = StepPlan { run: vec![(7, 7)], tokens: vec![3; 9], ..StepPlan::default() };
+        super::plan(running, waiting.iter().copied(), available, &LIMITS, &mut plan);
         let list = |items: &[(usize, usize)]| {
             items.iter().map(|(i, n)| format!("{i}x{n}")).collect::<Vec<_>>().join(" ")
         };
@@ -225,8 +233,12 @@ mod tests {
         // 16 of 36 tokens are computed after this step's chunk; 5 more blocks are spoken for.
         check(&[prefill(4, 36), decode(6)], &[fresh(4)], 11, "run 0x15 1x1 | admit  | preempt ");
         let limits = Limits { step_tokens: 64, ..LIMITS };
-        let plan = |available| plan(&[prefill(4, 36)], [fresh(4)], available, &limits).admit.len();
-        assert_eq!((plan(9), plan(10)), (0, 1));
+        let admitted = |available| {
+            let mut plan = StepPlan::default();
+            super::plan(&[prefill(4, 36)], [fresh(4)], available, &limits, &mut plan);
+            plan.admit.len()
+        };
+        assert_eq!((admitted(9), admitted(10)), (0, 1));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -13,8 +14,8 @@ use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
 use crate::usage::{Accrual, TokenCounts, Usage};
 
 use super::blocks::BlockLease;
+use super::lane::{Drawn, Lane, SharedLane, lock};
 use super::prefix::{self, PrefixKey};
-use super::sampler::History;
 use super::{Place, Submission};
 
 /// Requests are known inside the engine by their order of arrival.
@@ -22,7 +23,7 @@ pub(super) type RequestKey = u64;
 
 /// A request while any of its sequences lives.
 pub(super) struct Request {
-    pub(super) new: NewRequest,
+    pub(super) new: Arc<NewRequest>,
     pub(super) events: UnboundedSender<Event>,
     /// Its place in the queue, until it first runs.
     pub(super) place: Option<Place>,
@@ -57,7 +58,7 @@ impl Request {
         Self {
             open: new.choices,
             unstarted: (0..new.choices).collect(),
-            new,
+            new: Arc::new(new),
             keys,
             events,
             place: Some(place),
@@ -107,8 +108,8 @@ impl Request {
         }
     }
 
-    pub(super) fn generated_one(&mut self, now: DeviceNanos) {
-        self.tokens.completion += 1;
+    pub(super) fn generated(&mut self, tokens: u64, now: DeviceNanos) {
+        self.tokens.completion += tokens;
         self.first_token.get_or_insert(now);
     }
 
@@ -148,7 +149,7 @@ impl Request {
         // The books may stand at an instant just before the submission was stamped.
         let since = |at: DeviceNanos| DeviceNanos(at.0.saturating_sub(self.submitted.0));
         Usage {
-            request: self.new.id,
+            request: self.new.id.clone(),
             ticket: self.new.ticket,
             status: self.status,
             seed: self.new.sampling.seed,
@@ -184,7 +185,9 @@ pub(super) struct Sequence {
     pub(super) keys: Vec<PrefixKey>,
     pub(super) root: PrefixKey,
     pub(super) lease: BlockLease,
-    pub(super) history: History,
+    pub(super) lane: SharedLane,
+    /// Tokens that it computes in the step under way.
+    pub(super) rows: usize,
 }
 
 /// What one sequence does in a step, with its weights.
@@ -203,20 +206,47 @@ impl Part {
 }
 
 impl Sequence {
+    /// Has room for all that it will ever have, so that growing allocates nothing.
     pub(super) fn new(key: RequestKey, choice: u32, request: &Request, lease: BlockLease) -> Self {
-        let new = &request.new;
+        let (new, block_size) = (&request.new, lease.block_size());
+        let longest = new.prompt.len() + new.stops.max_tokens as usize;
+        let mut tokens = Vec::with_capacity(longest);
+        tokens.extend_from_slice(&new.prompt);
+        let mut keys = Vec::with_capacity(longest / block_size);
+        keys.extend_from_slice(&request.keys);
         Self {
             request: key,
             choice,
-            tokens: new.prompt.to_vec(),
+            tokens,
             prompt: new.prompt.len(),
             computed: 0,
             high_water: 0,
-            keys: request.keys.clone(),
+            keys,
             root: prefix::root(new.salt),
             lease,
-            history: History::new(&new.prompt, &new.sampling),
+            lane: Arc::new(Mutex::new(Lane::new(new, choice))),
+            rows: 0,
         }
+    }
+
+    /// What the step drew, and whether its logits were no numbers. The buffer is to be given back.
+    pub(super) fn take_drawn(&self) -> (Vec<Drawn>, bool) {
+        let mut lane = lock(&self.lane);
+        (std::mem::take(&mut lane.drawn), lane.broken)
+    }
+
+    pub(super) fn give_back(&self, buffer: Vec<Drawn>) {
+        lock(&self.lane).drawn = buffer;
+    }
+
+    /// Rows of logits in the step under way.
+    pub(super) fn logits(&self) -> usize {
+        usize::from(self.computed + self.rows == self.tokens.len())
+    }
+
+    /// The most blocks that it will ever hold.
+    pub(super) fn blocks_max(&self, block_size: usize) -> usize {
+        self.tokens.capacity().div_ceil(block_size)
     }
 
     /// Keys of the prefix that may come from the cache: at least one token is always computed.
@@ -228,10 +258,10 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
-    /// Its work and weight when it computes `tokens` more in a step of `sequences`.
-    pub(super) fn part(&self, tokens: usize, sequences: usize, of: &Coefficients) -> Part {
+    /// Its work and weight in the step under way, which has `sequences`.
+    pub(super) fn part(&self, sequences: usize, of: &Coefficients) -> Part {
+        let (tokens, logits) = (self.rows, self.logits() as u64);
         let again = self.high_water.saturating_sub(self.computed).min(tokens);
-        let logits = u64::from(self.computed + tokens == self.tokens.len());
         let recomputed = Work { tokens: again as u64, context: self.computed as u64, logits: 0 };
         let fresh = Work { tokens: (tokens - again) as u64, context: (self.computed + again) as u64, logits };
         let fixed = u128::from(of.step);

@@ -92,6 +92,16 @@ impl Coefficients {
 /// differ by at most 1 ns, and the sum is `time`. All zero weights: everything to the first.
 pub fn split(time: DeviceNanos, weights: &[u128], shares: &mut Vec<DeviceNanos>) {
     shares.clear();
+    split_into(time, weights, |share| shares.push(share));
+    if shares.iter().all(|share| *share == DeviceNanos::ZERO)
+        && let Some(first) = shares.first_mut()
+    {
+        *first = time;
+    }
+    assert_eq!(shares.iter().copied().sum::<DeviceNanos>(), time, "a step is charged once");
+}
+
+fn split_into(time: DeviceNanos, weights: &[u128], mut give: impl FnMut(DeviceNanos)) {
     // Scaled down together if need be so that time * total fits: 2^64 * 2^63 < 2^128.
     let total: u128 = weights.iter().sum();
     let shift = (128 - total.leading_zeros()).saturating_sub(63);
@@ -101,15 +111,9 @@ pub fn split(time: DeviceNanos, weights: &[u128], shares: &mut Vec<DeviceNanos>)
     for weight in weights {
         sum += weight >> shift;
         let upto = u64::try_from(u128::from(time.0) * sum / total).expect("a share is at most the step");
-        shares.push(DeviceNanos(upto - given));
+        give(DeviceNanos(upto - given));
         given = upto;
     }
-    if given == 0
-        && let Some(first) = shares.first_mut()
-    {
-        *first = time;
-    }
-    assert_eq!(shares.iter().copied().sum::<DeviceNanos>(), time, "a step is charged once");
 }
 
 /// A share split once more between the tokens that are new and those computed a second time after
@@ -119,11 +123,10 @@ pub fn split_recompute(share: DeviceNanos, new: u128, again: u128) -> (DeviceNan
     if again == 0 {
         return (share, DeviceNanos::ZERO);
     }
-    let mut parts = Vec::with_capacity(2);
-    if new == 0 {
-        return (DeviceNanos::ZERO, share);
-    }
-    split(share, &[new, again], &mut parts);
+    let mut parts = [DeviceNanos::ZERO; 2];
+    let mut given = parts.iter_mut();
+    split_into(share, &[new, again], |part| *given.next().expect("a part a weight") = part);
+    assert_eq!(parts[0] + parts[1], share, "a share is charged once");
     (parts[0], parts[1])
 }
 

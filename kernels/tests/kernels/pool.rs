@@ -89,3 +89,53 @@ fn a_worker_index_is_held_by_one_task_at_a_time() {
         busy[worker].fetch_sub(1, Ordering::SeqCst);
     });
 }
+
+#[test]
+fn what_runs_beside_runs_once_on_the_calling_thread_while_others_are_at_work() {
+    let caller = std::thread::current().id();
+    for threads in [1, 3] {
+        let pool = Pool::new(threads);
+        let calls = AtomicUsize::new(0);
+        let mut other = || {
+            assert_eq!(std::thread::current().id(), caller);
+            calls.fetch_add(1, Ordering::Relaxed);
+            // A section of its own is done alone, on this thread.
+            check_once(&pool, 5);
+        };
+        Pool::beside(&mut other, || {
+            check_once(&pool, 1);
+            check_once(&pool, 7);
+            check_once(&pool, 7);
+        });
+        assert_eq!(calls.swap(0, Ordering::Relaxed), 1, "{threads} threads");
+        Pool::beside(&mut other, || {});
+        assert_eq!(calls.load(Ordering::Relaxed), 1, "no section to run beside");
+    }
+    // With another thread at work the tasks do not wait for it.
+    let pool = Pool::new(2);
+    let begun = AtomicUsize::new(0);
+    let mut other = || {
+        while begun.load(Ordering::Acquire) == 0 {
+            std::thread::yield_now();
+        }
+    };
+    let task = |_: usize| {
+        begun.fetch_add(1, Ordering::Release);
+    };
+    Pool::beside(&mut other, || pool.run(4, &task));
+    assert_eq!(begun.load(Ordering::Relaxed), 4);
+}
+
+#[test]
+fn a_panic_beside_a_section_reaches_the_caller_when_the_section_is_over() {
+    let pool = Pool::new(2);
+    let mut other = || panic!("beside");
+    let ended = catch_unwind(AssertUnwindSafe(|| Pool::beside(&mut other, || pool.run(9, &|_| {}))));
+    assert_eq!(*ended.expect_err("the panic").downcast_ref::<&str>().expect("a message"), "beside");
+    check_once(&pool, 9);
+    // A body that fails before any section leaves nothing behind for the next one.
+    let mut never = || panic!("not reached");
+    let ended = catch_unwind(AssertUnwindSafe(|| Pool::beside(&mut never, || panic!("body"))));
+    ended.expect_err("the body's");
+    check_once(&pool, 9);
+}

@@ -18,25 +18,36 @@ const IDLE_REPORT: DeviceNanos = DeviceNanos(10_000_000_000);
 const TOGETHER: DeviceNanos = DeviceNanos(10_000_000);
 
 impl Engine {
+    /// Between steps.
     pub(super) fn report_if_due(&mut self) {
+        if self.is_due() { self.report() } else { self.publish_stats() }
+    }
+
+    /// While a step runs the books stand at its start, and so does the report.
+    pub(super) fn report_in_step_if_due(&mut self) {
+        if self.is_due() { self.report_as_of_the_cursor() } else { self.publish_stats() }
+    }
+
+    fn is_due(&self) -> bool {
         let pause = match (self.finished.is_empty(), self.running.is_empty() && self.waiting.is_empty()) {
             (false, true) => DeviceNanos::ZERO,
             (false, false) => TOGETHER,
             (true, _) if self.changed => BUSY_REPORT,
             (true, _) => IDLE_REPORT,
         };
-        if self.parts.clock.now() >= self.reported + pause {
-            self.report();
-        } else {
-            self.publish_stats();
-        }
+        self.clock.now() >= self.reported + pause
     }
 
+    /// Books the time up to now, which no step took, and reports.
     pub(super) fn report(&mut self) {
         let idle = self.running.is_empty() && self.waiting.is_empty();
         let class = if idle { HouseTime::Idle } else { HouseTime::HostGap };
-        self.parts.partition.book(class, self.parts.clock.now());
-        let now = self.parts.partition.cursor();
+        self.partition.book(class, self.clock.now());
+        self.report_as_of_the_cursor();
+    }
+
+    fn report_as_of_the_cursor(&mut self) {
+        let now = self.partition.cursor();
         self.blocks.tick(now);
         let snapshot = self.snapshot(now);
         if let Err(difference) = snapshot.check() {
@@ -45,10 +56,11 @@ impl Engine {
         self.reported = now;
         self.changed = false;
         let report = MeterReport { finished: std::mem::take(&mut self.finished), snapshot };
-        if self.parts.reports.send(report).is_err() {
+        if self.reports.send(report).is_err() {
             tracing::error!("the ledger is gone; a report was lost");
         }
-        self.publish_stats();
+        self.gather_stats();
+        self.shared.stats().clone_from(&self.stats);
     }
 
     fn snapshot(&self, now: DeviceNanos) -> Snapshot {
@@ -65,9 +77,9 @@ impl Engine {
             .collect();
         Snapshot {
             now,
-            wall: self.parts.clock.wall(),
-            pool: Some(self.parts.config.pool(self.since)),
-            house_time: *self.parts.partition.house(),
+            wall: self.wall_at(now),
+            pool: Some(self.config.pool(self.since)),
+            house_time: *self.partition.house(),
             house_kv,
             settled_device: self.settled_device,
             settled_kv: self.settled_kv,
@@ -75,14 +87,21 @@ impl Engine {
         }
     }
 
+    /// For gauges, which are as well served by the next step: a reader is not waited for.
     fn publish_stats(&mut self) {
+        self.gather_stats();
+        if let Ok(mut stats) = self.shared.stats.try_lock() {
+            stats.clone_from(&self.stats);
+        }
+    }
+
+    fn gather_stats(&mut self) {
         self.stats.running = self.running.len();
         self.stats.waiting = self.waiting.len();
         self.stats.blocks = self.blocks.counts();
-        self.stats.blocks_total = self.parts.config.blocks as u64;
-        self.stats.house = *self.parts.partition.house();
-        self.stats.charged = self.parts.partition.charged();
-        self.stats.now = self.parts.partition.cursor();
-        self.shared.stats().clone_from(&self.stats);
+        self.stats.blocks_total = self.config.blocks as u64;
+        self.stats.house = *self.partition.house();
+        self.stats.charged = self.partition.charged();
+        self.stats.now = self.partition.cursor();
     }
 }

@@ -1,0 +1,133 @@
+//! After a step: its time is split, the sequences go on or end. Clients hear of it in `post`.
+
+use crate::engine::sequence::Sequence;
+use crate::meter::share::{StepClass, split};
+use crate::request::Finish;
+use crate::units::DeviceNanos;
+use crate::usage::HouseTime;
+
+use super::{Engine, Post};
+
+impl Engine {
+    /// Splits the step's time over its sequences; what a preemption made us compute again is the house's.
+    pub(super) fn meter(&mut self, start: DeviceNanos, end: DeviceNanos) {
+        let Self { running, requests, buffers, partition, .. } = self;
+        let sequences = buffers.planned.len();
+        let decodes = |index: &&usize| running[**index].tokens.len() - running[**index].computed == 1;
+        let decoding = buffers.planned.iter().filter(decodes).count();
+        let coefficients = self.calibration.of(StepClass::of(decoding, sequences - decoding));
+        buffers.parts.clear();
+        buffers
+            .parts
+            .extend(buffers.planned.iter().map(|index| running[*index].part(sequences, coefficients)));
+        buffers.weights.clear();
+        buffers.weights.extend(buffers.parts.iter().map(|part| part.weight));
+        let time = partition.step(start, end);
+        self.blocks.tick(partition.cursor());
+        split(time, &buffers.weights, &mut buffers.shares);
+        self.stats.steps += 1;
+        self.changed = true;
+        let mut siblings = false;
+        for ((index, part), share) in buffers.planned.iter().zip(&buffers.parts).zip(&buffers.shares) {
+            let sequence = &running[*index];
+            let (pays, again) = part.split(*share);
+            partition.return_to_house(HouseTime::Preemption, again);
+            let request = requests.get_mut(&sequence.request).expect("a sequence has a request");
+            request.charge(self.stats.steps, pays, part.alone, sequence.computed < sequence.prompt);
+            request.holds(sequence.lease.len() as u64);
+            siblings |= request.open > 1;
+        }
+        if siblings {
+            self.peaks_of_siblings();
+        }
+    }
+
+    /// Choices of one request share blocks: their peak counts each block once.
+    fn peaks_of_siblings(&mut self) {
+        let mut last = None;
+        for index in &self.buffers.planned {
+            let key = self.running[*index].request;
+            let request = self.requests.get_mut(&key).expect("a sequence has a request");
+            if request.open < 2 || last == Some(key) {
+                continue;
+            }
+            last = Some(key);
+            let family = self.running.iter().filter(|s| s.request == key);
+            let mut blocks: Vec<u32> = family.flat_map(|s| s.lease.ids()).collect();
+            blocks.sort_unstable();
+            blocks.dedup();
+            request.holds(blocks.len() as u64);
+        }
+    }
+
+    /// Appends what was drawn; sequences that end give their blocks back.
+    pub(super) fn advance(&mut self) {
+        let Self { config, running, requests, buffers, outbox, stats, partition, .. } = self;
+        let at = partition.cursor();
+        buffers.ended.clear();
+        buffers.prompts_done.clear();
+        for index in &buffers.planned {
+            let sequence = &mut running[*index];
+            let (key, choice) = (sequence.request, sequence.choice);
+            let request = requests.get_mut(&key).expect("a sequence has a request");
+            let (mut drawn, broken) = sequence.take_drawn();
+            let (generated, mut end) = (drawn.len() as u64, None);
+            for (token, logprobs) in drawn.drain(..) {
+                sequence.tokens.push(token);
+                let stops = &request.new.stops;
+                let at_end = !stops.ignore_eos && config.end_tokens.contains(&token);
+                if at_end || stops.stop_token_ids.contains(&token) {
+                    end = Some(Finish::Stop);
+                } else {
+                    outbox.push(Post::Token { request: key, choice, token, logprobs });
+                    if sequence.generated() >= stops.max_tokens as usize {
+                        end = Some(Finish::Length);
+                    }
+                }
+            }
+            sequence.give_back(drawn);
+            if broken {
+                tracing::error!(request = %request.new.id, "the model's logits are not numbers");
+                end = Some(Finish::Error);
+            } else {
+                sequence.computed_more(sequence.rows, config.block_size);
+            }
+            if generated > 0 {
+                request.generated(generated, at);
+                stats.generation_tokens += generated;
+                if !request.unstarted.is_empty() {
+                    buffers.prompts_done.push(key);
+                }
+            }
+            if let Some(finish) = end {
+                buffers.ended.push((key, choice, finish));
+            }
+        }
+        self.end_sequences(at);
+        self.start_siblings();
+    }
+
+    /// Ends what `advance` found at its end.
+    fn end_sequences(&mut self, at: DeviceNanos) {
+        let mut ended = std::mem::take(&mut self.buffers.ended);
+        for (request, choice, finish) in ended.drain(..) {
+            let place = |s: &Sequence| (s.request, s.choice);
+            let index = self.running.binary_search_by_key(&(request, choice), place);
+            drop(self.running.remove(index.expect("what took part in a step still runs")));
+            self.outbox.push(Post::End { request, choice, finish, at });
+            if choice == 0 {
+                self.start_choices(request, usize::MAX);
+            }
+        }
+        self.buffers.ended = ended;
+    }
+
+    /// The choices of prompts that are computed now find them in the prefix cache.
+    fn start_siblings(&mut self) {
+        let mut done = std::mem::take(&mut self.buffers.prompts_done);
+        for key in done.drain(..) {
+            self.start_choices(key, usize::MAX);
+        }
+        self.buffers.prompts_done = done;
+    }
+}

@@ -1,0 +1,104 @@
+//! Before a step: the scheduler's views, its plan carried out, the device loaded.
+
+use crate::engine::blocks::PrefixMatch;
+use crate::engine::device::Device;
+use crate::engine::scheduler::{self, Limits, Running, Waiting};
+
+use super::Engine;
+
+impl Engine {
+    /// Views of the queues for the pure scheduler.
+    pub(super) fn plan(&mut self) {
+        let Self { config, blocks, running, waiting, buffers, .. } = self;
+        let available = blocks.available();
+        // What a preemption would free matters only when blocks may run out in this step.
+        let tight = available < running.len() + config.step_tokens.div_ceil(config.block_size);
+        buffers.views.clear();
+        buffers.views.extend(running.iter().map(|s| Running {
+            computed: s.computed,
+            length: s.tokens.len(),
+            blocks: s.lease.len(),
+            exclusive: if tight { s.lease.exclusive() } else { 0 },
+        }));
+        let waiting = waiting.iter().map(|s| {
+            let found = match config.prefix_caching {
+                true => blocks.match_prefix(s.reusable_keys(config.block_size)),
+                false => PrefixMatch::default(),
+            };
+            Waiting { length: s.tokens.len(), cached_blocks: found.blocks, cached_unheld: found.unheld }
+        });
+        let limits = Limits {
+            step_tokens: config.step_tokens,
+            sequences: config.max_sequences,
+            block_size: config.block_size,
+        };
+        scheduler::plan(&buffers.views, waiting, available, &limits, &mut buffers.plan);
+    }
+
+    /// Carries the plan out: preempts, admits, takes blocks. What takes part is then in `planned`.
+    pub(super) fn apply(&mut self) {
+        let plan = std::mem::take(&mut self.buffers.plan);
+        for sequence in &mut self.running {
+            sequence.rows = 0;
+        }
+        for (index, tokens) in &plan.run {
+            self.running[*index].rows = *tokens;
+        }
+        for index in &plan.preempt {
+            self.preempt(*index);
+        }
+        // Prefixes first: fresh blocks taken before could evict them.
+        for tokens in &plan.admit {
+            self.admit(*tokens);
+        }
+        self.buffers.plan = plan;
+        self.buffers.planned.clear();
+        let block_size = self.config.block_size;
+        for (index, sequence) in self.running.iter_mut().enumerate().filter(|(_, s)| s.rows > 0) {
+            sequence.lease.grow_to((sequence.computed + sequence.rows).div_ceil(block_size));
+            self.buffers.planned.push(index);
+        }
+    }
+
+    fn preempt(&mut self, index: usize) {
+        let mut victim = self.running.remove(index);
+        self.stats.preemptions += 1;
+        // Dropping the old lease pays for the blocks and gives them back.
+        victim.lease = self.blocks.lease(self.requests[&victim.request].kv_paid.clone());
+        victim.computed = 0;
+        let place = (victim.request, victim.choice);
+        let at = self.waiting.partition_point(|s| (s.request, s.choice) < place);
+        self.waiting.insert(at, victim);
+    }
+
+    /// The head of the queue starts to run, with what the prefix cache has of it.
+    fn admit(&mut self, tokens: usize) {
+        let block_size = self.config.block_size;
+        let mut sequence = self.waiting.pop_front().expect("the plan admits waiting sequences");
+        sequence.rows = tokens;
+        sequence.lease.reserve(sequence.blocks_max(block_size));
+        if self.config.prefix_caching {
+            let found = self.blocks.match_prefix(sequence.reusable_keys(block_size)).blocks;
+            sequence.lease.take_prefix(&sequence.keys[..found]);
+            sequence.computed = found * block_size;
+            sequence.high_water = sequence.high_water.max(sequence.computed);
+        }
+        let request = self.requests.get_mut(&sequence.request).expect("a sequence has a request");
+        if request.begin(sequence.computed as u64, self.partition.cursor(), &self.calibration) {
+            self.stats.prefix_queries += sequence.prompt as u64;
+            self.stats.prefix_hits += sequence.computed as u64;
+            self.stats.prompt_tokens += sequence.prompt as u64;
+        }
+        let place = (sequence.request, sequence.choice);
+        let at = self.running.partition_point(|s| (s.request, s.choice) < place);
+        self.running.insert(at, sequence);
+    }
+
+    /// Gives the device what takes part.
+    pub(super) fn load(&self, device: &mut Device) {
+        device.clear();
+        for index in &self.buffers.planned {
+            device.add(&self.running[*index]);
+        }
+    }
+}
