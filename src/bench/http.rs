@@ -3,7 +3,7 @@
 //! Knows no load and no figure.
 
 use std::cell::{Cell, RefCell};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -15,11 +15,14 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
+use super::BenchError;
 use super::drive::Reply;
 use super::plan::{Endpoint, Plan, ServerSetup};
 use super::stream::Stream;
 use super::workload::Dialogue;
 
+/// How long a server may take to list its models.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What is read of an answer that is no stream.
 const BODY_BYTES_MAX: usize = 1 << 20;
 /// What is shown of an error.
@@ -82,31 +85,35 @@ fn parse(setup: &ServerSetup) -> Result<Server, String> {
 
 impl Server {
     /// Reaches a server, and asks it for its model if none is named.
-    pub(super) async fn find(setup: &ServerSetup) -> Result<Self, String> {
-        let mut server = parse(setup)?;
-        let listed = server.models().await;
-        server.model = match (&setup.model, listed) {
-            (Some(model), Ok(_)) => model.clone(),
-            // It answers, and may have no such list.
-            (Some(model), Err(Unlisted::Answered(_))) => model.clone(),
-            (None, Ok(models)) => models
-                .into_iter()
-                .next()
-                .ok_or_else(|| format!("{} lists no model; name one with --model-name", server.url))?,
-            (None, Err(Unlisted::Answered(said))) => {
-                return Err(format!(
-                    "{} does not list its models ({said}); name one with --model-name",
-                    server.url
-                ));
-            }
-            (_, Err(Unlisted::Unreachable(why))) => {
-                return Err(format!(
-                    "no server answers at {}: GET {}/models failed: {why}",
-                    server.url, server.base
-                ));
-            }
-        };
+    pub(super) async fn find(setup: &ServerSetup) -> Result<Self, BenchError> {
+        let mut server = parse(setup).map_err(BenchError::Input)?;
+        let listed = tokio::time::timeout(PATIENCE, server.models()).await;
+        let silent = || Unlisted::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()));
+        let listed = listed.unwrap_or_else(|_| Err(silent()));
+        server.model = server.choose(setup.model.as_ref(), listed).map_err(BenchError::Failed)?;
         Ok(server)
+    }
+
+    fn choose(
+        &self,
+        named: Option<&String>,
+        listed: Result<Vec<String>, Unlisted>,
+    ) -> Result<String, String> {
+        let url = &self.url;
+        match (named, listed) {
+            (_, Err(Unlisted::Unreachable(why))) => {
+                Err(format!("no server answers at {url}: GET {}/models failed: {why}", self.base))
+            }
+            // It answers, and may have no such list.
+            (Some(model), _) => Ok(model.clone()),
+            (None, Ok(models)) => {
+                let first = models.into_iter().next();
+                first.ok_or_else(|| format!("{url} lists no model; name one with --model-name"))
+            }
+            (None, Err(Unlisted::Answered(said))) => {
+                Err(format!("{url} does not list its models ({said}); name one with --model-name"))
+            }
+        }
     }
 
     pub(super) fn model(&self) -> &str {

@@ -207,7 +207,7 @@ impl Bench<'_> {
             }
             Kind::Server(setup) => {
                 self.progress.stage(name, "connecting", 1);
-                let server = self.runtime.block_on(Server::find(setup)).map_err(BenchError::Failed)?;
+                let server = self.runtime.block_on(Server::find(setup))?;
                 self.found[index] = Found { model: server.model().to_owned(), ..Found::default() };
                 self.open[index] = Some(Open::Server(Box::new(server)));
             }
