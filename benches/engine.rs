@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use obol::clock::{Clock, SystemClock};
+use obol::config::Speculative;
 use obol::engine::{EngineConfig, EngineHandle, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
@@ -76,6 +77,7 @@ fn run(sequences: usize, tokens: usize) {
         step_tokens: 512.max(sequences),
         queue_depth: sequences,
         prefix_caching: true,
+        speculative: Speculative::Off,
         end_tokens: vec![0],
     };
     let (reports, _kept) = mpsc::channel();

@@ -37,6 +37,15 @@ pub enum Device {
     Cpu,
 }
 
+/// Where tokens come from that are verified several at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speculative {
+    Off,
+    /// From what followed the same tokens earlier in the prompt or answer, where that pays.
+    Ngram,
+}
+
 /// What happens to request fields that this server does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -100,6 +109,9 @@ pub struct ServeFlags {
     /// Reuse the KV of equal prefixes [default: true]
     #[arg(long, env = "OBOL_PREFIX_CACHING", value_name = "BOOL")]
     pub prefix_caching: Option<bool>,
+    /// Guess the next tokens from the text so far and verify them in one step; answers stay the same [default: ngram]
+    #[arg(long, env = "OBOL_SPECULATIVE")]
+    pub speculative: Option<Speculative>,
     /// Largest request body, like 8MiB [default: 8MiB]
     #[arg(long, env = "OBOL_MAX_BODY", value_name = "BYTES")]
     pub max_body: Option<String>,
@@ -194,6 +206,7 @@ pub struct Config {
     pub kv_memory: Option<u64>,
     pub block_size: usize,
     pub prefix_caching: bool,
+    pub speculative: Speculative,
     pub max_body: usize,
     pub unknown_fields: UnknownFields,
     pub drain_timeout: Duration,
@@ -238,6 +251,7 @@ impl Config {
             kv_memory: bytes("kv_memory", flags.kv_memory.or(serve.kv_memory))?,
             block_size: flags.block_size.or(serve.block_size).unwrap_or(16),
             prefix_caching: flags.prefix_caching.or(serve.prefix_caching).unwrap_or(true),
+            speculative: flags.speculative.or(serve.speculative).unwrap_or(Speculative::Ngram),
             max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),
             unknown_fields: flags.unknown_fields.or(serve.unknown_fields).unwrap_or(UnknownFields::Reject),
             drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),
@@ -362,8 +376,10 @@ mod tests {
 
     #[test]
     fn precisions_are_read_by_their_names() {
-        let file = "[serve]\nquant = 'int4'\nkv_dtype = 'int8'\nrevision = 'v1'\n";
+        let file = "[serve]\nquant = 'int4'\nkv_dtype = 'int8'\nrevision = 'v1'\nspeculative = 'off'\n";
         let config = resolve(file, ServeFlags::default()).unwrap();
+        assert_eq!(config.speculative, Speculative::Off);
+        assert_eq!(resolve("", ServeFlags::default()).unwrap().speculative, Speculative::Ngram);
         assert_eq!((config.quant, config.kv_dtype), (Quant::Int4, KvDtype::Int8));
         assert_eq!(config.revision.as_deref(), Some("v1"));
         let flags = ServeFlags { quant: Some(Quant::F32), ..ServeFlags::default() };

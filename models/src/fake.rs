@@ -1,8 +1,8 @@
 //! A tiny deterministic model for tests of the engine.
 //!
 //! Its logits are a hash of the sequence's whole token prefix as read back through the block table, so a
-//! wrong table, a freed and reused block or a missing prefill changes the output. It knows no weights and
-//! needs no files. Invariant: equal prefixes give equal logits, whatever else is in the batch, however the
+//! wrong table, a freed and reused block or a missing prefill changes the output (of the last tokens of it, for
+//! a model told to forget the others). It knows no weights and needs no files. Invariant: equal prefixes give equal logits, whatever else is in the batch, however the
 //! prefix was cut into steps and in whichever blocks it lies.
 
 use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
@@ -17,6 +17,8 @@ pub struct FakeModel {
     vocab: usize,
     context_length: usize,
     seed: u64,
+    /// How many of a prefix's last tokens its logits depend on.
+    memory: usize,
     block_size: usize,
     /// (blocks * block_size) the token written at each slot.
     slots: Vec<u32>,
@@ -35,6 +37,7 @@ impl FakeModel {
             vocab,
             context_length,
             seed,
+            memory: usize::MAX,
             block_size: 1,
             slots: Vec::new(),
             logits: Vec::new(),
@@ -43,6 +46,13 @@ impl FakeModel {
             panic_at: None,
             on_forward: None,
         }
+    }
+
+    /// Its logits depend on the last `tokens` of a prefix only, so that what it says repeats.
+    #[must_use]
+    pub fn remembering(mut self, tokens: usize) -> Self {
+        self.memory = tokens;
+        self
     }
 
     /// The n-th forward (from 1) fails.
@@ -69,7 +79,8 @@ impl FakeModel {
 
     /// The logits after `prefix`, computed without a pool: a test's oracle.
     pub fn logits_after(&self, prefix: &[u32]) -> Vec<f32> {
-        let state = prefix.iter().fold(self.seed, |state, &token| absorb(state, token));
+        let forgotten = prefix.len().saturating_sub(self.memory);
+        let state = prefix[forgotten..].iter().fold(self.seed, |state, &token| absorb(state, token));
         (0..self.vocab).map(|token| logit(state, token)).collect()
     }
 
@@ -112,7 +123,8 @@ impl FakeModel {
         for (index, span) in batch.spans.iter().enumerate() {
             let table = &batch.block_tables[span.table.clone()];
             for &row in &batch.logit_rows[batch.logits_of(index)] {
-                let state = (0..=batch.positions[row] as usize)
+                let length = batch.positions[row] as usize + 1;
+                let state = (length.saturating_sub(self.memory)..length)
                     .fold(self.seed, |state, position| absorb(state, self.slots[self.slot(table, position)]));
                 self.logits.extend((0..self.vocab).map(|token| logit(state, token)));
             }

@@ -153,6 +153,7 @@ fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<Eng
         step_tokens: config.step_tokens,
         queue_depth: config.queue_depth,
         prefix_caching: config.prefix_caching,
+        speculative: config.speculative,
         end_tokens: end_tokens.to_vec(),
     })
 }

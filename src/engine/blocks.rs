@@ -267,6 +267,15 @@ impl BlockLease {
         }
     }
 
+    /// Gives back the last blocks until there are `blocks`, and pays for them.
+    pub fn shrink_to(&mut self, blocks: usize) {
+        let mut pool = self.pool.borrow_mut();
+        while self.holds.len() > blocks {
+            let hold = self.holds.pop().expect("more than none");
+            self.account.set(self.account.get() + pool.release(hold));
+        }
+    }
+
     /// Block `index` is full and computed, and completes the prefix `key`: others may use it from
     /// now on. When the same prefix is cached already, that block stays the one.
     pub fn publish(&self, index: usize, key: PrefixKey) {
@@ -289,12 +298,7 @@ impl BlockLease {
 impl Drop for BlockLease {
     /// Pays and gives the blocks back, last first, so that a prefix outlives its continuation.
     fn drop(&mut self) {
-        let mut pool = self.pool.borrow_mut();
-        let mut paid = self.account.get();
-        for hold in self.holds.drain(..).rev() {
-            paid += pool.release(hold);
-        }
-        self.account.set(paid);
+        self.shrink_to(0);
     }
 }
 

@@ -23,8 +23,11 @@ impl Device {
     pub(super) fn new(model: Box<dyn CausalLm>, config: &EngineConfig) -> Self {
         let desks = (0..model.workers()).map(|_| Mutex::default()).collect();
         let mut batch = Batch::default();
-        // The longest tables come late in a long answer; only much shared prefixes make them longer.
+        // The largest step may come late; only where many share a long prefix are the tables longer than this.
         batch.block_tables.reserve(config.blocks);
+        batch.tokens.reserve(config.step_tokens);
+        batch.positions.reserve(config.step_tokens);
+        batch.logit_rows.reserve(config.step_tokens);
         Self { model, batch, lanes: Vec::new(), desks, end_tokens: config.end_tokens.clone() }
     }
 
@@ -45,12 +48,14 @@ impl Device {
         let positions = sequence.computed..sequence.computed + sequence.rows;
         let rows = batch.tokens.len()..batch.tokens.len() + sequence.rows;
         let table = batch.block_tables.len()..batch.block_tables.len() + sequence.lease.len();
-        batch.tokens.extend_from_slice(&sequence.tokens[positions.clone()]);
+        let known = sequence.computed..positions.end - sequence.drafts.len();
+        batch.tokens.extend_from_slice(&sequence.tokens[known]);
+        batch.tokens.extend_from_slice(&sequence.drafts);
         batch.positions.extend(positions.map(|p| p as u32));
         batch.block_tables.extend(sequence.lease.ids());
         batch.logit_rows.extend(rows.end - sequence.logits()..rows.end);
         batch.spans.push(Span { rows, table });
-        lock(&sequence.lane).begin();
+        lock(&sequence.lane).begin(&sequence.drafts);
         self.lanes.push(sequence.lane.clone());
     }
 

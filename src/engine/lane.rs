@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::request::{NewRequest, TokenLogprobs};
 
+use super::draft::DRAFTS_MAX;
 use super::sampler::{self, Draw, History, Scratch};
 
 /// A worker's own space to sample in.
@@ -24,10 +25,10 @@ pub(super) struct Lane {
     new: Arc<NewRequest>,
     choice: u32,
     history: History,
-    /// Whether a penalty will ever ask what was generated.
-    remembers: bool,
     /// Tokens that the sequence has, those drawn in this step included.
     length: usize,
+    /// What the rows after the first were given for the tokens before them.
+    drafts: Vec<u32>,
     /// Tokens drawn in this step, in order.
     pub(super) drawn: Vec<Drawn>,
     /// A row of logits held no number; nothing was drawn from it.
@@ -44,31 +45,35 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Lane {
     pub(super) fn new(new: &Arc<NewRequest>, choice: u32) -> Self {
-        let sampling = &new.sampling;
         Self {
             choice,
-            history: History::new(&new.prompt, sampling),
-            remembers: sampling.presence_penalty != 0.0
-                || sampling.frequency_penalty != 0.0
-                || sampling.repetition_penalty != 1.0,
+            history: History::new(&new.prompt, &new.sampling),
             length: new.prompt.len(),
+            drafts: Vec::new(),
             drawn: Vec::with_capacity(1),
             broken: false,
             new: new.clone(),
         }
     }
 
-    /// Before a step.
-    pub(super) fn begin(&mut self) {
+    /// Before a step that verifies `drafts`.
+    pub(super) fn begin(&mut self, drafts: &[u32]) {
         self.drawn.clear();
+        self.drafts.clear();
+        if !drafts.is_empty() {
+            self.drafts.reserve_exact(DRAFTS_MAX);
+            self.drawn.reserve_exact(DRAFTS_MAX + 1);
+            self.drafts.extend_from_slice(drafts);
+        }
         self.broken = false;
     }
 
-    /// Draws from `logits` (rows, vocab).
+    /// Draws from `logits` (rows, vocab): the first row's token, and the next row's while the draft between
+    /// them is what was drawn.
     pub(super) fn sample(&mut self, logits: &[f32], vocab: usize, end_tokens: &[u32], desk: &mut Desk) {
         let Desk { scratch, forbidden } = desk;
         let (sampling, stops) = (&self.new.sampling, &self.new.stops);
-        for row in logits.chunks_exact(vocab) {
+        for (index, row) in logits.chunks_exact(vocab).enumerate() {
             forbidden.clear();
             if self.length - self.new.prompt.len() < stops.min_tokens as usize {
                 forbidden.extend_from_slice(&stops.stop_token_ids);
@@ -84,10 +89,12 @@ impl Lane {
                 return;
             };
             self.length += 1;
-            if self.remembers {
-                self.history.push(token);
-            }
+            self.history.push(token);
             self.drawn.push((token, logprobs));
+            // The next row is of what was proposed: it counts if that is what was drawn.
+            if self.drafts.get(index) != Some(&token) {
+                return;
+            }
         }
     }
 }

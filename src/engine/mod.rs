@@ -6,11 +6,13 @@
 
 pub mod blocks;
 mod device;
+mod draft;
 mod lane;
 pub mod prefix;
 pub mod sampler;
 pub mod scheduler;
 mod sequence;
+mod speculate;
 mod step;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,6 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
+use crate::config::Speculative;
 use crate::meter::calibration::Calibration;
 use crate::meter::partition::Partition;
 use crate::request::{Event, NewRequest};
@@ -45,6 +48,7 @@ pub struct EngineConfig {
     /// Requests that may wait; one more is refused.
     pub queue_depth: usize,
     pub prefix_caching: bool,
+    pub speculative: Speculative,
     /// Tokens that end a sequence.
     pub end_tokens: Vec<u32>,
 }
@@ -81,6 +85,10 @@ pub struct EngineStats {
     pub prefix_hits: u64,
     pub prompt_tokens: u64,
     pub generation_tokens: u64,
+    /// Proposals that were verified, their tokens, and how many of those held.
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    pub draft_tokens_accepted: u64,
     /// In the order of `HouseTime::ALL`.
     pub house: [DeviceNanos; HouseTime::ALL.len()],
     pub charged: DeviceNanos,

@@ -44,6 +44,9 @@ pub struct StepPlan {
     pub admit: Vec<usize>,
     /// Indices of running sequences that lose their blocks, last arrival first.
     pub preempt: Vec<usize>,
+    /// What is left for this step when everybody has what they need, and nothing was preempted.
+    pub spare_tokens: usize,
+    pub spare_blocks: usize,
     /// Tokens given to each running sequence.
     tokens: Vec<usize>,
 }
@@ -68,7 +71,7 @@ pub fn plan(
     plan: &mut StepPlan,
 ) {
     plan.clear(running.len());
-    let StepPlan { run, admit, preempt, tokens } = plan;
+    let StepPlan { run, admit, preempt, spare_tokens, spare_blocks, tokens } = plan;
     let budget = limits.step_tokens;
     let mut step = Step { running, limits, available, tokens, kept: running.len(), budget };
     for decode in [true, false] {
@@ -83,6 +86,7 @@ pub fn plan(
     if preempt.is_empty() {
         step.admit(waiting, admit);
     }
+    (*spare_tokens, *spare_blocks) = (step.budget, step.available);
     run.extend((0..step.kept).filter(|i| step.tokens[*i] > 0).map(|i| (i, step.tokens[i])));
 }
 
@@ -239,6 +243,18 @@ mod tests {
             plan.admit.len()
         };
         assert_eq!((admitted(9), admitted(10)), (0, 1));
+    }
+
+    #[test]
+    fn what_nobody_needs_is_to_spare() {
+        let spare = |running: &[Running], waiting: &[Waiting], available| {
+            let mut plan = StepPlan::default();
+            super::plan(running, waiting.iter().copied(), available, &LIMITS, &mut plan);
+            (plan.spare_tokens, plan.spare_blocks)
+        };
+        assert_eq!(spare(&[decode(6), decode(9)], &[], 5), (14, 4), "one takes a block");
+        assert_eq!(spare(&[decode(6)], &[fresh(7)], 5), (8, 3), "as does who is admitted");
+        assert_eq!(spare(&[prefill(4, 36)], &[], 9), (0, 1), "a prefill will need the rest of its blocks");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
 use crate::usage::{Accrual, TokenCounts, Usage};
 
 use super::blocks::BlockLease;
+use super::draft::{DRAFTS_MAX, Drafter, Estimate, Verified};
 use super::lane::{Drawn, Lane, SharedLane, lock};
 use super::prefix::{self, PrefixKey};
 use super::{Place, Submission};
@@ -113,6 +114,11 @@ impl Request {
         self.first_token.get_or_insert(now);
     }
 
+    pub(super) fn drafted(&mut self, verified: Verified) {
+        self.tokens.draft_accepted += verified.accepted as u64;
+        self.tokens.draft_rejected += (verified.proposed - verified.accepted) as u64;
+    }
+
     pub(super) fn holds(&mut self, blocks: u64) {
         self.peak_blocks = self.peak_blocks.max(blocks);
     }
@@ -186,8 +192,12 @@ pub(super) struct Sequence {
     pub(super) root: PrefixKey,
     pub(super) lease: BlockLease,
     pub(super) lane: SharedLane,
+    new: Arc<NewRequest>,
+    pub(super) drafter: Drafter,
     /// Tokens that it computes in the step under way.
     pub(super) rows: usize,
+    /// The last of those that are only proposed.
+    pub(super) drafts: Vec<u32>,
 }
 
 /// What one sequence does in a step, with its weights.
@@ -225,7 +235,10 @@ impl Sequence {
             root: prefix::root(new.salt),
             lease,
             lane: Arc::new(Mutex::new(Lane::new(new, choice))),
+            new: new.clone(),
+            drafter: Drafter::new(),
             rows: 0,
+            drafts: Vec::new(),
         }
     }
 
@@ -241,12 +254,54 @@ impl Sequence {
 
     /// Rows of logits in the step under way.
     pub(super) fn logits(&self) -> usize {
-        usize::from(self.computed + self.rows == self.tokens.len())
+        let drafts = self.drafts.len();
+        if self.computed + self.rows - drafts == self.tokens.len() { 1 + drafts } else { 0 }
+    }
+
+    /// Whether only its last token is to be computed.
+    pub(super) fn decodes(&self) -> bool {
+        self.tokens.len() - self.computed == 1
+    }
+
+    /// Tokens that it has in the end, at most.
+    fn longest(&self) -> usize {
+        self.prompt + self.new.stops.max_tokens as usize
+    }
+
+    /// Proposes what may follow: how many tokens, and the chance that each holds.
+    pub(super) fn propose(&mut self, end_tokens: &[u32], prior: &[Estimate; 2]) -> Option<(usize, f64)> {
+        // The step draws one token more than hold.
+        let (longest, stops) = (self.longest(), &self.new.stops);
+        let room = longest.saturating_sub(self.tokens.len() + 1);
+        let ends =
+            |token| stops.stop_token_ids.contains(&token) || !stops.ignore_eos && end_tokens.contains(&token);
+        let proposed = self.drafter.propose(&self.tokens, longest, room, ends).len();
+        (proposed > 0).then(|| (proposed, self.drafter.chance(prior)))
+    }
+
+    /// Adds the first `rows` tokens of its proposal to the step, and the blocks that they need.
+    pub(super) fn draft(&mut self, rows: usize, block_size: usize) {
+        self.drafts.reserve_exact(DRAFTS_MAX);
+        self.drafts.extend_from_slice(&self.drafter.proposal()[..rows]);
+        self.rows += rows;
+        self.lease.grow_to((self.computed + self.rows).div_ceil(block_size));
+    }
+
+    /// After a step that drew `drawn` tokens: its KV goes as far as proposals held, and blocks beyond that are
+    /// given back.
+    pub(super) fn verified(&mut self, accepted: usize, block_size: usize) -> Verified {
+        let proposed = self.drafts.len();
+        self.rows -= proposed - accepted;
+        self.computed_more(self.rows, block_size);
+        self.lease.shrink_to(self.computed.div_ceil(block_size));
+        let verified = Verified { found: self.drafter.found(), proposed, accepted };
+        self.drafter.learn(verified);
+        verified
     }
 
     /// The most blocks that it will ever hold.
     pub(super) fn blocks_max(&self, block_size: usize) -> usize {
-        self.tokens.capacity().div_ceil(block_size)
+        self.longest().div_ceil(block_size)
     }
 
     /// Keys of the prefix that may come from the cache: at least one token is always computed.

@@ -9,6 +9,7 @@ mod advance;
 mod endings;
 mod prepare;
 mod report;
+mod speculate;
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -29,6 +30,7 @@ use super::blocks::Blocks;
 use super::device::Device;
 use super::scheduler::{Running, StepPlan};
 use super::sequence::{Part, Request, RequestKey, Sequence};
+use super::speculate::{Candidate, Speculator};
 use super::{Command, EngineConfig, EngineStats, Parts, Shared};
 
 /// How often the whole pool is walked.
@@ -84,6 +86,7 @@ struct Engine {
     gone: Vec<RequestKey>,
     /// Commands that came during a step and may end sequences that take part in it.
     later: VecDeque<Command>,
+    speculator: Speculator,
     buffers: Buffers,
 }
 
@@ -111,6 +114,7 @@ struct Buffers {
     plan: StepPlan,
     /// Indices in `running` of what takes part in the step, ascending.
     planned: Vec<usize>,
+    candidates: Vec<Candidate>,
     parts: Vec<Part>,
     weights: Vec<u128>,
     shares: Vec<DeviceNanos>,
@@ -153,6 +157,7 @@ impl Engine {
             outbox: Vec::new(),
             gone: Vec::new(),
             later: VecDeque::new(),
+            speculator: Speculator::new(),
             buffers: Buffers::default(),
         };
         (engine, device)
@@ -285,6 +290,7 @@ impl Engine {
             }
             return;
         }
+        self.speculate();
         self.load(device);
         if !device.overlaps() {
             self.meanwhile(inbox);

@@ -33,6 +33,21 @@ fn engine(app: &App, text: &mut Exposition) {
     text.counter("vllm:prefix_cache_queries_total", help, &model, stats.prefix_queries);
     let help = "Prompt tokens found in the prefix cache.";
     text.counter("vllm:prefix_cache_hits_total", help, &model, stats.prefix_hits);
+    for (name, help, value) in [
+        (
+            "vllm:spec_decode_num_drafts_total",
+            "Proposals of following tokens that were verified.",
+            stats.drafts,
+        ),
+        ("vllm:spec_decode_num_draft_tokens_total", "Tokens of those proposals.", stats.draft_tokens),
+        (
+            "vllm:spec_decode_num_accepted_tokens_total",
+            "Proposed tokens that were what was drawn.",
+            stats.draft_tokens_accepted,
+        ),
+    ] {
+        text.counter(name, help, &model, value);
+    }
     let help = "Steps that the device ran.";
     text.counter("obol_engine_steps_total", help, &[("device", &app.served().device)], stats.steps);
 }

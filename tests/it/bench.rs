@@ -12,6 +12,7 @@ use obol::bench::{
     Standing, Started, Subject, Workload, bench,
 };
 use obol::clock::{Clock, SystemClock};
+use obol::config::Speculative;
 use obol::engine::{EngineConfig, EngineHandle, Parts};
 use obol::ledger::RateCard;
 use obol::measure::asking::Running;
@@ -67,6 +68,7 @@ impl Site for Fakes {
                 step_tokens: setup.step_tokens,
                 queue_depth: 4,
                 prefix_caching: setup.prefix_caching,
+                speculative: Speculative::Off,
                 end_tokens: Vec::new(),
             },
             model: Box::new(model),

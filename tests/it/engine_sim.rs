@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use obol::clock::{Clock, ManualClock};
+use obol::config::Speculative;
 use obol::engine::sampler::{self, Draw, History, Scratch};
 use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
@@ -19,10 +20,10 @@ use obol_models::fake::FakeModel;
 const COST: Coefficients =
     Coefficients { step: 5_000_000, token: 1_000_000, attention: 3_000, logits: 200_000 };
 
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -44,8 +45,8 @@ fn step_cost(batch: &Batch) -> DeviceNanos {
     DeviceNanos(u64::try_from((u128::from(COST.step) + own) / 1000).unwrap())
 }
 
-struct World {
-    engine: EngineHandle,
+pub(crate) struct World {
+    pub(crate) engine: EngineHandle,
     reports: mpsc::Receiver<MeterReport>,
     clock: Arc<ManualClock>,
     busy: Arc<AtomicU64>,
@@ -53,7 +54,7 @@ struct World {
     passed: u64,
 }
 
-fn config(blocks: usize, block_size: usize) -> EngineConfig {
+pub(crate) fn config(blocks: usize, block_size: usize) -> EngineConfig {
     EngineConfig {
         blocks,
         block_size,
@@ -63,12 +64,13 @@ fn config(blocks: usize, block_size: usize) -> EngineConfig {
         step_tokens: 6,
         queue_depth: 64,
         prefix_caching: true,
+        speculative: Speculative::Ngram,
         end_tokens: vec![0],
     }
 }
 
 impl World {
-    fn new(model: FakeModel, config: EngineConfig) -> Self {
+    pub(crate) fn new(model: FakeModel, config: EngineConfig) -> Self {
         Self::paced(model, config, || {})
     }
 
@@ -98,7 +100,7 @@ impl World {
         Self { engine, reports, clock, busy, passed: 0 }
     }
 
-    fn submit(
+    pub(crate) fn submit(
         &self,
         ticket: u64,
         prompt: &[u32],
@@ -119,7 +121,7 @@ impl World {
     }
 
     /// Stops the engine and checks everything that must hold for any history.
-    fn finish(self) -> Vec<Usage> {
+    pub(crate) fn finish(self) -> Vec<Usage> {
         self.engine.shutdown();
         let reports: Vec<MeterReport> = self.reports.try_iter().collect();
         let mut usages: Vec<Usage> = Vec::new();
@@ -140,12 +142,15 @@ impl World {
         let stats = self.engine.stats();
         assert_eq!((stats.running, stats.waiting, stats.blocks.held), (0, 0, 0), "all blocks are back");
         assert_eq!(stats.blocks.cached + stats.blocks.free, stats.blocks_total);
+        let accepted: u64 = usages.iter().map(|u| u.tokens.draft_accepted).sum();
+        let rejected: u64 = usages.iter().map(|u| u.tokens.draft_rejected).sum();
+        assert_eq!((stats.draft_tokens_accepted, stats.draft_tokens), (accepted, accepted + rejected));
         usages
     }
 }
 
 /// What a request must produce, computed the dumb way: one token after another, alone.
-fn oracle(
+pub(crate) fn oracle(
     model: &FakeModel,
     prompt: &[u32],
     sampling: &Sampling,
@@ -180,7 +185,7 @@ fn oracle(
     }
 }
 
-async fn read(stream: &mut EventStream, choices: u32) -> Vec<(Vec<u32>, Option<Finish>)> {
+pub(crate) async fn read(stream: &mut EventStream, choices: u32) -> Vec<(Vec<u32>, Option<Finish>)> {
     let mut out = vec![(Vec::new(), None); choices as usize];
     while let Some(event) = stream.next().await {
         match event {
@@ -193,11 +198,11 @@ async fn read(stream: &mut EventStream, choices: u32) -> Vec<(Vec<u32>, Option<F
     out
 }
 
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u32>, Sampling, Stops) {
+pub(crate) fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u32>, Sampling, Stops) {
     let prompt_len = 1 + rng.below(capacity - 1);
     // Few different prompts, so that prefixes collide.
     let pattern = rng.below(3);
@@ -221,7 +226,7 @@ fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u32>, Sampli
 
 #[test]
 fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
-    let (mut preemptions, mut hits) = (0, 0);
+    let (mut preemptions, mut hits, mut drafts, mut held) = (0, 0, 0, 0);
     for seed in 0..250u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         let vocab = 3 + rng.below(3) as usize;
@@ -229,9 +234,13 @@ fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
         let mut config = config(blocks, block_size);
         config.max_sequences = 1 + rng.below(4) as usize;
         config.prefix_caching = rng.below(5) > 0;
+        config.speculative = if seed % 4 == 0 { Speculative::Off } else { Speculative::Ngram };
         let capacity = config.max_model_len as u64;
-        let oracle_model = FakeModel::new(vocab, capacity as usize, seed);
-        let mut world = World::new(FakeModel::new(vocab, capacity as usize, seed), config);
+        // Those that forget say the same again, as texts do.
+        let memory = [usize::MAX, 2, 1][seed as usize % 3];
+        let model = || FakeModel::new(vocab, capacity as usize, seed).remembering(memory);
+        let oracle_model = model();
+        let mut world = World::new(model(), config);
         let count = 12;
         let mut kept = 0;
         block_on(async {
@@ -269,12 +278,15 @@ fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
         let stats = world.engine.stats();
         preemptions += stats.preemptions;
         hits += stats.prefix_hits;
+        drafts += stats.draft_tokens;
+        held += stats.draft_tokens_accepted;
         let usages = world.finish();
         assert_eq!(usages.len(), count as usize, "seed {seed}: one settlement a request, cancelled ones too");
         let finished = usages.iter().filter(|u| u.status != Finish::Cancelled).count();
         assert!(finished >= kept, "seed {seed}");
     }
     assert!(preemptions > 100 && hits > 500, "the worlds are tight: {preemptions} preemptions, {hits} hits");
+    assert!(held > 500 && drafts > held + 500, "proposals hold and fail: {held} of {drafts}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use obol::clock::{Clock, SystemClock};
+use obol::config::Speculative;
 use obol::engine::{self, EngineConfig, EngineHandle};
 use obol::http::{HttpConfig, Server, router};
 use obol::ledger::{DeviceInfo, Ledger, OpenOptions, RateCard};
@@ -101,6 +102,7 @@ pub(crate) fn world_with(options: Options) -> World {
             step_tokens: 64,
             queue_depth: options.queue_depth,
             prefix_caching: true,
+            speculative: Speculative::Off,
             end_tokens: Vec::new(),
         },
         model: Box::new(model),

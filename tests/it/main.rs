@@ -5,6 +5,7 @@ mod bench_servers;
 mod commands;
 mod compare;
 mod engine_sim;
+mod engine_speculation;
 mod http_answers;
 mod http_errors;
 mod http_probes;

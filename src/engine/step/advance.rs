@@ -13,8 +13,7 @@ impl Engine {
     pub(super) fn meter(&mut self, start: DeviceNanos, end: DeviceNanos) {
         let Self { running, requests, buffers, partition, .. } = self;
         let sequences = buffers.planned.len();
-        let decodes = |index: &&usize| running[**index].tokens.len() - running[**index].computed == 1;
-        let decoding = buffers.planned.iter().filter(decodes).count();
+        let decoding = buffers.planned.iter().filter(|index| running[**index].decodes()).count();
         let coefficients = self.calibration.of(StepClass::of(decoding, sequences - decoding));
         buffers.parts.clear();
         buffers
@@ -62,7 +61,7 @@ impl Engine {
 
     /// Appends what was drawn; sequences that end give their blocks back.
     pub(super) fn advance(&mut self) {
-        let Self { config, running, requests, buffers, outbox, stats, partition, .. } = self;
+        let Self { config, running, requests, buffers, outbox, stats, speculator, partition, .. } = self;
         let at = partition.cursor();
         buffers.ended.clear();
         buffers.prompts_done.clear();
@@ -89,8 +88,15 @@ impl Engine {
             if broken {
                 tracing::error!(request = %request.new.id, "the model's logits are not numbers");
                 end = Some(Finish::Error);
-            } else {
+            } else if sequence.drafts.is_empty() {
                 sequence.computed_more(sequence.rows, config.block_size);
+            } else {
+                let verified = sequence.verified(generated as usize - 1, config.block_size);
+                speculator.learn(verified);
+                request.drafted(verified);
+                stats.drafts += 1;
+                stats.draft_tokens += verified.proposed as u64;
+                stats.draft_tokens_accepted += verified.accepted as u64;
             }
             if generated > 0 {
                 request.generated(generated, at);

@@ -40,6 +40,7 @@ impl Engine {
         let plan = std::mem::take(&mut self.buffers.plan);
         for sequence in &mut self.running {
             sequence.rows = 0;
+            sequence.drafts.clear();
         }
         for (index, tokens) in &plan.run {
             self.running[*index].rows = *tokens;
@@ -76,6 +77,7 @@ impl Engine {
         let block_size = self.config.block_size;
         let mut sequence = self.waiting.pop_front().expect("the plan admits waiting sequences");
         sequence.rows = tokens;
+        sequence.drafts.clear();
         sequence.lease.reserve(sequence.blocks_max(block_size));
         if self.config.prefix_caching {
             let found = self.blocks.match_prefix(sequence.reusable_keys(block_size)).blocks;
