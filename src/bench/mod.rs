@@ -9,6 +9,7 @@ mod drive;
 mod engine;
 mod figures;
 mod gate;
+pub mod growth;
 mod http;
 mod pareto;
 mod plan;

@@ -1,5 +1,7 @@
 //! `obol bench`: flags to subjects and loads, figures to the terminal and to files.
 
+mod growth;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -154,6 +156,9 @@ pub(super) struct BenchFlags {
     #[arg(long, help_heading = "Engine in this process", env = "OBOL_KV_MEMORY", value_name = "BYTES")]
     kv_memory: Option<String>,
 
+    /// Instead of a load: time single steps against batch and context, beside the cost model's fit
+    #[arg(long, help_heading = "Results", conflicts_with_all = ["url", "gate"])]
+    growth: bool,
     /// What is printed
     #[arg(long, help_heading = "Results", value_enum, default_value = "table")]
     format: Format,
@@ -218,6 +223,9 @@ pub(super) fn run(
     command: Vec<String>,
 ) -> Result<ExitCode, Failure> {
     let mut config = config(&flags, &command, places, directories)?;
+    if flags.growth {
+        return growth::run(&flags, &config, directories, command);
+    }
     let subjects = subjects(&flags, &config, directories)?;
     let plan = plan(&flags, &config, command)?;
     for file in flags.json.iter().chain(&flags.svg) {

@@ -19,7 +19,7 @@ use crate::usage::{HouseTime, MeterReport, Snapshot};
 use super::Failure;
 
 /// How long calibrating may take.
-const CALIBRATION: Duration = Duration::from_millis(1500);
+pub(super) const CALIBRATION: Duration = Duration::from_millis(1500);
 
 /// The KV cache gets one part in this many of the free memory when nobody says otherwise.
 const KV_FRACTION: u64 = 4;
@@ -89,13 +89,14 @@ pub(super) fn prepare(
     })?;
     early.partition.book(HouseTime::Load, early.clock.now());
     let key = format!(
-        "{} {} {} {} cpu {threads} {} {}",
+        "{} {} {} {} cpu {threads} {} {} {}",
         info.fingerprint,
         info.precision,
         config.quant,
         config.kv_dtype,
         sizes.block_size,
-        env!("CARGO_PKG_VERSION")
+        env!("CARGO_PKG_VERSION"),
+        calibration::VERSION,
     );
     let name = format!("{}.json", &blake3::hash(key.as_bytes()).to_hex()[..24]);
     let file = config.data_dir.join("calibration").join(name);
