@@ -9,12 +9,12 @@ use crate::attention_kernel::{AttendTile, MergeTile, Sizes, Tile, Todo, attend, 
 use crate::dense_product::{DenseTask, TASK_COLUMNS};
 use crate::kv_write::{SharedLayer, WriteHead};
 use crate::packed_product::{Cut, PackedTask, multiply, scratch_len};
-use crate::rows::Quantize;
+use crate::rows::{Quantize, Rotate};
 use crate::simd::dispatch;
-use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, Rows, Span};
+use crate::{Activations, Dense, GROUP, Isa, KvLayer, Packed, Pool, Qkv, RopeStyle, RopeTable, Rows, Span};
 
 /// Elements of row-wise work that make a task worth while.
-pub(crate) const TASK_ELEMENTS: usize = 16 * 1024;
+pub(crate) const TASK_ELEMENTS: usize = 8 * 1024;
 
 /// A number of threads and an instruction set: every operation is a method.
 pub struct Cpu {
@@ -64,10 +64,16 @@ impl Cpu {
 
     /// `f(row)` for every row of `width` elements' work, in parallel where that pays.
     pub(crate) fn each_row(&self, rows: usize, width: usize, f: &(dyn Fn(usize) + Sync)) {
-        let each = (TASK_ELEMENTS / width.max(1)).clamp(1, rows.max(1));
+        let each = self.rows_each(rows, width);
         self.pool.run(rows.div_ceil(each), &|task| {
             (task * each..((task + 1) * each).min(rows)).for_each(f);
         });
+    }
+
+    /// Rows of a task where each is `width` elements' work: all, or a part that keeps all threads busy alike.
+    fn rows_each(&self, rows: usize, width: usize) -> usize {
+        let tasks = rows * width / TASK_ELEMENTS;
+        if tasks < 2 { rows.max(1) } else { rows.div_ceil(tasks.next_multiple_of(self.pool.threads())) }
     }
 
     /// Quantises `x` (m, k) to int8: per group of 32 one scale, amax / 127, rounding half to even.
@@ -80,7 +86,7 @@ impl Cpu {
         let scales = SharedMut::new(&mut out.scales);
         let sums = SharedMut::new(&mut out.sums);
         let half_sums = SharedMut::new(&mut out.half_sums);
-        self.each_row(m, k, &|row| {
+        self.each_row(m, 2 * k, &|row| {
             // SAFETY: each row is handed out once.
             let (q, scales) = unsafe { (q.slice(row * k, k), scales.slice(row * groups, groups)) };
             // SAFETY: as above.
@@ -116,31 +122,56 @@ impl Cpu {
         });
     }
 
-    /// Writes each row's k and v (kv_heads, head_dim), rounded to the layer's type, at its position.
+    /// Rotates q and k by the angles of the table's rows, where there is one, and writes k and v, rounded to the
+    /// layer's type, at the rows' positions. Elements of a head past the table's rotary_dim stay as they are.
     ///
     /// With int8 K and V of each position and kv head have a scale, amax / 127, and are rounded half to even.
-    pub fn kv_write(
+    /// Rows that no span covers are not written, and their k is not rotated.
+    pub fn rope_kv_write(
         &self,
+        qkv: Qkv<'_>,
+        turn: Option<(&RopeTable, RopeStyle)>,
         layer: &mut KvLayer,
-        k: Rows<'_>,
-        v: Rows<'_>,
         spans: &[Span],
         positions: &[u32],
         block_tables: &[u32],
     ) {
-        let width = layer.shape().kv_heads * layer.shape().head_dim;
-        k.check("kv write k", positions.len(), width);
-        v.check("kv write v", positions.len(), width);
+        let (rows, shape) = (positions.len(), layer.shape());
+        let Qkv { data, heads, q, k, v } = qkv;
+        let (q_width, width) = (heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        q.check("kv write q", rows, q_width, data);
+        k.check("kv write k", rows, width, data);
+        v.check("kv write v", rows, width, data);
+        let apart = q.is_apart(rows, q_width, k, width)
+            && q.is_apart(rows, q_width, v, width)
+            && k.is_apart(rows, width, v, width);
+        assert!(apart, "kv write: q at {q:?}, k at {k:?} and v at {v:?} overlap");
         check_spans("kv write", layer, spans, positions, block_tables);
-        let (isa, kv_heads) = (self.isa, layer.shape().kv_heads);
-        let layer = &SharedLayer::new(layer);
-        let write = |kv_head: usize| {
-            dispatch(isa, WriteHead { layer, kv_head, k, v, spans, positions, block_tables });
+        if let Some((table, _)) = turn {
+            assert!(table.rows() == rows, "rope: angles of {} rows, not {rows}", table.rows());
+            assert!(table.rotary_dim() <= shape.head_dim, "rope: rotary_dim is over head_dim");
+        }
+        let (isa, data, layer) = (self.isa, &SharedMut::new(data), &SharedLayer::new(layer));
+        let each = self.rows_each(rows, 2 * q_width);
+        let q_tasks = if turn.is_some() && heads > 0 { rows.div_ceil(each) } else { 0 };
+        let run = |task: usize| {
+            if task < shape.kv_heads {
+                let head =
+                    WriteHead { layer, kv_head: task, data, k, v, turn, spans, positions, block_tables };
+                return dispatch(isa, head);
+            }
+            let Some((table, style)) = turn else { return };
+            let first = (task - shape.kv_heads) * each;
+            for row in first..(first + each).min(rows) {
+                // SAFETY: each row's q is handed out once, and lies apart from k and v.
+                let x = unsafe { data.slice(q.start + row * q.stride, q_width) };
+                dispatch(isa, Rotate { x, head_dim: shape.head_dim, angles: table.row(row), style });
+            }
         };
-        if positions.len() * width < TASK_ELEMENTS {
-            (0..kv_heads).for_each(write);
+        if rows * (q_width + 2 * width) < TASK_ELEMENTS {
+            (0..shape.kv_heads + q_tasks).for_each(run);
         } else {
-            self.pool.run(kv_heads, &write);
+            self.pool.run(shape.kv_heads + q_tasks, &run);
         }
     }
 

@@ -1,11 +1,12 @@
-//! Writing K and V into the cache, rounded to its type.
+//! Rotating q and k, and writing K and V into the cache, rounded to its type.
 
 use crate::attention::Span;
 use crate::cpu::SharedMut;
 use crate::element::{Brain, Byte, Element, Half, Single};
 use crate::kv::{KvData, Parts};
+use crate::rows::rotate;
 use crate::simd::{Kernel, LANES, Simd, load_part, split};
-use crate::{KvLayer, KvShape, Rows};
+use crate::{KvLayer, KvShape, Place, RopeStyle, RopeTable};
 
 /// A layer that several tasks write, each another kv head.
 pub(crate) struct SharedLayer<'a> {
@@ -51,12 +52,18 @@ impl<'a, T> SharedParts<'a, T> {
     }
 }
 
-/// One kv head of all spans' rows.
+/// A rotation's angles and pairs.
+pub(crate) type Turn<'a> = Option<(&'a RopeTable, RopeStyle)>;
+
+/// One kv head of all spans' rows: k is rotated where it lies, then both are written.
 pub(crate) struct WriteHead<'a> {
     pub(crate) layer: &'a SharedLayer<'a>,
     pub(crate) kv_head: usize,
-    pub(crate) k: Rows<'a>,
-    pub(crate) v: Rows<'a>,
+    /// Holds k and v; of them this task has its kv head's.
+    pub(crate) data: &'a SharedMut<'a, f32>,
+    pub(crate) k: Place,
+    pub(crate) v: Place,
+    pub(crate) turn: Turn<'a>,
     pub(crate) spans: &'a [Span],
     pub(crate) positions: &'a [u32],
     pub(crate) block_tables: &'a [u32],
@@ -80,15 +87,24 @@ const PIECE: usize = 512;
 #[inline(always)]
 fn write<S: Simd, E: Element>(s: S, element: E, parts: &SharedParts<'_, E::Item>, head: &WriteHead<'_>) {
     let shape = head.layer.shape;
-    let width = shape.kv_heads * shape.head_dim;
+    let at = |place: Place, row: usize| place.start + row * place.stride + head.kv_head * shape.head_dim;
     let mut rounded = [E::Item::default(); PIECE];
     for span in head.spans {
         for row in span.rows.clone() {
             let position = head.positions[row] as usize;
             let block = head.block_tables[span.table.start + position / shape.block_size] as usize;
             let slot = position % shape.block_size;
-            let from = head.kv_head * shape.head_dim..(head.kv_head + 1) * shape.head_dim;
-            let (k, v) = (&head.k.row(row, width)[from.clone()], &head.v.row(row, width)[from]);
+            // SAFETY: only this task has this kv head of k and v.
+            let (k, v) = unsafe {
+                (
+                    head.data.slice(at(head.k, row), shape.head_dim),
+                    &*head.data.slice(at(head.v, row), shape.head_dim),
+                )
+            };
+            if let Some((table, style)) = head.turn {
+                rotate(k, shape.head_dim, table.row(row), style);
+            }
+            let k = &*k;
             let k_start = shape.k_start(block, head.kv_head);
             let v_start = shape.v_start(block, head.kv_head) + slot * shape.v_dim();
             // SAFETY: only this task has this kv head, and it takes one piece of each at a time.

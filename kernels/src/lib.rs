@@ -54,6 +54,45 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
+/// Rows at a fixed distance in a slice that is named elsewhere: row `i` starts at `start + i * stride`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub start: usize,
+    pub stride: usize,
+}
+
+impl Place {
+    fn check(&self, what: &str, rows: usize, width: usize, data: &[f32]) {
+        let data = data.get(self.start..).unwrap_or_else(|| panic!("{what}: starts at {}", self.start));
+        Rows::new(data, self.stride).check(what, rows, width);
+    }
+
+    /// Whether `rows` rows of `width` here and of `other_width` at `other` share no element: side by side in the
+    /// same rows, or one after the other.
+    fn is_apart(&self, rows: usize, width: usize, other: Self, other_width: usize) -> bool {
+        let (first, first_width, second, second_width) = match self.start <= other.start {
+            true => (*self, width, other, other_width),
+            false => (other, other_width, *self, width),
+        };
+        let distance = second.start - first.start;
+        let beside = first.stride == second.stride
+            && distance >= first_width
+            && distance + second_width <= first.stride;
+        rows == 0 || beside || distance >= (rows - 1) * first.stride + first_width
+    }
+}
+
+/// Queries, keys and values of a batch's rows, each (heads, head_dim), where products wrote them in one slice.
+#[derive(Debug)]
+pub struct Qkv<'a> {
+    pub data: &'a mut [f32],
+    /// Query heads.
+    pub heads: usize,
+    pub q: Place,
+    pub k: Place,
+    pub v: Place,
+}
+
 impl<'a> Rows<'a> {
     pub fn new(data: &'a [f32], stride: usize) -> Self {
         Self { data, stride }

@@ -19,6 +19,13 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
+/// One row's cosines and sines: (rotary_dim / 2).
+#[derive(Clone, Copy)]
+pub(crate) struct Angles<'a> {
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+}
+
 /// Cosines and sines of the angles of a batch's rows.
 ///
 /// They are made anew for each batch: a table of all positions of a long context would take as much memory as
@@ -76,6 +83,11 @@ impl RopeTable {
                 self.sin.push((self.attention_factor * s) as f32);
             }
         }
+    }
+
+    pub(crate) fn row(&self, row: usize) -> Angles<'_> {
+        let half = self.frequencies.len();
+        Angles { cos: &self.cos[row * half..][..half], sin: &self.sin[row * half..][..half] }
     }
 
     /// Leading elements of each head that are rotated.

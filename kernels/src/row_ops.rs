@@ -3,9 +3,9 @@
 
 use crate::act::{Act, ActInPlace, ActMul, Softcap};
 use crate::cpu::{SharedMut, TASK_ELEMENTS};
-use crate::rows::{LayerNorm, Norm, Rotate};
+use crate::rows::{LayerNorm, Norm};
 use crate::simd::dispatch;
-use crate::{Cpu, RopeStyle, RopeTable, Rows};
+use crate::{Cpu, Rows};
 
 impl Cpu {
     /// out = x / sqrt(mean(x^2) + eps) * weight, for rows of `weight.len()`.
@@ -144,33 +144,6 @@ impl Cpu {
             let start = task * TASK_ELEMENTS;
             // SAFETY: each piece is handed out once.
             f(start, unsafe { x.slice(start, TASK_ELEMENTS.min(len - start)) });
-        });
-    }
-
-    /// Rotates in place the first `heads` heads of rows `stride` apart by the angles of the table's rows.
-    ///
-    /// With q and k side by side in a row, `heads` may count both. Elements of a head past the table's
-    /// rotary_dim stay as they are.
-    pub fn rope(
-        &self,
-        x: &mut [f32],
-        stride: usize,
-        heads: usize,
-        head_dim: usize,
-        table: &RopeTable,
-        style: RopeStyle,
-    ) {
-        Rows::new(x, stride).check("rope", table.rows(), heads * head_dim);
-        assert!(table.rotary_dim() <= head_dim, "rope: rotary_dim is over head_dim");
-        let half = table.rotary_dim() / 2;
-        let width = heads * head_dim;
-        let x = SharedMut::new(x);
-        self.each_row(table.rows(), width, &|row| {
-            // SAFETY: each row is handed out once.
-            let x = unsafe { x.slice(row * stride, width) };
-            let angles = row * half;
-            let (cos, sin) = (&table.cos[angles..][..half], &table.sin[angles..][..half]);
-            dispatch(self.isa(), Rotate { x, head_dim, cos, sin, style });
         });
     }
 }

@@ -1,5 +1,6 @@
 //! Kernels that work on single rows: quantising, norms, rotation. Each row by itself, in a fixed order.
 
+use crate::rope::Angles;
 use crate::simd::{Kernel, LANES, Simd, load_part, split, store_part};
 use crate::{GROUP, RopeStyle};
 
@@ -167,33 +168,37 @@ pub(crate) struct Rotate<'a> {
     /// (heads, head_dim)
     pub(crate) x: &'a mut [f32],
     pub(crate) head_dim: usize,
-    /// (rotary_dim / 2)
-    pub(crate) cos: &'a [f32],
-    pub(crate) sin: &'a [f32],
+    pub(crate) angles: Angles<'a>,
     pub(crate) style: RopeStyle,
 }
 
 impl Kernel for Rotate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let half = self.cos.len();
-        assert!(self.sin.len() == half && 2 * half <= self.head_dim, "wrong angles; this is a bug");
-        for head in self.x.chunks_exact_mut(self.head_dim) {
-            match self.style {
-                RopeStyle::Interleaved => {
-                    for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(self.cos).zip(self.sin) {
-                        let (a, b) = (pair[0], pair[1]);
-                        pair[0] = a * cos - b * sin;
-                        pair[1] = a * sin + b * cos;
-                    }
+        rotate(self.x, self.head_dim, self.angles, self.style);
+    }
+}
+
+/// Rotates heads by a row's angles.
+#[inline(always)]
+pub(crate) fn rotate(x: &mut [f32], head_dim: usize, Angles { cos, sin }: Angles<'_>, style: RopeStyle) {
+    let half = cos.len();
+    assert!(sin.len() == half && 2 * half <= head_dim, "wrong angles; this is a bug");
+    for head in x.chunks_exact_mut(head_dim) {
+        match style {
+            RopeStyle::Interleaved => {
+                for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+                    let (a, b) = (pair[0], pair[1]);
+                    pair[0] = a * cos - b * sin;
+                    pair[1] = a * sin + b * cos;
                 }
-                RopeStyle::Halves => {
-                    let (first, second) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b) = (first[i], second[i]);
-                        first[i] = a * self.cos[i] - b * self.sin[i];
-                        second[i] = a * self.sin[i] + b * self.cos[i];
-                    }
+            }
+            RopeStyle::Halves => {
+                let (first, second) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (first[i], second[i]);
+                    first[i] = a * cos[i] - b * sin[i];
+                    second[i] = a * sin[i] + b * cos[i];
                 }
             }
         }

@@ -8,12 +8,12 @@
 mod layer;
 mod mlp;
 
-use obol_kernels::{Activations, Attention, Cpu, KvDtype, Pool, RopeTable, Rows};
+use obol_kernels::{Activations, Attention, Cpu, KvDtype, Place, Pool, Qkv, RopeTable, Rows};
 
 use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
 use crate::error::LoadError;
 use crate::kv_pool::{KvPool, bytes_per_token};
-use crate::linear::{Linear, Loader, Named, Place};
+use crate::linear::{Linear, Loader, Named};
 use crate::load::LoadOptions;
 use crate::model_files::ModelFiles;
 use crate::spec::{LayerSpec, ModelSpec};
@@ -145,17 +145,10 @@ impl Decoder {
             if let Some(norms) = &layer.qk_norm {
                 norm_heads(cpu, spec, norms, qkv, places, rows);
             }
-            if let Some(rope) = of.rope {
-                let (style, table) = (spec.ropes[rope].style, &ropes[rope]);
-                for (place, heads) in [(q, spec.heads), (k, spec.kv_heads)] {
-                    let x = &mut qkv[place.start..];
-                    cpu.rope(x, place.stride, heads, spec.head_dim, table, style);
-                }
-            }
-            cpu.kv_write(
+            cpu.rope_kv_write(
+                Qkv { data: &mut *qkv, heads: spec.heads, q, k, v },
+                of.rope.map(|rope| (&ropes[rope], spec.ropes[rope].style)),
                 kv.layer_mut(index),
-                Rows::new(&qkv[k.start..], k.stride),
-                Rows::new(&qkv[v.start..], v.stride),
                 &batch.spans,
                 &batch.positions,
                 &batch.block_tables,

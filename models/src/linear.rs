@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use obol_kernels::{Activations, Cpu};
+use obol_kernels::{Activations, Cpu, Place};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
@@ -35,13 +35,6 @@ struct Output {
     product: usize,
     /// First column inside its product.
     column: usize,
-}
-
-/// Where an output's rows lie in the buffer that [`Linear::forward`] fills.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub start: usize,
-    pub stride: usize,
 }
 
 /// Name and number of output features of a matrix to load.
@@ -122,7 +115,7 @@ impl Linear {
         self.products.len() == 1
     }
 
-    /// Where output `output` of `rows` rows lies.
+    /// Where output `output` of `rows` rows lies in the buffer that [`Linear::forward`] fills.
     pub(crate) fn place(&self, output: usize, rows: usize) -> Place {
         let Output { product, column } = self.outputs[output];
         let product = &self.products[product];

@@ -218,6 +218,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, v: V) -> f32 {
+        with!({
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+        })
+    }
+
+    #[inline(always)]
     fn first(self, v: V) -> f32 {
         with!(_mm256_cvtss_f32(v[0]))
     }

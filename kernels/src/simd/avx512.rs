@@ -179,6 +179,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        with!(_mm512_reduce_max_ps(v))
+    }
+
+    #[inline(always)]
     fn first(self, v: __m512) -> f32 {
         with!(_mm512_cvtss_f32(v))
     }

@@ -1,7 +1,7 @@
 //! Paged attention against the reference, and bit for bit the same in every batch.
 
-use crate::common::{Random, assert_close, assert_same_bits, cpus};
-use obol_kernels::{Attention, Cpu, Isa, KvDtype, KvLayer, KvShape, Rows, Span, reference};
+use crate::common::{Random, assert_close, assert_same_bits, cpus, kv_write};
+use obol_kernels::{Attention, Cpu, Isa, KvDtype, KvLayer, KvShape, Place, Qkv, Rows, Span, reference};
 
 /// Sequences of some lengths in a shuffled pool, with the queries of their last rows.
 struct World {
@@ -32,7 +32,7 @@ fn world(seed: u64, shape: KvShape, heads: usize, lengths: &[(usize, usize)]) ->
     let positions: Vec<u32> = (0..rows as u32).collect();
     let span = Span { rows: 0..rows, table: 0..blocks };
     let cpu = Cpu::new(2);
-    cpu.kv_write(&mut layer, Rows::new(&left, width), Rows::new(&left, width), &[span], &positions, &table);
+    kv_write(&cpu, &mut layer, Rows::new(&left, width), Rows::new(&left, width), &[span], &positions, &table);
     let mut sequences = Vec::new();
     let mut queries = Vec::new();
     for (length, new) in lengths {
@@ -40,7 +40,7 @@ fn world(seed: u64, shape: KvShape, heads: usize, lengths: &[(usize, usize)]) ->
         let (k, v) = (random.vec(length * width), random.vec(length * width));
         let positions: Vec<u32> = (0..*length as u32).collect();
         let span = Span { rows: 0..*length, table: 0..table.len() };
-        cpu.kv_write(&mut layer, Rows::new(&k, width), Rows::new(&v, width), &[span], &positions, &table);
+        kv_write(&cpu, &mut layer, Rows::new(&k, width), Rows::new(&v, width), &[span], &positions, &table);
         sequences.push((*length, *new, table));
         queries.push(random.vec(new * heads * shape.head_dim).iter().map(|q| q * 3.0).collect());
     }
@@ -280,7 +280,7 @@ fn kv_is_written_where_the_table_says_on_every_instruction_set() {
             let (spans, tables) = ([Span { rows: 0..rows, table: 1..6 }], [9, 4, 2, 6, 3, 5]);
             let positions: Vec<u32> = (7..7 + rows as u32).collect();
             let (mut layer, mut expected) = (KvLayer::new(shape, 8), KvLayer::new(shape, 8));
-            cpu.kv_write(&mut layer, k, v, &spans, &positions, &tables);
+            kv_write(&cpu, &mut layer, k, v, &spans, &positions, &tables);
             reference::kv_write(&mut expected, k, v, &spans, &positions, &tables);
             for block in 0..8 {
                 for head in 0..kv_heads {
@@ -291,4 +291,14 @@ fn kv_is_written_where_the_table_says_on_every_instruction_set() {
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "overlap")]
+fn queries_and_keys_in_one_place_are_refused() {
+    let shape = KvShape { kv_heads: 1, head_dim: 16, block_size: 16, dtype: KvDtype::F16 };
+    let place = |start| Place { start, stride: 40 };
+    let qkv = Qkv { data: &mut [0.0; 96], heads: 1, q: place(0), k: place(15), v: place(31) };
+    let span = Span { rows: 0..2, table: 0..1 };
+    Cpu::new(1).rope_kv_write(qkv, None, &mut KvLayer::new(shape, 1), &[span], &[0, 1], &[0]);
 }

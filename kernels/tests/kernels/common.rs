@@ -1,6 +1,8 @@
 //! What the kernels' tests share: numbers from a seed, and matrices made of them.
 
-use obol_kernels::{Bits, Cpu, GROUP, Isa, Packed, ScaleKind};
+use obol_kernels::{
+    Bits, Cpu, GROUP, Isa, KvLayer, Packed, Place, Qkv, RopeStyle, RopeTable, Rows, ScaleKind, Span,
+};
 
 /// A splitmix64 generator.
 pub(crate) struct Random(pub(crate) u64);
@@ -67,4 +69,51 @@ pub(crate) fn assert_close(a: &[f32], b: &[f32], bound: f32, what: &str) {
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
         assert!((a - b).abs() <= bound * (1.0 + b.abs()), "{what}: element {i}: {a}, expected {b}");
     }
+}
+
+/// Writes k and v as they are.
+pub(crate) fn kv_write(
+    cpu: &Cpu,
+    layer: &mut KvLayer,
+    k: Rows<'_>,
+    v: Rows<'_>,
+    spans: &[Span],
+    positions: &[u32],
+    block_tables: &[u32],
+) {
+    let mut data = [k.data, v.data].concat();
+    let (k, v) = (Place { start: 0, stride: k.stride }, Place { start: k.data.len(), stride: v.stride });
+    let qkv = Qkv { data: &mut data, heads: 0, q: k, k, v };
+    cpu.rope_kv_write(qkv, None, layer, spans, positions, block_tables);
+}
+
+/// Rotates the first `heads` heads of each row: all but the last as queries, the last as a key.
+pub(crate) fn rope(
+    cpu: &Cpu,
+    x: &mut [f32],
+    stride: usize,
+    heads: usize,
+    head_dim: usize,
+    table: &RopeTable,
+    style: RopeStyle,
+) {
+    let rows = table.rows();
+    let shape = obol_kernels::KvShape { kv_heads: 1, head_dim, block_size: 16, dtype: Default::default() };
+    let blocks = rows.div_ceil(16);
+    let mut data = x.to_vec();
+    data.resize(rows * stride.max(head_dim) + rows * head_dim, 0.0);
+    let q = Place { start: 0, stride };
+    let k = Place { start: (heads - 1) * head_dim, stride };
+    let v = Place { start: data.len() - rows * head_dim, stride: head_dim };
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let tables: Vec<u32> = (0..blocks as u32).collect();
+    let spans = [Span { rows: 0..rows, table: 0..blocks }];
+    let mut layer = KvLayer::new(shape, blocks);
+    let qkv = Qkv { data: &mut data, heads: heads - 1, q, k, v };
+    cpu.rope_kv_write(qkv, Some((table, style)), &mut layer, &spans, &positions, &tables);
+    x.copy_from_slice(&data[..x.len()]);
+    // What was written is the rotated key.
+    let end = (rows - 1) * stride + heads * head_dim;
+    let (key, _) = layer.read((rows - 1) / 16, 0, (rows - 1) % 16);
+    assert_close(&key, &x[end - head_dim..end], 1e-3, "the key that was written");
 }

@@ -1,6 +1,6 @@
 //! Norms, activations, rotation and the dense product against the reference, and their row invariance.
 
-use crate::common::{Random, assert_close, assert_same_bits, cpus};
+use crate::common::{Random, assert_close, assert_same_bits, cpus, rope};
 use half::{bf16, f16};
 use obol_kernels::{Act, Cpu, Dense, DenseData, Isa, RopeScaling, RopeStyle, RopeTable, Rows, reference};
 
@@ -173,13 +173,13 @@ fn rotation_agrees_with_the_reference() {
             table.turn_to(&positions);
             let x = random.vec(rows * stride);
             let (mut y, mut expected) = (x.clone(), x.clone());
-            cpu.rope(&mut y, stride, heads, head_dim, &table, style);
+            rope(&cpu, &mut y, stride, heads, head_dim, &table, style);
             reference::rope(&mut expected, stride, heads, head_dim, &table, style);
             assert_close(&y, &expected, 1e-6, &format!("{} {head_dim} {style:?}", cpu.isa()));
             let last = (rows - 1) * stride;
             let mut one = x[last..].to_vec();
             table.turn_to(&positions[rows - 1..]);
-            cpu.rope(&mut one, stride, heads, head_dim, &table, style);
+            rope(&cpu, &mut one, stride, heads, head_dim, &table, style);
             assert_same_bits(&one, &y[last..], "the last row alone");
         }
     }
@@ -195,7 +195,7 @@ fn frequencies_are_scaled() {
         let mut table = table.clone();
         table.turn_to(&[position]);
         let mut x = vec![1.0, 0.0, 1.0, 0.0];
-        cpu.rope(&mut x, 4, 1, 4, &table, RopeStyle::Interleaved);
+        rope(&cpu, &mut x, 4, 1, 4, &table, RopeStyle::Interleaved);
         x
     };
     assert_eq!(turn(&linear, 8), turn(&plain, 2));
@@ -211,7 +211,7 @@ fn frequencies_may_be_handed_over() {
         let mut table = table.clone();
         table.turn_to(&[5]);
         let mut x = [1.0, 0.5, -1.0, 0.25, 2.0, 0.125];
-        Cpu::new(1).rope(&mut x, 6, 1, 6, &table, RopeStyle::Halves);
+        rope(&Cpu::new(1), &mut x, 6, 1, 6, &table, RopeStyle::Halves);
         x
     };
     let same = RopeTable::from_frequencies(frequencies.clone(), 1.0);
