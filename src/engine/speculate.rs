@@ -13,6 +13,10 @@ const PURSE_FIRST: f64 = 2.0;
 const PURSE_MAX: f64 = 8.0;
 /// A chance that no proposal is trusted to exceed.
 const CHANCE_MAX: f64 = 0.97;
+/// A step where a token must hold more often than this to pay has nothing to win; and where more often than
+/// the second, it is not worth finding out.
+const WORTH: f64 = 0.9;
+const WORTH_TRYING: f64 = 0.75;
 /// As [`Estimate::learn`] has it: what all sequences together have seen fades slowly.
 const DECAY: f64 = 0.98;
 
@@ -54,11 +58,21 @@ impl Speculator {
         }
     }
 
-    /// A step begins. `false`: not even a proposal that nearly always holds would pay at `draft` a row.
+    /// A step begins. `false`: hardly a proposal would pay at `draft` a row.
     pub(super) fn begin(&mut self, plain: Plain, draft: f64) -> bool {
         self.plain = plain;
         self.purse = (self.purse + ALLOWANCE).min(PURSE_MAX);
-        plain.tokens > 0 && plain.cost > 0.0 && CHANCE_MAX * plain.cost > plain.tokens as f64 * draft
+        plain.tokens > 0 && plain.cost > 0.0 && self.must_hold(draft) < WORTH
+    }
+
+    /// How often a token must hold to pay for its row.
+    fn must_hold(&self, cost: f64) -> f64 {
+        self.plain.tokens as f64 * cost / self.plain.cost
+    }
+
+    /// Whether it is worth a row of `cost` to see if proposals hold that seem not to.
+    pub(super) fn worth_trying(&self, cost: f64) -> bool {
+        self.must_hold(cost) < WORTH_TRYING
     }
 
     /// Sets what each candidate takes so that expected tokens by expected time are highest: a token is taken
@@ -136,12 +150,18 @@ mod tests {
         assert!(takes(1, &[0.9])[0] > 4);
         assert_eq!(takes(8, &[0.7, 0.95])[0], 0, "with others a step's weights are shared already");
         assert!(takes(8, &[0.7, 0.95])[1] > 1);
-        assert_eq!(takes(200, &[1.0]), [0], "nothing pays");
+        assert_eq!(takes(40, &[1.0]), [0], "nothing pays");
+        for (sequences, worth) in [(1, true), (8, true), (16, false)] {
+            let mut speculator = Speculator::new();
+            let cost = 3.0 + f64::from(sequences);
+            assert!(speculator.begin(Plain { tokens: sequences as usize, cost }, 1.0));
+            assert_eq!(speculator.worth_trying(1.0), worth, "{sequences} sequences");
+        }
     }
 
     #[test]
     fn no_other_number_is_better() {
-        for (sequences, chance) in [(1, 0.3), (1, 0.8), (1, 0.97), (2, 0.6), (4, 0.9), (16, 0.9)] {
+        for (sequences, chance) in [(1, 0.3), (1, 0.8), (1, 0.97), (2, 0.6), (4, 0.9), (16, 0.95)] {
             let taken = takes(sequences, &[chance]);
             let best = ratio(sequences, &[chance], &taken);
             for other in 0..=15 {

@@ -182,9 +182,10 @@ impl Engine {
         }
     }
 
-    /// Obeys what has come, between steps.
+    /// Obeys what has come, between steps: first what had to wait for the end of the last one.
     fn take_commands(&mut self, inbox: &Receiver<Command>) -> Next {
-        for _ in 0..COMMANDS_A_STEP {
+        let waited = self.later.len();
+        for _ in 0..waited + COMMANDS_A_STEP {
             let command = match self.later.pop_front() {
                 Some(command) => Ok(command),
                 None => inbox.try_recv(),

@@ -41,7 +41,7 @@ impl Engine {
             let sequence = &mut running[candidate.index];
             // What seems not to pay is tried now and then: texts change.
             let wanted = match candidate.take {
-                0 => usize::from(sequence.drafter.may_try()),
+                0 => usize::from(speculator.worth_trying(candidate.cost) && sequence.drafter.may_try()),
                 take => take,
             };
             let held = sequence.lease.len();
