@@ -125,7 +125,7 @@ fn panel(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::LowerRight)
         .label_font(text(13))
         .legend_area_size(20)
         .draw()?;

@@ -10,6 +10,9 @@ use super::{Engine, Post};
 
 impl Engine {
     /// Splits the step's time over its sequences; what a preemption made us compute again is the house's.
+    ///
+    /// Never inlined, so that `scripts/metering-share` can count its instructions.
+    #[inline(never)]
     pub(super) fn meter(&mut self, start: DeviceNanos, end: DeviceNanos) {
         let Self { running, requests, buffers, partition, .. } = self;
         let sequences = buffers.planned.len();
