@@ -20,6 +20,7 @@ mod isa;
 mod kv;
 mod kv_dtype;
 mod kv_write;
+mod memory;
 mod packed;
 mod packed_product;
 pub mod peak;

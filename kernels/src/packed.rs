@@ -15,6 +15,7 @@ use half::f16;
 
 use crate::Cpu;
 use crate::cpu::SharedMut;
+use crate::memory::{Piece, Plain};
 use crate::super_scales::SuperScales;
 
 /// Weights along k that share a scale.
@@ -63,17 +64,16 @@ pub enum ScaleKind {
 #[derive(Clone, Copy)]
 pub(crate) struct Line([u8; 64]);
 
-impl Line {
-    pub(crate) const ZERO: Self = Self([0; 64]);
-}
+// SAFETY: bytes.
+unsafe impl Plain for Line {}
 
 pub(crate) enum Scales {
     /// (panels, groups, 16)
-    F16Centred(Vec<u16>),
+    F16Centred(Piece<u16>),
     /// (panels, groups, 2, 16): 16 scales, then 16 mins
-    F16(Vec<u16>),
+    F16(Piece<u16>),
     /// (panels, groups, 2, 16)
-    F32(Vec<f32>),
+    F32(Piece<f32>),
     Super(SuperScales),
 }
 
@@ -101,7 +101,7 @@ pub struct Packed {
     k: usize,
     bits: Bits,
     /// (panels, groups, group_bytes)
-    quants: Vec<Line>,
+    quants: Piece<Line>,
     scales: Scales,
 }
 
@@ -117,16 +117,13 @@ impl Packed {
         assert!(k.is_multiple_of(GROUP), "packed weights: k = {k} is no multiple of {GROUP}");
         let (panels, groups) = (n.div_ceil(PANEL), k / GROUP);
         let tiles = panels * groups;
-        let mut quants = vec![Line::ZERO; tiles * bits.group_bytes() / 64];
-        let mut halves = vec![
-            0u16;
-            match kind {
-                ScaleKind::F16Centred => tiles * PANEL,
-                ScaleKind::F16 => tiles * PANEL * 2,
-                ScaleKind::F32 => 0,
-            }
-        ];
-        let mut singles = vec![0f32; if kind == ScaleKind::F32 { tiles * PANEL * 2 } else { 0 }];
+        let mut quants = Piece::<Line>::zeroed(tiles * bits.group_bytes() / 64);
+        let mut halves = Piece::<u16>::zeroed(match kind {
+            ScaleKind::F16Centred => tiles * PANEL,
+            ScaleKind::F16 => tiles * PANEL * 2,
+            ScaleKind::F32 => 0,
+        });
+        let mut singles = Piece::<f32>::zeroed(if kind == ScaleKind::F32 { tiles * PANEL * 2 } else { 0 });
         let quants_out = SharedMut::new(&mut quants);
         let halves_out = SharedMut::new(&mut halves);
         let singles_out = SharedMut::new(&mut singles);
@@ -167,7 +164,7 @@ impl Packed {
         Self::from_parts(n, k, bits, quants, scales)
     }
 
-    pub(crate) fn from_parts(n: usize, k: usize, bits: Bits, quants: Vec<Line>, scales: Scales) -> Self {
+    pub(crate) fn from_parts(n: usize, k: usize, bits: Bits, quants: Piece<Line>, scales: Scales) -> Self {
         Self { n, k, bits, quants, scales }
     }
 

@@ -8,6 +8,7 @@
 use half::f16;
 
 use crate::cpu::SharedMut;
+use crate::memory::Piece;
 use crate::packed::{Bits, Line, PANEL, Packed, Scales, interleave};
 use crate::simd::Simd;
 use crate::{Cpu, GROUP};
@@ -81,7 +82,7 @@ pub type FillSuper<'a> = &'a (dyn Fn(usize, usize, &mut SuperBlock) + Sync);
 pub(crate) struct SuperScales {
     kind: SuperKind,
     /// (panels, super-blocks, kind.bytes())
-    data: Vec<u8>,
+    data: Piece<u8>,
 }
 
 impl Packed {
@@ -101,8 +102,8 @@ impl Packed {
         assert!(k.is_multiple_of(SUPER_BLOCK), "packed weights: k = {k} is no multiple of {SUPER_BLOCK}");
         let (panels, supers) = (n.div_ceil(PANEL), k / SUPER_BLOCK);
         let lines_each = GROUPS * bits.group_bytes() / 64;
-        let mut quants = vec![Line::ZERO; panels * supers * lines_each];
-        let mut data = vec![0u8; panels * supers * kind.bytes()];
+        let mut quants = Piece::<Line>::zeroed(panels * supers * lines_each);
+        let mut data = Piece::<u8>::zeroed(panels * supers * kind.bytes());
         let (quants_out, data_out) = (SharedMut::new(&mut quants), SharedMut::new(&mut data));
         cpu.pool().run(panels, &|panel| {
             for at in 0..supers {
