@@ -233,8 +233,8 @@ impl Bench<'_> {
             return Ok(());
         }
         self.progress.stage(name, &counted(self.plan.warmup, "warm-up request"), self.plan.warmup as u64);
-        let (_, failures) =
-            self.measure(index, &Load::Closed { concurrency: self.plan.warmup }, 1, "warm-up")?;
+        let all = self.plan.warmup;
+        let (_, failures) = self.measure(index, &Load::Closed { concurrency: all }, all, "warm-up")?;
         match failures.into_iter().next() {
             Some(said) => Err(BenchError::Failed(format!("{name}: a warm-up request failed: {said}"))),
             None => Ok(()),
