@@ -85,6 +85,9 @@ fn int8(isa: Isa) -> usize {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::int8_avx2() },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { aarch64::int8() },
         _ => portable_int8(),
     }
 }
@@ -97,6 +100,9 @@ fn f32_fma(isa: Isa) -> usize {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::f32_avx2() },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { aarch64::f32() },
         _ => portable_f32(),
     }
 }
@@ -261,5 +267,43 @@ mod x86 {
         // SAFETY: four lanes of eight bytes.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), all) };
         lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
+    }
+}
+
+/// Sixteen independent sums, as with AVX-512; reading is left to plain Rust.
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    use super::ROUNDS;
+    use crate::simd::sdot;
+
+    const SUMS: usize = 16;
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) fn int8() -> usize {
+        let (a, b) = black_box((vdupq_n_s8(3), 0.5));
+        let mut sums = [vdupq_n_s32(0); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = sdot(*sum, a, b);
+            }
+        }
+        black_box(sums);
+        ROUNDS * SUMS * 16 * 2
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) fn f32() -> usize {
+        let (a, b) = black_box((vdupq_n_f32(0.5), vdupq_n_f32(1.0)));
+        let mut sums = [vdupq_n_f32(0.0); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+        ROUNDS * SUMS * 4 * 2
     }
 }

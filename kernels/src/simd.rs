@@ -14,6 +14,8 @@ mod neon;
 mod portable;
 
 use crate::Isa;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::sdot;
 
 pub(crate) const LANES: usize = 16;
 

@@ -56,22 +56,24 @@ impl Neon {
             vmovn_u32(vbslq_u32(vceqq_f32(v, v), number, nan))
         })
     }
+}
 
-    /// Adds to each lane its four bytes of `w` times the four bytes of `a`, all signed.
-    #[inline(always)]
-    fn sdot(self, acc: int32x4_t, w: int8x16_t, a: f32) -> int32x4_t {
-        let mut sums = acc;
-        with!({
-            asm!(
-                "sdot {sums:v}.4s, {w:v}.16b, {a:v}.4b[0]",
-                sums = inout(vreg) sums,
-                w = in(vreg) w,
-                a = in(vreg) a,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        });
-        sums
+/// Adds to each lane its four bytes of `w` times the four bytes of `a`, all signed.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(crate) fn sdot(acc: int32x4_t, w: int8x16_t, a: f32) -> int32x4_t {
+    let mut sums = acc;
+    // SAFETY: the function has dot products; only registers are touched.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {w:v}.16b, {a:v}.4b[0]",
+            sums = inout(vreg) sums,
+            w = in(vreg) w,
+            a = in(vreg) a,
+            options(pure, nomem, nostack, preserves_flags),
+        );
     }
+    sums
 }
 
 /// Four int8, as a register takes them from memory.
@@ -243,7 +245,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn dot4(self, acc: [int32x4_t; 4], w: W, a: *const i8) -> [int32x4_t; 4] {
         let a = with!(four(a));
-        each!(|I| self.sdot(acc[I], vreinterpretq_s8_u8(w[I]), a))
+        each!(|I| sdot(acc[I], vreinterpretq_s8_u8(w[I]), a))
     }
 
     #[inline(always)]
@@ -260,8 +262,8 @@ impl Simd for Neon {
     unsafe fn dot8(self, acc: [int32x4_t; 5], w: W, a: *const i8) -> [int32x4_t; 5] {
         let a = with!(four(a));
         let [s0, s1, s2, s3] =
-            each!(|I| self.sdot(acc[I], vreinterpretq_s8_u8(veorq_u8(w[I], vdupq_n_u8(128))), a));
-        [s0, s1, s2, s3, self.sdot(acc[4], with!(vdupq_n_s8(-128)), a)]
+            each!(|I| sdot(acc[I], vreinterpretq_s8_u8(veorq_u8(w[I], vdupq_n_u8(128))), a));
+        [s0, s1, s2, s3, with!(sdot(acc[4], vdupq_n_s8(-128), a))]
     }
 
     #[inline(always)]

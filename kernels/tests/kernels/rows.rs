@@ -253,3 +253,30 @@ fn the_dense_product_agrees_with_the_reference_and_row_by_row() {
         }
     }
 }
+
+#[test]
+fn every_16_bit_weight_has_its_value() {
+    let every = || 0..=u16::MAX;
+    for isa in Isa::available() {
+        for k in [1, 16] {
+            let spread = |bits: u16| std::iter::once(bits).chain(std::iter::repeat_n(0, k - 1));
+            let halves = every().flat_map(spread).map(f16::from_bits).collect();
+            let brains = every().flat_map(spread).map(bf16::from_bits).collect();
+            for data in [DenseData::F16(halves), DenseData::Bf16(brains)] {
+                let values: Vec<f32> = match &data {
+                    DenseData::F16(_) => every().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+                    _ => every().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+                };
+                let w = Dense::new(1 << 16, k, data);
+                let mut y = vec![0.0; 1 << 16];
+                Cpu::with_isa(1, isa).matmul_dense(&vec![1.0; k], &w, None, &mut y);
+                for (bits, (y, value)) in y.iter().zip(&values).enumerate() {
+                    assert!(
+                        y == value || y.is_nan() && value.is_nan(),
+                        "{isa} {bits:#06x}: {y}, not {value}"
+                    );
+                }
+            }
+        }
+    }
+}
