@@ -53,6 +53,19 @@ impl Figures {
         Self(names.map(figure).collect())
     }
 
+    /// With so many failed requests.
+    pub(super) fn with_failed(mut self, failed: usize) -> Self {
+        self.0.entry(COMPLETED).or_insert(0.0);
+        self.set(FAILED, failed as f64);
+        self
+    }
+
+    /// Figures of a test.
+    #[cfg(test)]
+    pub(super) fn of(figures: &[(&'static str, f64)]) -> Self {
+        Self(figures.iter().copied().collect())
+    }
+
     /// Counts as integers.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -245,9 +258,8 @@ mod tests {
 
     #[test]
     fn rounds_are_summed_where_they_count_and_else_their_median_is_taken() {
-        let of = |completed, throughput| {
-            Figures(BTreeMap::from([(COMPLETED, completed), (OUTPUT_THROUGHPUT, throughput)]))
-        };
+        let of =
+            |completed, throughput| Figures::of(&[(COMPLETED, completed), (OUTPUT_THROUGHPUT, throughput)]);
         let middle = Figures::middle(&[of(4.0, 10.0), of(4.0, 90.0), of(3.0, 20.0), Figures::default()]);
         assert_eq!(middle, of(11.0, 20.0));
         assert_eq!(middle.to_json().to_string(), r#"{"completed":11,"output_throughput":20}"#);

@@ -166,7 +166,8 @@ pub fn bench(
         }
     }
     for point in &mut points {
-        point.figures = Figures::middle(&point.rounds);
+        // Rounds that did not take place count too.
+        point.figures = Figures::middle(&point.rounds).with_failed(point.failures.values().sum());
     }
     let found = bench.found();
     Ok(Report { plan, subjects, found, points })

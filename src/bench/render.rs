@@ -397,3 +397,134 @@ fn quoted(word: &str) -> String {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use obol_models::KvDtype;
+    use obol_models::quant::Quant;
+
+    use super::super::engine::Facts;
+    use super::super::figures::Figures;
+    use super::super::plan::{EngineSetup, ServerSetup};
+    use super::super::workload::Workload;
+    use super::*;
+    use crate::ledger::RateCard;
+
+    fn plan(loads: Vec<Load>) -> Plan {
+        Plan {
+            loads,
+            workload: Workload {
+                questions: Questions::Words(100),
+                shared_prefix_words: 0,
+                turns: 1,
+                output_tokens: 64,
+                seed: 1,
+            },
+            requests: 2,
+            num_prompts: 9,
+            rounds: 3,
+            warmup: 1,
+            endpoint: Endpoint::Completions,
+            ignore_eos: true,
+            timeout: Duration::from_secs(600),
+            rate: RateCard::parse("0.10", "0.20", "USD", None).unwrap(),
+            threads: 2,
+            machine: "a processor".into(),
+            cores: 2,
+            command: ["obol", "bench", "my model.gguf", "it's", ""].map(str::to_owned).to_vec(),
+        }
+    }
+
+    fn subjects() -> Vec<Subject> {
+        let engine = Kind::Engine(EngineSetup {
+            quant: Quant::Int8,
+            kv_dtype: KvDtype::default(),
+            step_tokens: 512,
+            max_sequences: 64,
+            prefix_caching: true,
+        });
+        let server =
+            Kind::Server(ServerSetup { url: "http://127.0.0.1:8081".into(), model: None, api_key: None });
+        let of = |name: &str, kind, peer| Subject { name: name.into(), kind, peer };
+        vec![of("obol", engine, false), of("other", server, true)]
+    }
+
+    fn report(loads: Vec<Load>) -> Report {
+        let facts = Facts {
+            model: "Tiny".into(),
+            architecture: "llama".into(),
+            precision: "int8".into(),
+            fingerprint: "f".into(),
+            weight_bytes: 1 << 20,
+            load: Duration::from_millis(500),
+        };
+        let engine = Found { model: "Tiny".into(), facts: Some(facts), ..Found::default() };
+        let server = Found { model: "tiny.gguf".into(), counted_parts: true, ..Found::default() };
+        let figures = |throughput: f64| {
+            let factor = throughput / 100.0;
+            vec![
+                (name::COMPLETED, 6.0),
+                (name::FAILED, 0.0),
+                (name::OUTPUT_THROUGHPUT, throughput),
+                (name::MEDIAN_TTFT, 200.0 / factor),
+                (name::P99_TTFT, 300.0 / factor),
+                (name::MEDIAN_ITL, 10.0 / factor),
+                (name::MEDIAN_TPOT, 11.0 / factor),
+                (name::MEDIAN_E2EL, 900.0 / factor),
+                (name::P99_SEND_DELAY, 7.0),
+                (name::LOAD_CORE, 0.021),
+            ]
+        };
+        let own = [(name::COST_OUTPUT, 0.5), (name::COST_TOKENS, 0.25)];
+        let cache = [(name::INPUT_TOKENS, 600.0), (name::CACHED_TOKENS, 60.0)];
+        let point = |subject, load, figures: &[(&'static str, f64)]| Point {
+            subject,
+            load,
+            rounds: Vec::new(),
+            figures: Figures::of(figures),
+            failures: BTreeMap::new(),
+        };
+        let mut points = vec![
+            point(0, 0, &[&figures(100.0)[..], &own[..]].concat()),
+            point(1, 0, &figures(50.0)),
+            point(0, 1, &[&figures(400.0)[..], &own[..], &cache[..]].concat()),
+            point(1, 1, &[(name::COMPLETED, 0.0), (name::FAILED, 6.0)]),
+        ];
+        points[3].failures.insert("cannot connect".into(), 6);
+        Report { plan: plan(loads), subjects: subjects(), found: vec![engine, server], points }
+    }
+
+    fn closed() -> Vec<Load> {
+        vec![Load::Closed { concurrency: 1 }, Load::Closed { concurrency: 8 }]
+    }
+
+    #[test]
+    fn the_table_says_what_was_measured_and_what_went_wrong() {
+        let table = report(closed()).to_table().replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        insta::assert_snapshot!("closed", table);
+        let open = |rate| Load::Open(Arrivals { rate, burstiness: 0.5, max_concurrency: None });
+        let table =
+            report(vec![open(0.5), open(8.0)]).to_table().replace(env!("CARGO_PKG_VERSION"), "VERSION");
+        insta::assert_snapshot!("open", table);
+    }
+
+    #[test]
+    fn the_json_has_everything_that_a_rerun_needs() {
+        let mut json = report(closed()).to_json();
+        assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+        json["version"] = json!("VERSION");
+        assert_eq!(json["command"], r"obol bench 'my model.gguf' 'it'\''s' ''");
+        insta::assert_json_snapshot!("json", json);
+    }
+
+    #[test]
+    fn a_picture_of_points_without_costs_can_be_drawn() {
+        let mut report = report(closed());
+        report.points.iter_mut().for_each(|point| point.figures = Figures::default());
+        let svg = report.to_svg().unwrap();
+        assert!(svg.starts_with("<svg") && svg.contains("Cost of load"));
+    }
+}

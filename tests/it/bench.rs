@@ -224,6 +224,7 @@ fn what_fails_is_counted_and_told_and_everything_else_is_measured() {
     let subjects = vec![engine("one", Quant::File, true), engine("other", Quant::Int8, true)];
     let report = run(subjects, plan(vec![closed(1)]), &mut site);
     assert_eq!((count(&report.points[0], "completed"), report.failed()), (4, 4));
+    assert_eq!([count(&report.points[1], "completed"), count(&report.points[1], "failed")], [0, 4]);
     assert_eq!(report.standings(), [Standing::Best, Standing::Unknown]);
     assert!(report.points[1].failures.keys().all(|said| said.contains("no memory for the weights")));
 }
