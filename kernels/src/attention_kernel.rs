@@ -275,6 +275,9 @@ impl<E: Element> View<'_, E> {
             let mut position = start;
             while position < strips_end {
                 let at = position - part * PART;
+                if query == 0 {
+                    self.fetch(s, position, last_row);
+                }
                 match height {
                     8 if Self::every::<S>() => self.strip::<S, 8>(s, position, at, query, scaled, scores),
                     4 => self.strip::<S, 4>(s, position, at, query, scaled, scores),
@@ -299,6 +302,28 @@ impl<E: Element> View<'_, E> {
             }
         }
         self.values(s, part, start, end, scores, figures);
+    }
+
+    /// Fetches K two strips after `position`, up to `last`, and V at its strip, which is read once the part's scores
+    /// are known: blocks lie anywhere, so the machine cannot see what comes next.
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, s: S, position: usize, last: usize) {
+        let shape = self.attention.layer.shape();
+        let line = 64 / size_of::<E::Item>();
+        let lines = |from: *const E::Item, len: usize| {
+            for i in (0..len).step_by(line) {
+                s.prefetch(from.wrapping_add(i).cast());
+            }
+        };
+        let ahead = position + 2 * STRIP;
+        if ahead <= last {
+            let (block, slot) = self.place(ahead);
+            let at = shape.k_start(block, self.kv_head) + shape.k_offset(slot, 0);
+            lines(self.data.k.as_ptr().wrapping_add(at), shape.head_dim * STRIP);
+        }
+        let (block, slot) = self.place(position);
+        let at = shape.v_start(block, self.kv_head) + slot * shape.v_dim();
+        lines(self.data.v.as_ptr().wrapping_add(at), STRIP * shape.v_dim());
     }
 
     /// Multiplies one query's exponentials (from position `start` on) by the scales of the positions' values.
