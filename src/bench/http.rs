@@ -3,6 +3,7 @@
 //! Knows no load and no figure.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -222,7 +223,7 @@ impl Server {
             }
             match sender.send_request(request.clone()).await {
                 Ok(response) => return Ok((response, sender)),
-                Err(error) if error.is_closed() || error.is_canceled() || error.is_incomplete_message() => {}
+                Err(error) if was_closed(&error) => {}
                 Err(error) => return Err(format!("the connection broke: {error}")),
             }
         }
@@ -271,6 +272,17 @@ async fn whole(response: Response<Incoming>) -> Result<Bytes, String> {
     collected
         .map(|body| body.to_bytes())
         .map_err(|error| format!("the connection broke in an answer: {error}"))
+}
+
+/// Whether the server had closed the connection that a request was sent over: as hyper saw it, or as the system
+/// says when the request crossed the closing on its way.
+fn was_closed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let reset = source.is_some_and(|source| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        matches!(source.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+    });
+    reset || error.is_closed() || error.is_canceled() || error.is_incomplete_message()
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> String {
