@@ -77,6 +77,24 @@ pub(crate) enum Scales {
     Super(SuperScales),
 }
 
+impl Scales {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F16Centred(halves) | Self::F16(halves) => halves.len() * 2,
+            Self::F32(singles) => singles.len() * 4,
+            Self::Super(scales) => scales.bytes(),
+        }
+    }
+
+    pub(crate) fn start(&self) -> *const u8 {
+        match self {
+            Self::F16Centred(halves) | Self::F16(halves) => halves.as_ptr().cast(),
+            Self::F32(singles) => singles.as_ptr().cast(),
+            Self::Super(scales) => scales.start(),
+        }
+    }
+}
+
 /// A row's group as it is kept: weight `i` is `scale * q[i] + min` with the scale and min of its half.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
@@ -184,12 +202,7 @@ impl Packed {
 
     /// Bytes really held.
     pub fn bytes(&self) -> usize {
-        let scales = match &self.scales {
-            Scales::F16Centred(halves) | Scales::F16(halves) => halves.len() * 2,
-            Scales::F32(singles) => singles.len() * 4,
-            Scales::Super(scales) => scales.bytes(),
-        };
-        self.quants.len() * 64 + scales
+        self.quants.len() * 64 + self.scales.bytes()
     }
 
     pub(crate) fn groups(&self) -> usize {
@@ -204,6 +217,11 @@ impl Packed {
     pub(crate) fn quants(&self) -> &[u8] {
         // SAFETY: a `Line` is 64 plain bytes.
         unsafe { std::slice::from_raw_parts(self.quants.as_ptr().cast(), self.quants.len() * 64) }
+    }
+
+    /// Bytes of the scales of a tile (panel's group): with scales of two steps, its part of a super-block's.
+    pub(crate) fn scale_bytes(&self) -> usize {
+        self.scales.bytes() / (self.n.div_ceil(PANEL) * self.groups())
     }
 
     /// Whether the two halves of a group have scales of their own.

@@ -59,31 +59,28 @@ pub(crate) struct PackedTask<'a> {
     pub(crate) scratch: &'a mut [f32],
 }
 
-/// Weights to be fetched while others are computed with; they need not exist.
+/// Weights to be fetched while others are computed with, a piece a group; they need not exist.
 #[derive(Clone, Copy)]
 struct Ahead {
-    quants: *const u8,
-    scales: *const u8,
+    /// Quants and scales: where they begin, and bytes of a piece.
+    parts: [(*const u8, usize); 2],
 }
 
 impl Ahead {
-    fn of(w: &Packed, panel: usize) -> Self {
-        let tile = panel * w.groups();
-        let scales = match w.scales() {
-            Scales::F16Centred(v) => v.as_ptr().wrapping_add(tile * PANEL).cast(),
-            Scales::F16(v) => v.as_ptr().wrapping_add(tile * PANEL * 2).cast(),
-            Scales::F32(v) => v.as_ptr().wrapping_add(tile * PANEL * 2).cast(),
-            Scales::Super(scales) => scales.near(tile),
+    /// `panels` panels from `panel` on.
+    fn of(w: &Packed, panel: usize, panels: usize) -> Self {
+        let part = |start: *const u8, tile_bytes: usize| {
+            (start.wrapping_add(panel * w.groups() * tile_bytes), panels * tile_bytes)
         };
-        Self { quants: w.quants().as_ptr().wrapping_add(tile * w.bits().group_bytes()), scales }
+        let quants = part(w.quants().as_ptr(), w.bits().group_bytes());
+        Self { parts: [quants, part(w.scales().start(), w.scale_bytes())] }
     }
 
-    /// Fetches the `index`-th pieces of these lengths.
     #[inline(always)]
-    fn fetch<S: Simd>(self, s: S, index: usize, quants: usize, scales: usize) {
-        for (from, len) in [(self.quants, quants), (self.scales, scales)] {
-            let from = from.wrapping_add(index * len);
-            for line in 0..len.div_ceil(64) {
+    fn fetch<S: Simd>(self, s: S, group: usize) {
+        for (start, bytes) in self.parts {
+            let from = start.wrapping_add(group * bytes);
+            for line in 0..bytes.div_ceil(64) {
                 s.prefetch(from.wrapping_add(line * 64));
             }
         }
@@ -130,9 +127,6 @@ impl<const EIGHT: bool, const HALVES: bool> Kernel for TypedTask<'_, EIGHT, HALV
 
 /// Where scales and minima come from.
 trait ScaleSource: Copy {
-    /// Bytes of a tile's (panel's group's) scales.
-    fn bytes(self) -> usize;
-
     /// Scale and min of a tile's 16 columns, in its half `half` (0 without halves).
     ///
     /// # Safety
@@ -154,11 +148,6 @@ impl<'a> Centred<'a> {
 
 impl ScaleSource for Centred<'_> {
     #[inline(always)]
-    fn bytes(self) -> usize {
-        PANEL * 2
-    }
-
-    #[inline(always)]
     unsafe fn scale_min<S: Simd>(self, s: S, tile: usize, _: usize) -> (S::V, S::V) {
         // SAFETY: the tile exists.
         let scale = unsafe { s.load_f16(self.scales.as_ptr().add(tile * PANEL)) };
@@ -170,11 +159,6 @@ impl ScaleSource for Centred<'_> {
 struct Pair16<'a>(&'a [u16]);
 
 impl ScaleSource for Pair16<'_> {
-    #[inline(always)]
-    fn bytes(self) -> usize {
-        PANEL * 2 * 2
-    }
-
     #[inline(always)]
     unsafe fn scale_min<S: Simd>(self, s: S, tile: usize, _: usize) -> (S::V, S::V) {
         // SAFETY: the tile exists.
@@ -190,11 +174,6 @@ struct Pair32<'a>(&'a [f32]);
 
 impl ScaleSource for Pair32<'_> {
     #[inline(always)]
-    fn bytes(self) -> usize {
-        PANEL * 2 * 4
-    }
-
-    #[inline(always)]
     unsafe fn scale_min<S: Simd>(self, s: S, tile: usize, _: usize) -> (S::V, S::V) {
         // SAFETY: the tile exists.
         unsafe {
@@ -205,11 +184,6 @@ impl ScaleSource for Pair32<'_> {
 }
 
 impl ScaleSource for &SuperScales {
-    #[inline(always)]
-    fn bytes(self) -> usize {
-        self.tile_bytes()
-    }
-
     #[inline(always)]
     unsafe fn scale_min<S: Simd>(self, s: S, tile: usize, half: usize) -> (S::V, S::V) {
         // SAFETY: the caller's promise.
@@ -309,14 +283,14 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
                     Scales::Super(scales) => self.single::<S, _, NR>(s, rows, panel, scales),
                 };
             }
-            let scale_bytes = match self.w.scales() {
+            match self.w.scales() {
                 Scales::F16Centred(v) => self.unpack::<S, _, NR>(s, panel, Centred::new(self.w, v), scratch),
                 Scales::F16(v) => self.unpack::<S, _, NR>(s, panel, Pair16(v), scratch),
                 Scales::F32(v) => self.unpack::<S, _, NR>(s, panel, Pair32(v), scratch),
                 Scales::Super(scales) => self.unpack::<S, _, NR>(s, panel, scales, scratch),
             };
             // The first tile to read its panels has the next ones fetched.
-            let mut ahead = Some((Ahead::of(self.w, panel + NR), NR * scale_bytes));
+            let mut ahead = Some(Ahead::of(self.w, panel + NR, NR));
             let mut row = rows.start;
             while row < rows.end {
                 let left = rows.end - row;
@@ -339,14 +313,14 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
         source: F,
     ) {
         let scales = Direct { source, panel, groups: self.w.groups() };
-        let mut ahead = Some((Ahead::of(self.w, panel + NR), NR * source.bytes()));
+        let mut ahead = Some(Ahead::of(self.w, panel + NR, NR));
         for row in rows {
             // SAFETY: the caller's promise.
             unsafe { self.tile::<S, _, 1, NR>(s, row, panel, scales, ahead.take()) };
         }
     }
 
-    /// Writes the scales of `NR` panels to scratch, as [`Unpacked`] has them; returns a tile's bytes of them.
+    /// Writes the scales of `NR` panels to scratch, as [`Unpacked`] has them.
     ///
     /// # Safety
     /// As `columns`'s.
@@ -357,7 +331,7 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
         panel: usize,
         source: F,
         mut to: *mut f32,
-    ) -> usize {
+    ) {
         let groups = self.w.groups();
         for group in 0..groups {
             for half in 0..1 + usize::from(HALVES) {
@@ -372,7 +346,6 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
                 }
             }
         }
-        source.bytes()
     }
 
     /// A tile of `height` rows, or fewer where there is none so high; returns how many.
@@ -387,7 +360,7 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
         height: usize,
         panel: usize,
         scales: Unpacked<NR, HALVES>,
-        ahead: Option<(Ahead, usize)>,
+        ahead: Option<Ahead>,
     ) -> usize {
         // SAFETY: the caller's promise.
         unsafe {
@@ -421,8 +394,7 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
         }
     }
 
-    /// `MR` rows from `row` on times `NR` panels from `panel` on, while what is `ahead` is fetched (with so
-    /// many bytes of scales a group).
+    /// `MR` rows from `row` on times `NR` panels from `panel` on, while what is `ahead` is fetched.
     ///
     /// # Safety
     /// They exist, and nobody else reads or writes these outputs.
@@ -433,7 +405,7 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
         row: usize,
         panel: usize,
         scales: T,
-        ahead: Option<(Ahead, usize)>,
+        ahead: Option<Ahead>,
     ) {
         let (x, w) = (self.x, self.w);
         let groups = w.groups();
@@ -453,8 +425,8 @@ impl<const EIGHT: bool, const HALVES: bool> Product<'_, EIGHT, HALVES> {
                 for p in 0..NR {
                     at[p] = quants.add(((panel + p) * groups + group) * group_bytes);
                 }
-                if let Some((ahead, scale_bytes)) = ahead {
-                    ahead.fetch(s, group, NR * group_bytes, scale_bytes);
+                if let Some(ahead) = ahead {
+                    ahead.fetch(s, group);
                 }
                 for half in 0..halves {
                     let dots = dots::<S, MR, NR, EIGHT, HALVES>(s, at, a, x.k, half);

@@ -159,16 +159,8 @@ impl SuperScales {
         self.kind.halves
     }
 
-    /// Where the scales of a tile (panel's group) lie, so that a super-block's eight tiles name all its cache
-    /// lines; they need not exist.
-    #[inline(always)]
-    pub(crate) fn near(&self, tile: usize) -> *const u8 {
-        self.data.as_ptr().wrapping_add(tile * self.tile_bytes())
-    }
-
-    /// A tile's part of a super-block's bytes.
-    pub(crate) fn tile_bytes(&self) -> usize {
-        self.kind.bytes() / GROUPS
+    pub(crate) fn start(&self) -> *const u8 {
+        self.data.as_ptr()
     }
 
     /// Scale and min of a tile's 16 columns, in its half `half` (0 without halves).
