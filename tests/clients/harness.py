@@ -60,6 +60,28 @@ def run(*arguments: str, timeout: float = 120, **environment: str) -> subprocess
     )
 
 
+def interrupted(*arguments: str, at: str, cwd: Path, **environment: str) -> str:
+    """Runs the binary in `cwd` and interrupts it once a line on stderr has `at`; it must not end well. Its stdout."""
+    process = subprocess.Popen(
+        [binary(), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment() | environment,
+        cwd=cwd,
+        # What runs in a shell's background is started with interrupts ignored, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        for line in process.stderr:
+            if at in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+        return process.stdout.read()
+
+
 @dataclass
 class Answer:
     status: int

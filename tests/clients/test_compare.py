@@ -2,8 +2,6 @@
 
 import json
 import math
-import signal
-import subprocess
 import xml.etree.ElementTree
 
 import harness
@@ -52,22 +50,7 @@ def test_compare(tmp_path, say):
 def test_an_interrupt_leaves_nothing(tmp_path):
     data, temporary = tmp_path / "data", tmp_path / "temporary"
     temporary.mkdir()
-    command = [harness.binary(), "compare", harness.model(), "--variants", "file,int8", "--only", "quality"]
-    process = subprocess.Popen(
-        [*command, "--data-dir", str(data)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=harness.clean_environment() | {"TMPDIR": str(temporary)},
-        cwd=tmp_path,
-        # What runs in a shell's background is started with interrupts ignored, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    with process:
-        for line in process.stderr:
-            if "perplexity" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) != 0
+    command = ["compare", harness.model(), "--variants", "file,int8", "--only", "quality"]
+    where = ["--data-dir", str(data)]
+    harness.interrupted(*command, *where, at="perplexity", cwd=tmp_path, TMPDIR=str(temporary))
     assert not list(data.rglob("*")) and not list(temporary.iterdir())
