@@ -3,8 +3,9 @@
 //! A binary of its own, for its allocator counts. Counted on the engine's thread alone, from the end of one
 //! forward's beginning to the beginning of the next: all that the engine does for a step lies between.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../models/tests/counting/mod.rs"]
+mod counting;
+
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -21,28 +22,7 @@ use obol::units::{DeviceNanos, RequestId, Ticket, UnixNanos};
 use obol_models::batch::CausalLm;
 use obol_models::fake::FakeModel;
 
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: everything is handed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::ALLOCATIONS;
 
 const SEQUENCES: usize = 32;
 const TOKENS: usize = 400;
