@@ -1,5 +1,6 @@
 //! From a model file to a running engine: load, size the KV pool, calibrate. Each phase is booked.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -167,17 +168,37 @@ pub(super) fn kv_memory(config: &Config) -> u64 {
 /// Memory that this process can still take: the machine's available memory, or less in a container.
 fn free_memory() -> u64 {
     const FALLBACK: u64 = 2 << 30;
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
         Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
     });
-    let limit = number("/sys/fs/cgroup/memory.max")
-        .zip(number("/sys/fs/cgroup/memory.current"))
+    let limit = cgroup_bytes("/sys/fs/cgroup/memory.max")
+        .zip(cgroup_bytes("/sys/fs/cgroup/memory.current"))
         .map(|(max, current)| max.saturating_sub(current));
     match (available, limit) {
         (Some(machine), Some(container)) => machine.min(container),
         (one, other) => one.or(other).unwrap_or(FALLBACK),
+    }
+}
+
+/// A control group's figure; `None` without such a group, or when it is `max`: no limit.
+fn cgroup_bytes(path: &str) -> Option<u64> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!("the container's memory limit is not known: cannot read {path}: {error}");
+            return None;
+        }
+    };
+    match text.trim() {
+        "max" => None,
+        number => number
+            .parse()
+            .inspect_err(|error| {
+                tracing::warn!("the container's memory limit is not known: {path} says `{number}`: {error}");
+            })
+            .ok(),
     }
 }
 
