@@ -4,10 +4,12 @@
 use std::ops::Range;
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::element::Text;
 use plotters::prelude::*;
 
-const GREY: RGBColor = RGBColor(128, 128, 128);
+/// Of all that is no data.
+pub const GREY: RGBColor = RGBColor(128, 128, 128);
 /// For one thing after another.
 pub const COLOURS: [RGBColor; 6] = [
     RGBColor(38, 139, 210),
@@ -17,7 +19,8 @@ pub const COLOURS: [RGBColor; 6] = [
     RGBColor(150, 110, 220),
     RGBColor(170, 130, 0),
 ];
-const FONT: &str = "sans-serif";
+/// As SVG names it.
+pub const FONT: &str = "sans-serif";
 
 /// A dot with its name beside it.
 pub struct Point {
@@ -46,20 +49,24 @@ fn decimals(range: &Range<f64>) -> usize {
     digits.clamp(0.0, 8.0) as usize
 }
 
-/// Draws one chart: dots with their labels, and a line through each series' points in their order.
+/// Both axes linear.
+type Plane = Cartesian2d<RangedCoordf64, RangedCoordf64>;
+
+/// How values beside an axis are written.
+type Shown<'a> = &'a dyn Fn(&f64) -> String;
+
+/// A chart with its axes over these ranges, about so many labels on each.
 ///
 /// # Errors
 /// When the picture cannot be drawn.
-pub fn panel(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
+pub fn axes<'a>(
+    area: &DrawingArea<SVGBackend<'a>, Shift>,
     title: &str,
     (x_name, y_name): (&str, &str),
-    series: &[Series],
-) -> Result<(), Box<dyn std::error::Error>> {
+    (x, y): (Range<f64>, Range<f64>),
+    (labels, (x_shown, y_shown)): (usize, (Shown<'_>, Shown<'_>)),
+) -> Result<ChartContext<'a, SVGBackend<'a>, Plane>, Box<dyn std::error::Error>> {
     let text = |size: u32| (FONT, size).into_font().color(&GREY);
-    let points = || series.iter().flat_map(|series| &series.points);
-    let (x, y) = (range(points().map(|p| p.x), 0.3), range(points().map(|p| p.y), 0.12));
-    let (x_decimals, y_decimals) = (decimals(&x), decimals(&y));
     let mut chart = ChartBuilder::on(area)
         .caption(title, text(16))
         .margin(12)
@@ -75,11 +82,30 @@ pub fn panel(
         .axis_desc_style(text(13))
         .x_desc(x_name)
         .y_desc(y_name)
-        .x_labels(6)
-        .y_labels(6)
-        .x_label_formatter(&|value| format!("{value:.x_decimals$}"))
-        .y_label_formatter(&|value| format!("{value:.y_decimals$}"))
+        .x_labels(labels)
+        .y_labels(labels)
+        .x_label_formatter(x_shown)
+        .y_label_formatter(y_shown)
         .draw()?;
+    Ok(chart)
+}
+
+/// Draws one chart: dots with their labels, and a line through each series' points in their order.
+///
+/// # Errors
+/// When the picture cannot be drawn.
+pub fn panel(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    title: &str,
+    (x_name, y_name): (&str, &str),
+    series: &[Series],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let points = || series.iter().flat_map(|series| &series.points);
+    let (x, y) = (range(points().map(|p| p.x), 0.3), range(points().map(|p| p.y), 0.12));
+    let (x_decimals, y_decimals) = (decimals(&x), decimals(&y));
+    let x_shown = |value: &f64| format!("{value:.x_decimals$}");
+    let y_shown = |value: &f64| format!("{value:.y_decimals$}");
+    let mut chart = axes(area, title, (x_name, y_name), (x, y), (6, (&x_shown, &y_shown)))?;
     for Series { colour, points } in series {
         let line: Vec<(f64, f64)> = points.iter().map(|point| (point.x, point.y)).collect();
         chart.draw_series([PathElement::new(line, colour)])?;

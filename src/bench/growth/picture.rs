@@ -4,14 +4,12 @@
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use crate::measure::picture::COLOURS;
+use crate::measure::picture::{COLOURS, FONT, GREY, axes};
 use crate::meter::calibration::steps::{Group, works};
 
 use super::{BATCHES, Growth, LENGTHS, Point};
 
 const SIZE: (u32, u32) = (1040, 500);
-const GREY: RGBColor = RGBColor(128, 128, 128);
-const FONT: &str = "sans-serif";
 /// Contexts that have a line against the batch, and batches that have one against the context.
 const LENGTHS_DRAWN: [usize; 4] = [128, 1024, 4096, 8192];
 const BATCHES_DRAWN: [usize; 4] = [1, 8, 16, 64];
@@ -92,30 +90,12 @@ fn panel(
     let (first, last) = (sizes[0] as f64, sizes[sizes.len() - 1] as f64);
     let x = first.log2() - 0.3..last.log2() + 0.3;
     let y = low.floor()..high.ceil();
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, text(16))
-        .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(64)
-        .build_cartesian_2d(x, y)?;
     let shown = |value: &f64| match value.exp2() {
         small if small < 0.95 => format!("{small:.2}"),
         large => format!("{large:.0}"),
     };
-    chart
-        .configure_mesh()
-        .axis_style(GREY)
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(GREY.mix(0.25))
-        .label_style(text(12))
-        .axis_desc_style(text(13))
-        .x_desc(x_name)
-        .y_desc("step, ms (dots measured, lines fitted)")
-        .x_labels(8)
-        .y_labels(8)
-        .x_label_formatter(&shown)
-        .y_label_formatter(&shown)
-        .draw()?;
+    let names = (x_name, "step, ms (dots measured, lines fitted)");
+    let mut chart = axes(area, title, names, (x, y), (8, (&shown, &shown)))?;
     for (Series { label, measured, fitted }, colour) in series.iter().zip(COLOURS) {
         chart
             .draw_series([PathElement::new(fitted.clone(), colour.stroke_width(2))])?
