@@ -16,11 +16,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::BenchError;
 use super::drive::Reply;
 use super::plan::{Endpoint, Plan, ServerSetup};
 use super::stream::Stream;
 use super::workload::Dialogue;
+use crate::measure::MeasureError;
 
 /// How long a server may take to list its models.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,12 +86,12 @@ fn parse(setup: &ServerSetup) -> Result<Server, String> {
 
 impl Server {
     /// Reaches a server, and asks it for its model if none is named.
-    pub(super) async fn find(setup: &ServerSetup) -> Result<Self, BenchError> {
-        let mut server = parse(setup).map_err(BenchError::Input)?;
+    pub(super) async fn find(setup: &ServerSetup) -> Result<Self, MeasureError> {
+        let mut server = parse(setup).map_err(MeasureError::Input)?;
         let listed = tokio::time::timeout(PATIENCE, server.models()).await;
         let silent = || Unlisted::Unreachable(format!("no answer within {} s", PATIENCE.as_secs()));
         let listed = listed.unwrap_or_else(|_| Err(silent()));
-        server.model = server.choose(setup.model.as_ref(), listed).map_err(BenchError::Failed)?;
+        server.model = server.choose(setup.model.as_ref(), listed).map_err(MeasureError::Failed)?;
         Ok(server)
     }
 

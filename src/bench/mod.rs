@@ -33,7 +33,8 @@ pub use plan::{ApiKey, Arrivals, Endpoint, EngineSetup, Kind, Load, Plan, Server
 pub use render::describe;
 pub use workload::{Questions, Workload};
 
-use crate::measure::asking::{NoAnswer, runtime};
+use crate::measure::MeasureError;
+use crate::measure::asking::runtime;
 use crate::measure::progress::Progress;
 use crate::measure::table::counted;
 use drive::{Driven, drive};
@@ -42,29 +43,13 @@ use figures::Round;
 use http::Server;
 use plan::visits;
 
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// What was asked cannot be done.
-    #[error("{0}")]
-    Input(String),
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl From<NoAnswer> for BenchError {
-    fn from(error: NoAnswer) -> Self {
-        Self::Failed(error.0)
-    }
-}
-
 /// Where engines come from.
 pub trait Site {
     /// Loads the model and starts an engine over it.
     ///
     /// # Errors
     /// When the model cannot be loaded so, or there is no memory for its KV pool.
-    fn start(&mut self, setup: &EngineSetup) -> Result<Started, BenchError>;
+    fn start(&mut self, setup: &EngineSetup) -> Result<Started, MeasureError>;
 }
 
 /// What was found about a subject.
@@ -121,7 +106,7 @@ pub fn bench(
     plan: Plan,
     site: &mut dyn Site,
     progress: &Progress,
-) -> Result<Report, BenchError> {
+) -> Result<Report, MeasureError> {
     let runtime = runtime()?;
     let mut bench = Bench {
         plan: &plan,
@@ -186,7 +171,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Makes a subject ready, and warms it up.
-    fn open(&mut self, index: usize) -> Result<(), BenchError> {
+    fn open(&mut self, index: usize) -> Result<(), MeasureError> {
         if self.open[index].is_some() {
             return Ok(());
         }
@@ -228,7 +213,7 @@ impl Bench<'_> {
         self.found.into_iter().zip(self.open).map(told).collect()
     }
 
-    fn warm_up(&mut self, index: usize) -> Result<(), BenchError> {
+    fn warm_up(&mut self, index: usize) -> Result<(), MeasureError> {
         let Subject { name, .. } = &self.subjects[index];
         if self.plan.warmup == 0 {
             return Ok(());
@@ -237,7 +222,7 @@ impl Bench<'_> {
         let all = self.plan.warmup;
         let (_, failures) = self.measure(index, &Load::Closed { concurrency: all }, all, "warm-up")?;
         match failures.into_iter().next() {
-            Some(said) => Err(BenchError::Failed(format!("{name}: a warm-up request failed: {said}"))),
+            Some(said) => Err(MeasureError::Failed(format!("{name}: a warm-up request failed: {said}"))),
             None => Ok(()),
         }
     }
@@ -247,7 +232,7 @@ impl Bench<'_> {
         index: usize,
         load: usize,
         round: usize,
-    ) -> Result<(Figures, Vec<String>), BenchError> {
+    ) -> Result<(Figures, Vec<String>), MeasureError> {
         let (name, load) = (&self.subjects[index].name, &self.plan.loads[load]);
         let conversations = self.plan.conversations(load);
         let what = format!("{load}, round {} of {}", round + 1, self.plan.rounds);
@@ -262,7 +247,7 @@ impl Bench<'_> {
         load: &Load,
         conversations: usize,
         round: &str,
-    ) -> Result<(Figures, Vec<String>), BenchError> {
+    ) -> Result<(Figures, Vec<String>), MeasureError> {
         let plan = self.plan;
         let (named, seed) = (load.to_string(), plan.workload.seed);
         let scripts = plan.workload.scripts(round, &named, conversations);

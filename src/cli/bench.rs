@@ -12,12 +12,13 @@ use obol_models::KvDtype;
 use obol_models::quant::Quant;
 
 use crate::bench::{
-    self, ApiKey, Arrivals, BenchError, Endpoint, EngineSetup, Facts, Gate, Kind, Load, Plan, Questions,
-    Report, ServerSetup, Site, Started, Subject, Workload,
+    self, ApiKey, Arrivals, Endpoint, EngineSetup, Facts, Gate, Kind, Load, Plan, Questions, Report,
+    ServerSetup, Site, Started, Subject, Workload,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags};
 use crate::ledger::RateCard;
+use crate::measure::MeasureError;
 use crate::measure::asking::Running;
 use crate::measure::progress::Progress;
 use crate::measure::table::counted;
@@ -196,24 +197,6 @@ fn rate(text: &str) -> Result<f64, String> {
 fn burstiness(text: &str) -> Result<f64, String> {
     let shape = text.parse().ok().filter(|shape| (0.01..=100.0).contains(shape));
     shape.ok_or_else(|| format!("`{text}` is no number from 0.01 to 100"))
-}
-
-impl From<BenchError> for Failure {
-    fn from(error: BenchError) -> Self {
-        match error {
-            BenchError::Input(said) => Self::Usage(said),
-            BenchError::Failed(said) => Self::Failed(said),
-        }
-    }
-}
-
-impl From<Failure> for BenchError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Usage(said) => Self::Input(said),
-            Failure::Failed(said) => Self::Failed(said),
-        }
-    }
 }
 
 pub(super) fn run(
@@ -512,7 +495,7 @@ struct Engines {
 }
 
 impl Site for Engines {
-    fn start(&mut self, setup: &EngineSetup) -> Result<Started, BenchError> {
+    fn start(&mut self, setup: &EngineSetup) -> Result<Started, MeasureError> {
         let config = Config {
             quant: setup.quant,
             kv_dtype: setup.kv_dtype,

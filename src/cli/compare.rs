@@ -9,9 +9,10 @@ use clap::{Args, ValueEnum};
 use obol_models::load::Loaded;
 
 use crate::clock::{Clock, SystemClock};
-use crate::compare::{self, CompareError, Settings, Site, Stages, Subject, Text, Variant};
+use crate::compare::{self, Settings, Site, Stages, Subject, Text, Variant};
 use crate::config::{Config, PlaceFlags, ServeFlags};
 use crate::ledger::RateCard;
+use crate::measure::MeasureError;
 use crate::measure::asking::Running;
 use crate::measure::progress::Progress;
 use crate::meter::partition::Partition;
@@ -103,24 +104,6 @@ pub(super) struct CompareFlags {
 fn nats(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
     number.ok_or_else(|| format!("`{text}` is no divergence; write a number like 0.05"))
-}
-
-impl From<CompareError> for Failure {
-    fn from(error: CompareError) -> Self {
-        match error {
-            CompareError::Input(said) => Self::Usage(said),
-            CompareError::Failed(said) => Self::Failed(said),
-        }
-    }
-}
-
-impl From<Failure> for CompareError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Usage(said) => Self::Input(said),
-            Failure::Failed(said) => Self::Failed(said),
-        }
-    }
 }
 
 pub(super) fn run(
@@ -271,14 +254,14 @@ impl Files {
 }
 
 impl Site for Files {
-    fn open(&mut self, variant: &Variant) -> Result<Subject, CompareError> {
+    fn open(&mut self, variant: &Variant) -> Result<Subject, MeasureError> {
         let (_, file) = self.models.iter().find(|(known, _)| known == variant).expect("found before");
         let begin = Instant::now();
         let loaded = parts::load_model(file, &self.config_of(variant), self.threads)?;
         Ok(Subject { loaded, load: begin.elapsed() })
     }
 
-    fn start(&mut self, variant: &Variant, loaded: Loaded) -> Result<Running, CompareError> {
+    fn start(&mut self, variant: &Variant, loaded: Loaded) -> Result<Running, MeasureError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let (sender, reports) = mpsc::channel();
         let mut early = Early { clock, partition: Partition::default(), reports: sender };

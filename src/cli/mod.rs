@@ -20,6 +20,7 @@ use obol_models::fetch::Token;
 
 use crate::bench::ApiKey;
 use crate::config::{PlaceFlags, ServeFlags};
+use crate::measure::MeasureError;
 
 /// An LLM inference server that charges every request its exact device time and KV-cache memory.
 ///
@@ -169,6 +170,24 @@ impl Failure {
 
     fn usage(error: impl std::fmt::Display) -> Self {
         Self::Usage(error.to_string())
+    }
+}
+
+impl From<MeasureError> for Failure {
+    fn from(error: MeasureError) -> Self {
+        match error {
+            MeasureError::Input(said) => Self::Usage(said),
+            MeasureError::Failed(said) => Self::Failed(said),
+        }
+    }
+}
+
+impl From<Failure> for MeasureError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Usage(said) => Self::Input(said),
+            Failure::Failed(said) => Self::Failed(said),
+        }
     }
 }
 

@@ -28,29 +28,14 @@ pub use speed::{Agreement, Speed};
 pub use variant::Variant;
 
 use crate::ledger::RateCard;
-use crate::measure::asking::{NoAnswer, Running};
+use crate::measure::MeasureError;
+use crate::measure::asking::Running;
 use crate::measure::progress::Progress;
 use crate::measure::table::counted;
 use crate::text::prompt;
 use quality::Chunks;
 use speed::Prompts;
 use spool::Spool;
-
-/// Why there is no comparison.
-#[derive(Debug, thiserror::Error)]
-pub enum CompareError {
-    /// What was asked cannot be done.
-    #[error("{0}")]
-    Input(String),
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl From<NoAnswer> for CompareError {
-    fn from(error: NoAnswer) -> Self {
-        Self::Failed(error.0)
-    }
-}
 
 /// What perplexity is measured on.
 #[derive(Debug, Clone)]
@@ -124,13 +109,13 @@ pub trait Site {
     ///
     /// # Errors
     /// Says what is wrong with its file.
-    fn open(&mut self, variant: &Variant) -> Result<Subject, CompareError>;
+    fn open(&mut self, variant: &Variant) -> Result<Subject, MeasureError>;
 
     /// Starts the engine that a server would start, over the same model.
     ///
     /// # Errors
     /// When there is no memory for the KV pool.
-    fn start(&mut self, variant: &Variant, loaded: Loaded) -> Result<Running, CompareError>;
+    fn start(&mut self, variant: &Variant, loaded: Loaded) -> Result<Running, MeasureError>;
 }
 
 /// What was measured of one variant.
@@ -197,7 +182,7 @@ pub fn compare(
     site: &mut dyn Site,
     settings: &Settings,
     progress: &Progress,
-) -> Result<Comparison, CompareError> {
+) -> Result<Comparison, MeasureError> {
     let (mut reference, mut comparison): (Option<Reference>, Option<Comparison>) = (None, None);
     for variant in variants {
         let label = variant.label();
@@ -230,7 +215,7 @@ fn measure(
     settings: &Settings,
     progress: &Progress,
     alone: bool,
-) -> Result<Measured, CompareError> {
+) -> Result<Measured, MeasureError> {
     let info = &subject.loaded.info;
     let mut measured = Measured {
         label: label.clone(),
@@ -331,7 +316,7 @@ impl Comparison {
 }
 
 impl Reference {
-    fn new(label: String, loaded: &Loaded, settings: &Settings) -> Result<Self, CompareError> {
+    fn new(label: String, loaded: &Loaded, settings: &Settings) -> Result<Self, MeasureError> {
         let (tokenizer, context) = (loaded.tokenizer.clone(), loaded.model.context_length());
         let stages = settings.stages;
         let prompts = if stages.answers { asked(loaded, settings)? } else { Vec::new() };
@@ -348,10 +333,10 @@ impl Reference {
     }
 
     /// Probabilities can be compared only over one vocabulary.
-    fn check(&self, label: &str, loaded: &Loaded) -> Result<(), CompareError> {
+    fn check(&self, label: &str, loaded: &Loaded) -> Result<(), MeasureError> {
         let (ours, theirs) = (&self.tokenizer, &loaded.tokenizer);
         let differ = |how: String| {
-            CompareError::Input(format!(
+            MeasureError::Input(format!(
                 "{label} has another vocabulary than {}: {how}; compare variants of one model",
                 self.label
             ))
@@ -373,7 +358,7 @@ impl Reference {
 }
 
 /// The prompts for greedy answers, through the model's template where it has one.
-fn asked(loaded: &Loaded, settings: &Settings) -> Result<Vec<Arc<[u32]>>, CompareError> {
+fn asked(loaded: &Loaded, settings: &Settings) -> Result<Vec<Arc<[u32]>>, MeasureError> {
     let context = loaded.model.context_length();
     let built_in = || prompts::PROMPTS.iter().map(|&text| text.to_owned()).collect();
     let texts: Vec<String> = if settings.prompts.is_empty() { built_in() } else { settings.prompts.clone() };
@@ -384,12 +369,12 @@ fn asked(loaded: &Loaded, settings: &Settings) -> Result<Vec<Arc<[u32]>>, Compar
                 let messages = json!([{ "role": "user", "content": text }]);
                 let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
                 prompt::render_and_encode(template, &loaded.tokenizer, &messages, options)
-                    .map_err(|error| CompareError::Input(format!("prompt {text:?}: {error}")))?
+                    .map_err(|error| MeasureError::Input(format!("prompt {text:?}: {error}")))?
             }
         };
         let longest = tokens.len() + settings.answer_tokens;
         if tokens.is_empty() || longest > context {
-            return Err(CompareError::Input(format!(
+            return Err(MeasureError::Input(format!(
                 "prompt {text:?}: its {} tokens and {} of answer do not fit the context of {context}",
                 tokens.len(),
                 settings.answer_tokens
@@ -401,16 +386,16 @@ fn asked(loaded: &Loaded, settings: &Settings) -> Result<Vec<Arc<[u32]>>, Compar
 }
 
 /// Pieces of the text as prompts for the closed loops.
-fn windows(tokenizer: &Tokenizer, context: usize, settings: &Settings) -> Result<Prompts, CompareError> {
+fn windows(tokenizer: &Tokenizer, context: usize, settings: &Settings) -> Result<Prompts, MeasureError> {
     let (length, longest) = (settings.prompt_tokens, settings.prompt_tokens + settings.output_tokens);
     if longest > context {
-        return Err(CompareError::Input(format!(
+        return Err(MeasureError::Input(format!(
             "--prompt-tokens and --output-tokens make {longest}, more than the context of {context}"
         )));
     }
     let tokens = prompt::encode(tokenizer, &settings.text.content, false);
     if tokens.len() < length {
-        return Err(CompareError::Input(format!(
+        return Err(MeasureError::Input(format!(
             "the text {} has {} tokens, and a prompt needs {length}; give a longer --text or lower \
              --prompt-tokens",
             settings.text.name,

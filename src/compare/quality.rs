@@ -7,9 +7,10 @@
 use obol_models::batch::{Batch, CausalLm, Span};
 use obol_models::tokenizer::{Special, Tokenizer};
 
+use super::Settings;
 use super::score::{Distance, Pair, Perplexity, Row, distance, divergence, in_parallel, perplexity, row};
 use super::spool::Spool;
-use super::{CompareError, Settings};
+use crate::measure::MeasureError;
 use crate::measure::progress::Progress;
 
 /// Rows whose logits are held at a time: 64 MiB with the largest vocabularies.
@@ -48,17 +49,17 @@ impl Chunks {
         tokenizer: &Tokenizer,
         context: usize,
         settings: &Settings,
-    ) -> Result<Self, CompareError> {
+    ) -> Result<Self, MeasureError> {
         let length = settings.chunk_tokens;
         let tokens = tokenizer.encode(&settings.text.content, Special { parse: false, add: true });
         if length > context {
-            return Err(CompareError::Input(format!(
+            return Err(MeasureError::Input(format!(
                 "--chunk-tokens: {length} is more than the model's context of {context}"
             )));
         }
         let all = tokens.len() / length;
         if all == 0 {
-            return Err(CompareError::Input(format!(
+            return Err(MeasureError::Input(format!(
                 "the text {} has {} tokens, and one chunk needs {length}; give a longer --text or lower \
                  --chunk-tokens",
                 settings.text.name,
@@ -87,11 +88,11 @@ pub(super) fn reference(
     chunks: &Chunks,
     settings: &Settings,
     progress: &Progress,
-) -> Result<(Quality, Spool), CompareError> {
+) -> Result<(Quality, Spool), MeasureError> {
     let mut spool = Spool::create(&settings.spool, chunks.positions(), model.vocab_size())?;
     evaluate(model, chunks, settings, progress, |logits, rows| {
         spool.write(logits, rows).map_err(|error| {
-            CompareError::Failed(format!("cannot keep the reference's log-probabilities: {error}"))
+            MeasureError::Failed(format!("cannot keep the reference's log-probabilities: {error}"))
         })
     })?;
     let nlls: Vec<f64> = spool.rows.iter().map(|row| row.nll).collect();
@@ -104,7 +105,7 @@ pub(super) fn alone(
     chunks: &Chunks,
     settings: &Settings,
     progress: &Progress,
-) -> Result<Quality, CompareError> {
+) -> Result<Quality, MeasureError> {
     let mut nlls = Vec::with_capacity(chunks.positions());
     evaluate(model, chunks, settings, progress, |_, rows| {
         nlls.extend(rows.iter().map(|row| row.nll));
@@ -120,9 +121,9 @@ pub(super) fn variant(
     spool: &mut Spool,
     settings: &Settings,
     progress: &Progress,
-) -> Result<Quality, CompareError> {
+) -> Result<Quality, MeasureError> {
     let failed =
-        |error| CompareError::Failed(format!("cannot read the reference's log-probabilities: {error}"));
+        |error| MeasureError::Failed(format!("cannot read the reference's log-probabilities: {error}"));
     let vocab = model.vocab_size();
     let mut pairs = Vec::with_capacity(chunks.positions());
     let mut theirs = Vec::new();
@@ -152,9 +153,9 @@ fn evaluate(
     chunks: &Chunks,
     settings: &Settings,
     progress: &Progress,
-    mut take: impl FnMut(&[f32], &[Row]) -> Result<(), CompareError>,
-) -> Result<(), CompareError> {
-    let failed = |error: obol_models::batch::ForwardError| CompareError::Failed(error.to_string());
+    mut take: impl FnMut(&[f32], &[Row]) -> Result<(), MeasureError>,
+) -> Result<(), MeasureError> {
+    let failed = |error: obol_models::batch::ForwardError| MeasureError::Failed(error.to_string());
     let (length, vocab) = (chunks.length, model.vocab_size());
     let blocks = length.div_ceil(BLOCK);
     model.allocate_kv(blocks, BLOCK).map_err(failed)?;
@@ -186,7 +187,7 @@ fn evaluate(
             .into_iter()
             .collect();
             let scored = scored.ok_or_else(|| {
-                CompareError::Failed("the model's logits are not numbers; its file may be broken".into())
+                MeasureError::Failed("the model's logits are not numbers; its file may be broken".into())
             })?;
             take(logits, &scored)?;
         }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use super::{CompareError, Settings};
+use super::Settings;
 use crate::ledger::RateCard;
+use crate::measure::MeasureError;
 use crate::measure::asking::{Answer, NoAnswer, Running, ask, closed_loop, request, runtime, settled};
 use crate::measure::progress::Progress;
 use crate::measure::statistics::{median, percentile};
@@ -66,7 +67,7 @@ pub(super) fn answers(
     prompts: &[Arc<[u32]>],
     settings: &Settings,
     progress: &Progress,
-) -> Result<Vec<Vec<u32>>, CompareError> {
+) -> Result<Vec<Vec<u32>>, MeasureError> {
     let done = Cell::new(0);
     let asked = prompts.iter().map(async |prompt| {
         let answer = ask(&running.engine, request(prompt.clone(), settings.answer_tokens, false, None)).await;
@@ -87,7 +88,7 @@ pub(super) fn speeds(
     prompts: &Prompts,
     settings: &Settings,
     progress: &Progress,
-) -> Result<Vec<Speed>, CompareError> {
+) -> Result<Vec<Speed>, MeasureError> {
     let mut rounds: Vec<Vec<Speed>> = vec![Vec::new(); settings.clients.len()];
     for round in 0..settings.rounds {
         let forth = 0..settings.clients.len();
@@ -107,7 +108,7 @@ fn one_round(
     round: usize,
     prompts: &Prompts,
     settings: &Settings,
-) -> Result<Speed, CompareError> {
+) -> Result<Speed, MeasureError> {
     let begin = Instant::now();
     let answers = runtime()?.block_on(closed_loop(clients, settings.requests, async |client, index| {
         let prompt = prompts.get((round * clients + client) * settings.requests + index);

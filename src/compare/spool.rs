@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::CompareError;
 use super::score::Row;
+use crate::measure::MeasureError;
 
 /// Bytes left free beside the file.
 const MARGIN: u64 = 64 << 20;
@@ -24,7 +24,7 @@ impl Spool {
         directories: &[PathBuf],
         positions: usize,
         vocab: usize,
-    ) -> Result<Self, CompareError> {
+    ) -> Result<Self, MeasureError> {
         let needed = positions as u64 * vocab as u64 * size_of::<f32>() as u64;
         let mut reasons = Vec::new();
         for directory in directories {
@@ -33,7 +33,7 @@ impl Spool {
                 Err(reason) => reasons.push(format!("{}: {reason}", directory.display())),
             }
         }
-        Err(CompareError::Failed(format!(
+        Err(MeasureError::Failed(format!(
             "no room for the reference's log-probabilities, {needed} bytes for {positions} positions and {vocab} \
              tokens ({}); lower --chunks",
             reasons.join("; ")

@@ -8,13 +8,14 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use obol::bench::{
-    Arrivals, BenchError, Endpoint, EngineSetup, Facts, Kind, Load, Plan, Point, Questions, Report, Site,
-    Standing, Started, Subject, Workload, bench,
+    Arrivals, Endpoint, EngineSetup, Facts, Kind, Load, Plan, Point, Questions, Report, Site, Standing,
+    Started, Subject, Workload, bench,
 };
 use obol::clock::{Clock, SystemClock};
 use obol::config::Speculative;
 use obol::engine::{EngineConfig, EngineHandle, Parts};
 use obol::ledger::RateCard;
+use obol::measure::MeasureError;
 use obol::measure::asking::Running;
 use obol::measure::progress::Progress;
 use obol::meter::calibration::Calibration;
@@ -41,10 +42,10 @@ struct Fakes {
 }
 
 impl Site for Fakes {
-    fn start(&mut self, setup: &EngineSetup) -> Result<Started, BenchError> {
+    fn start(&mut self, setup: &EngineSetup) -> Result<Started, MeasureError> {
         self.started += 1;
         if self.broken == Some(setup.quant) {
-            return Err(BenchError::Failed("no memory for the weights".into()));
+            return Err(MeasureError::Failed("no memory for the weights".into()));
         }
         let tokenizer = http_tokens::tokenizer();
         let mut model = FakeModel::new(tokenizer.vocab_size(), CONTEXT, 7);
