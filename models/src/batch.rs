@@ -4,6 +4,8 @@ use std::ops::Range;
 
 pub use obol_kernels::Span;
 
+use crate::queue::{StepLimits, StepQueue};
+
 /// The work of one step: prefill chunks and decodes mixed, tokens packed in one dimension.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -100,8 +102,36 @@ pub struct ForwardError(pub String);
 /// Takes the logits of one span: (worker, index of the span, logits (rows that it asked for, vocab)).
 pub type EachSpan<'a> = &'a (dyn Fn(usize, usize, &[f32]) + Sync);
 
+/// Memory of a device of its own, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub free: u64,
+    pub total: u64,
+}
+
 /// A decoder-only language model with a paged KV cache.
 pub trait CausalLm: Send {
+    /// Has all memory but the KV pool's for steps up to `limits`, so that no step can fail for want of it.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    fn reserve(&mut self, _limits: StepLimits) -> Result<(), ForwardError> {
+        Ok(())
+    }
+
+    /// What its device has left, where it has memory of its own.
+    ///
+    /// # Errors
+    /// When the device does not answer.
+    fn device_memory(&self) -> Result<Option<DeviceMemory>, ForwardError> {
+        Ok(None)
+    }
+
+    /// The way to run steps beside the host, for a device that can; none for one that computes on the host.
+    fn queue(&mut self) -> Option<&mut dyn StepQueue> {
+        None
+    }
+
     /// Size of a logits row.
     fn vocab_size(&self) -> usize;
 

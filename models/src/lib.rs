@@ -21,6 +21,7 @@ mod model_files;
 mod names;
 pub mod quant;
 mod quantize;
+pub mod queue;
 pub mod safetensors;
 mod safetensors_check;
 pub mod spec;

@@ -1,0 +1,141 @@
+//! A device that computes beside the host: steps are given to it in order, and what they drew is read later.
+//!
+//! So that the device need not wait for the host, a step may be given before the one ahead of it has been
+//! read: rows whose token is not known yet are fed on the device by that step's draws. Tokens are drawn there
+//! too, by the rules of the host's sampler; who asked for them is not known here.
+
+use std::ops::Range;
+
+use crate::batch::{Batch, ForwardError};
+
+/// A row whose token is what the step ahead drew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feed {
+    /// The row of this step's batch; the token given there is not read.
+    pub row: usize,
+    /// Index among the draws of the step ahead.
+    pub draw: usize,
+}
+
+/// A token that a sequence has seen, for penalties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub token: u32,
+    /// Times it was generated; 0: it is in the prompt only.
+    pub times: u32,
+}
+
+/// How to draw from one row of logits. The order is: logit bias and penalties, forbidden tokens, temperature,
+/// min-p, top-k, top-p, then one inverse-CDF draw in token order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowDraw {
+    /// Greedy under 1e-5.
+    pub temperature: f32,
+    /// 0: all.
+    pub top_k: u32,
+    /// 1: all.
+    pub top_p: f32,
+    /// 0: all.
+    pub min_p: f32,
+    /// 1: none.
+    pub repetition_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    /// The draw's place in the counter-based generator: seed, choice, and the position of the token to draw.
+    pub seed: u64,
+    pub choice: u32,
+    pub position: u64,
+    /// With the log-probability of what is drawn, and of this many of the most likely.
+    pub logprobs: Option<u32>,
+    /// Its part of [`Step::biases`].
+    pub biases: Range<usize>,
+    /// Its part of [`Step::forbidden`].
+    pub forbidden: Range<usize>,
+    /// Its part of [`Step::seen`], ascending by token; empty where no penalty asks for it. A fed row's token
+    /// counts as generated once more than is said here.
+    pub seen: Range<usize>,
+}
+
+/// The work of one step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Step {
+    pub batch: Batch,
+    /// Ascending by row.
+    pub feeds: Vec<Feed>,
+    /// One for each of the batch's logit rows, in their order.
+    pub draws: Vec<RowDraw>,
+    /// (token, what is added to its logit)
+    pub biases: Vec<(u32, f32)>,
+    pub forbidden: Vec<u32>,
+    pub seen: Vec<Seen>,
+}
+
+impl Step {
+    pub fn clear(&mut self) {
+        self.batch.clear();
+        self.feeds.clear();
+        self.draws.clear();
+        self.biases.clear();
+        self.forbidden.clear();
+        self.seen.clear();
+    }
+}
+
+/// What was drawn from one row of logits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Draw {
+    /// None: no logit was a finite number.
+    pub token: Option<u32>,
+    /// Of the token, where it was asked for; else 0.
+    pub logprob: f32,
+    /// (token, log-probability) of the most likely, as many as were asked for, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// When a step ran, by the device's own clock, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepTime {
+    /// From its start on the device to its end.
+    pub run: u64,
+    /// From the end of the step before it to its end; none where there was none or that is not known.
+    pub since_last_end: Option<u64>,
+}
+
+/// A step's outcome.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepOutput {
+    /// One for each of the step's draws.
+    pub draws: Vec<Draw>,
+    pub time: StepTime,
+}
+
+/// The largest step that will be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    pub rows: usize,
+    pub sequences: usize,
+    /// Of all sequences' block tables together.
+    pub table_entries: usize,
+}
+
+/// Runs steps in the order in which they are given.
+pub trait StepQueue: Send {
+    /// Steps that may be in flight at a time: 1 or 2.
+    fn depth(&self) -> usize;
+
+    /// Gives the device a step; returns before it has run.
+    ///
+    /// # Errors
+    /// When the step contradicts itself or the device refuses it. Nothing is in flight then, and the KV of all
+    /// sequences that were is undefined.
+    fn submit(&mut self, step: &Step) -> Result<(), ForwardError>;
+
+    /// Waits for the oldest step in flight, and says what came of it.
+    ///
+    /// # Errors
+    /// When it failed; then as for [`StepQueue::submit`].
+    ///
+    /// # Panics
+    /// When nothing is in flight.
+    fn wait(&mut self, output: &mut StepOutput) -> Result<(), ForwardError>;
+}
