@@ -13,6 +13,8 @@ mod activations;
 mod attention;
 mod attention_kernel;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dense;
 mod dense_product;
 mod element;
