@@ -6,14 +6,14 @@
 
 use std::ops::Range;
 
-use crate::batch::{Batch, ForwardError};
+use crate::batch::{Batch, BatchLimits, ForwardError};
 
 /// A row whose token is what the step ahead drew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feed {
     /// The row of this step's batch; the token given there is not read.
     pub row: usize,
-    /// Index among the draws of the step ahead.
+    /// Index among the draws of the step ahead. Where that draw came to nothing, any token may be fed.
     pub draw: usize,
 }
 
@@ -64,8 +64,9 @@ pub struct Step {
     pub feeds: Vec<Feed>,
     /// One for each of the batch's logit rows, in their order.
     pub draws: Vec<RowDraw>,
-    /// (token, what is added to its logit)
+    /// (token, what is added to its logit); tokens outside the vocabulary have no effect.
     pub biases: Vec<(u32, f32)>,
+    /// Never drawn; tokens outside the vocabulary have no effect.
     pub forbidden: Vec<u32>,
     pub seen: Vec<Seen>,
 }
@@ -78,6 +79,44 @@ impl Step {
         self.biases.clear();
         self.forbidden.clear();
         self.seen.clear();
+    }
+
+    /// Whether a device with these limits can run this step behind one of `ahead` draws; none: behind none.
+    ///
+    /// # Errors
+    /// As [`Batch::check`], and when feeds, draws or lists contradict each other.
+    pub fn check(&self, limits: BatchLimits, ahead: Option<usize>) -> Result<(), ForwardError> {
+        self.batch.check(limits)?;
+        let fail = |what: String| Err(ForwardError(format!("inconsistent step: {what}")));
+        if self.draws.len() != self.batch.logit_rows.len() {
+            return fail(format!("{} draws, {} logit rows", self.draws.len(), self.batch.logit_rows.len()));
+        }
+        if !self.feeds.is_sorted_by(|a, b| a.row < b.row) {
+            return fail("feeds are not ascending by row".into());
+        }
+        let (rows, ahead) = (self.batch.tokens.len(), ahead.unwrap_or(0));
+        if let Some(feed) = self.feeds.iter().find(|feed| feed.row >= rows || feed.draw >= ahead) {
+            return fail(format!("{feed:?} with {rows} rows and {ahead} draws ahead"));
+        }
+        for draw in &self.draws {
+            let lists = [
+                (&draw.biases, self.biases.len()),
+                (&draw.forbidden, self.forbidden.len()),
+                (&draw.seen, self.seen.len()),
+            ];
+            if let Some((range, len)) =
+                lists.into_iter().find(|(range, len)| range.start > range.end || range.end > *len)
+            {
+                return fail(format!("a draw's part {range:?} of a list of {len}"));
+            }
+            let seen = &self.seen[draw.seen.clone()];
+            if !seen.is_sorted_by(|a, b| a.token < b.token)
+                || seen.last().is_some_and(|seen| seen.token as usize >= limits.vocab_size)
+            {
+                return fail("seen tokens are not ascending within the vocabulary".into());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -118,7 +157,8 @@ pub struct StepLimits {
     pub table_entries: usize,
 }
 
-/// Runs steps in the order in which they are given.
+/// Runs steps in the order in which they are given. After an error, or a panic, nothing is in flight, and what the
+/// steps that were have written is undefined.
 pub trait StepQueue: Send {
     /// Steps that may be in flight at a time: 1 or 2.
     fn depth(&self) -> usize;
@@ -126,14 +166,16 @@ pub trait StepQueue: Send {
     /// Gives the device a step; returns before it has run.
     ///
     /// # Errors
-    /// When the step contradicts itself or the device refuses it. Nothing is in flight then, and the KV of all
-    /// sequences that were is undefined.
+    /// When the step contradicts itself or the device refuses it.
+    ///
+    /// # Panics
+    /// When as many steps are in flight as may be.
     fn submit(&mut self, step: &Step) -> Result<(), ForwardError>;
 
     /// Waits for the oldest step in flight, and says what came of it.
     ///
     /// # Errors
-    /// When it failed; then as for [`StepQueue::submit`].
+    /// When it failed.
     ///
     /// # Panics
     /// When nothing is in flight.
