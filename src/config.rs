@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use obol_models::KvDtype;
+use obol_models::device::{ComputeDtype, DeviceId};
 use obol_models::quant::Quant;
 use serde::{Deserialize, Deserializer};
 
@@ -29,12 +30,31 @@ pub enum ConfigError {
     Value { name: &'static str, problem: String },
 }
 
-/// Which device computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
+/// Which devices compute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Devices {
+    /// A CUDA device if there is one, else the processor.
     Auto,
-    Cpu,
+    /// At least one.
+    These(Vec<DeviceId>),
+}
+
+impl FromStr for Devices {
+    type Err = String;
+
+    /// `auto`, or names of devices with commas between.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let devices =
+            text.split(',').map(|name| name.trim().parse()).collect::<Result<Vec<DeviceId>, _>>()?;
+        let twice = devices.iter().enumerate().find(|(at, device)| devices[..*at].contains(device));
+        match twice {
+            None => Ok(Self::These(devices)),
+            Some((_, device)) => Err(format!("{device} is named twice")),
+        }
+    }
 }
 
 /// Where tokens come from that are verified several at a time.
@@ -82,9 +102,20 @@ pub struct ServeFlags {
     /// Listen on another address than loopback without keys: anybody who reaches it can spend
     #[arg(long, env = "OBOL_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure_open: Option<bool>,
-    /// Device that computes [default: auto]
-    #[arg(long, env = "OBOL_DEVICE")]
-    pub device: Option<Device>,
+    /// Device that computes: auto, cpu or cuda:0 [default: auto, a CUDA device if there is one]
+    #[arg(long, env = "OBOL_DEVICE", value_name = "DEVICE")]
+    #[serde(default, deserialize_with = "parsed")]
+    pub device: Option<Devices>,
+    /// Type of activations on a CUDA device: f32, f16 or bf16 [default: the weights' own, bf16 with int8 and int4]
+    #[arg(long, env = "OBOL_DTYPE", value_name = "TYPE")]
+    #[serde(default, deserialize_with = "parsed")]
+    pub dtype: Option<ComputeDtype>,
+    /// Launch decode steps on a CUDA device as recorded graphs [default: true]
+    #[arg(long, env = "OBOL_CUDA_GRAPHS", value_name = "BOOL")]
+    pub cuda_graphs: Option<bool>,
+    /// Share of a CUDA device's memory that weights, buffers and KV cache may have together [default: 0.9]
+    #[arg(long, env = "OBOL_DEVICE_MEMORY", value_name = "SHARE")]
+    pub device_memory: Option<f64>,
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, env = "OBOL_THREADS")]
     pub threads: Option<usize>,
@@ -100,7 +131,8 @@ pub struct ServeFlags {
     /// Requests that may wait; one more gets 429 [default: 1024]
     #[arg(long, env = "OBOL_QUEUE_DEPTH")]
     pub queue_depth: Option<usize>,
-    /// Memory for the KV cache, like 512MiB or 4GiB [default: a quarter of what is free]
+    /// Memory for the KV cache, like 512MiB or 4GiB [default: a quarter of what is free; on a CUDA device what
+    /// --device-memory leaves]
     #[arg(long, env = "OBOL_KV_MEMORY", value_name = "BYTES")]
     pub kv_memory: Option<String>,
     /// Tokens in a KV block [default: 16]
@@ -197,7 +229,10 @@ pub struct Config {
     pub kv_dtype: KvDtype,
     pub served_model_name: Option<String>,
     pub listen: SocketAddr,
-    pub device: Device,
+    pub device: Devices,
+    pub dtype: Option<ComputeDtype>,
+    pub cuda_graphs: bool,
+    pub device_memory: f64,
     pub threads: Option<usize>,
     pub max_model_len: Option<usize>,
     pub max_sequences: usize,
@@ -242,7 +277,10 @@ impl Config {
             kv_dtype: flags.kv_dtype.or(serve.kv_dtype).unwrap_or_default(),
             served_model_name: flags.served_model_name.or(serve.served_model_name),
             listen: flags.listen.or(serve.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
-            device: flags.device.or(serve.device).unwrap_or(Device::Auto),
+            device: flags.device.or(serve.device).unwrap_or(Devices::Auto),
+            dtype: flags.dtype.or(serve.dtype),
+            cuda_graphs: flags.cuda_graphs.or(serve.cuda_graphs).unwrap_or(true),
+            device_memory: flags.device_memory.or(serve.device_memory).unwrap_or(0.9),
             threads: flags.threads.or(serve.threads),
             max_model_len: flags.max_model_len.or(serve.max_model_len),
             max_sequences: flags.max_sequences.or(serve.max_sequences).unwrap_or(64),
@@ -297,6 +335,9 @@ impl Config {
             );
         }
         Self::check_steps(self.max_sequences, self.step_tokens)?;
+        if !(0.05..=1.0).contains(&self.device_memory) {
+            return wrong("device_memory", format!("{} is not between 0.05 and 1", self.device_memory));
+        }
         if self.queue_depth == 0 {
             return wrong("queue_depth", "0 would refuse every request; use at least 1".into());
         }
@@ -399,6 +440,10 @@ mod tests {
         says("[serve]\nstep_tokens = 3", "step_tokens");
         says("[serve]\nquant = 'q4'", "choose file, f32, f16, bf16, int8 or int4");
         says("[serve]\nkv_dtype = 'fp8'", "choose f16, bf16, f32 or int8");
+        says("[serve]\ndevice = 'gpu'", "choose auto, cpu, or cuda:0");
+        says("[serve]\ndevice = 'cuda:0,cuda:0'", "cuda:0 is named twice");
+        says("[serve]\ndtype = 'fp8'", "choose f32, f16 or bf16");
+        says("[serve]\ndevice_memory = 1.5", "device_memory: 1.5 is not between 0.05 and 1");
         says("broken", "obol.toml");
     }
 }

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod chat_template;
 mod checkpoint;
 mod decoder;
+pub mod device;
 pub mod error;
 pub mod fake;
 pub mod fetch;

@@ -11,6 +11,7 @@ use obol_kernels::{Cpu, KvDtype};
 use crate::batch::CausalLm;
 use crate::chat_template::ChatTemplate;
 use crate::decoder::Decoder;
+use crate::device::{ComputeDtype, DeviceId};
 use crate::error::LoadError;
 use crate::model_files::ModelFiles;
 use crate::quant::Quant;
@@ -31,13 +32,27 @@ pub struct LoadOptions {
     pub quant: Quant,
     /// The KV cache's type.
     pub kv_dtype: KvDtype,
+    /// Where the model computes.
+    pub device: DeviceId,
+    /// The type of activations, on a device that has a choice; none: the weights' own.
+    pub dtype: Option<ComputeDtype>,
+    /// Decode steps are launched as recorded graphs, on a device that can.
+    pub graphs: bool,
 }
 
 impl Default for LoadOptions {
     /// One thread a core that this process may use, the model's whole context.
     fn default() -> Self {
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, max_model_len: None, quant: Quant::default(), kv_dtype: KvDtype::default() }
+        Self {
+            threads,
+            max_model_len: None,
+            quant: Quant::default(),
+            kv_dtype: KvDtype::default(),
+            device: DeviceId::Cpu(0),
+            dtype: None,
+            graphs: true,
+        }
     }
 }
 
@@ -67,6 +82,8 @@ pub struct ModelInfo {
     pub layers: usize,
     /// As [`ModelFiles::fingerprint`].
     pub fingerprint: String,
+    /// What computes, and how: changes when its speed may.
+    pub device: String,
 }
 
 /// Loads the GGUF file, or the directory of config.json and safetensors, at `path`.
@@ -109,6 +126,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
         vocab_size: spec.vocab,
         layers: spec.layers.len(),
         fingerprint: files.fingerprint(),
+        device: "cpu".into(),
     };
     Ok(Loaded { model: Box::new(model), tokenizer: Arc::new(tokenizer), template, info })
 }

@@ -206,6 +206,9 @@ pub(super) fn run(
     command: Vec<String>,
 ) -> Result<ExitCode, Failure> {
     let mut config = config(&flags, &command, places, directories)?;
+    if flags.url.is_none() {
+        parts::choose_device(&mut config)?;
+    }
     if flags.growth {
         return growth::run(&flags, &config, directories, command);
     }
@@ -220,7 +223,9 @@ pub(super) fn run(
         None => Some(model::locate(&config.model, config.revision.as_deref(), directories)?.file),
     };
     // The same for every engine, whatever the last one has left free.
-    config.kv_memory = Some(parts::kv_memory(&config));
+    if flags.url.is_none() {
+        config.kv_memory = Some(parts::kv_memory(&config)?);
+    }
     let mut engines = Engines { config, threads: plan.threads, file };
     let progress = Progress::stderr();
     let report = bench::bench(subjects, plan, &mut engines, &progress)?;

@@ -121,8 +121,9 @@ pub(super) fn run(
         ..ServeFlags::default()
     };
     let mut config = Config::resolve(serve, places, directories.data.clone()).map_err(Failure::usage)?;
+    parts::choose_device(&mut config)?;
     // The same for every variant, whatever the last one has left free.
-    let kv_memory = parts::kv_memory(&config);
+    let kv_memory = parts::kv_memory(&config)?;
     config.kv_memory = Some(kv_memory);
     let settings = settings(&flags, &config, kv_memory)?;
     for file in flags.json.iter().chain(&flags.svg) {

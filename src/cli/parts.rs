@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use obol_models::KvDtype;
 use obol_models::batch::CausalLm;
+use obol_models::device::{self, ComputeDtype, DeviceId};
 use obol_models::load::{LoadOptions, Loaded, ModelInfo, load};
+use obol_models::queue::StepLimits;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Devices};
 use crate::engine::{EngineConfig, EngineHandle, Parts};
 use crate::meter::calibration::{self, Calibration};
 use crate::meter::partition::Partition;
@@ -59,6 +61,44 @@ pub(super) struct Ready {
     pub(super) calibration: Calibration,
 }
 
+/// Decides which device computes, and keeps that in the configuration.
+///
+/// # Errors
+/// When a device that was asked for cannot be used.
+pub(super) fn choose_device(config: &mut Config) -> Result<DeviceId, Failure> {
+    let device = match &config.device {
+        Devices::Auto => match device::cuda_count() {
+            Ok(_) => DeviceId::Cuda(0),
+            Err(reason) => {
+                // A build without CUDA was not meant for one.
+                if cfg!(feature = "cuda") {
+                    tracing::info!("computing on the CPU: {reason}");
+                }
+                DeviceId::Cpu(0)
+            }
+        },
+        Devices::These(devices) => match devices[..] {
+            [device] => device,
+            _ => return Err(Failure::usage("device: several devices at once are not supported yet")),
+        },
+    };
+    if let DeviceId::Cuda(_) = device {
+        device::cuda_count().map_err(|reason| Failure::failed(format!("--device {device}: {reason}")))?;
+    } else if config.dtype.is_some_and(|dtype| dtype != ComputeDtype::F32) {
+        return Err(Failure::usage("dtype: on the CPU activations are always f32; leave --dtype away"));
+    }
+    config.device = Devices::These(vec![device]);
+    Ok(device)
+}
+
+/// The device that [`choose_device`] chose.
+fn device_of(config: &Config) -> DeviceId {
+    match &config.device {
+        Devices::These(devices) => devices[0],
+        Devices::Auto => unreachable!("a device is chosen before a model is loaded"),
+    }
+}
+
 /// Loads the model file in the configured precisions. `info.precision` names both of them.
 pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result<Loaded, Failure> {
     let options = LoadOptions {
@@ -66,6 +106,9 @@ pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result
         max_model_len: config.max_model_len,
         quant: config.quant,
         kv_dtype: config.kv_dtype,
+        device: device_of(config),
+        dtype: config.dtype,
+        graphs: config.cuda_graphs,
     };
     let mut loaded = load(file, &options)
         .map_err(|error| Failure::failed(format!("cannot load {}: {error}", file.display())))?;
@@ -84,17 +127,29 @@ pub(super) fn prepare(
     threads: usize,
     early: &mut Early,
 ) -> Result<Ready, Failure> {
+    let longest = config.max_model_len.unwrap_or_else(|| model.context_length());
+    let limits = StepLimits {
+        rows: config.step_tokens,
+        sequences: config.max_sequences,
+        table_entries: config.max_sequences * longest.div_ceil(config.block_size),
+    };
+    model.reserve(limits).map_err(|error| {
+        Failure::failed(format!(
+            "no memory for steps ({error}); lower --step-tokens or --max-sequences, or choose int8 or int4 weights"
+        ))
+    })?;
     let sizes = size(model.as_ref(), end_tokens, config)?;
     model.allocate_kv(sizes.blocks, sizes.block_size).map_err(|error| {
         Failure::failed(format!("no memory for the KV cache ({error}); give it less with --kv-memory"))
     })?;
     early.partition.book(HouseTime::Load, early.clock.now());
     let key = format!(
-        "{} {} {} {} cpu {threads} {} {} {}",
+        "{} {} {} {} {} {threads} {} {} {}",
         info.fingerprint,
         info.precision,
         config.quant,
         config.kv_dtype,
+        info.device,
         sizes.block_size,
         env!("CARGO_PKG_VERSION"),
         calibration::VERSION,
@@ -130,8 +185,8 @@ fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<Eng
     }
     let bytes_per_block = model.kv_bytes_per_token() * config.block_size as u64;
     let useful = (config.max_sequences * longest.div_ceil(config.block_size)) as u64;
-    let blocks =
-        usize::try_from((kv_memory(config) / bytes_per_block).min(useful)).map_err(Failure::failed)?;
+    let budget = kv_budget(model, config)?;
+    let blocks = usize::try_from((budget / bytes_per_block).min(useful)).map_err(Failure::failed)?;
     let capacity = blocks * config.block_size;
     if blocks < 2 {
         return Err(Failure::failed(format!(
@@ -161,8 +216,31 @@ fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<Eng
 }
 
 /// Bytes for the KV pool: as configured, or a part of what is free now.
-pub(super) fn kv_memory(config: &Config) -> u64 {
-    config.kv_memory.unwrap_or_else(|| free_memory() / KV_FRACTION)
+///
+/// # Errors
+/// When the device does not say what it has.
+pub(super) fn kv_memory(config: &Config) -> Result<u64, Failure> {
+    if let Some(configured) = config.kv_memory {
+        return Ok(configured);
+    }
+    let free = match device_of(config) {
+        DeviceId::Cpu(_) => free_memory(),
+        DeviceId::Cuda(index) => device::cuda_memory(index).map_err(Failure::failed)?,
+    };
+    Ok(free / KV_FRACTION)
+}
+
+/// Bytes for the KV pool of a model that has all its other memory.
+fn kv_budget(model: &dyn CausalLm, config: &Config) -> Result<u64, Failure> {
+    let device = model.device_memory().map_err(Failure::failed)?;
+    match (config.kv_memory, device) {
+        (None, Some(memory)) => {
+            // Of all that the device has, used by whomever.
+            let ours = (memory.total as f64 * config.device_memory) as u64;
+            Ok(ours.saturating_sub(memory.total - memory.free))
+        }
+        _ => kv_memory(config),
+    }
 }
 
 /// Memory that this process can still take: the machine's available memory, or less in a container.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use obol_models::device::{self, DeviceId};
 use obol_models::load::ModelInfo;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -34,7 +35,8 @@ pub(super) fn run(
     directories: &Directories,
 ) -> Result<ExitCode, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let config = Config::resolve(flags, places, directories.data.clone()).map_err(Failure::usage)?;
+    let mut config = Config::resolve(flags, places, directories.data.clone()).map_err(Failure::usage)?;
+    let device = parts::choose_device(&mut config)?;
     // Each connection is an open file, and the usual limit of 1,024 is soon reached.
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         tracing::warn!("the limit of open files could not be raised: {error}");
@@ -44,13 +46,18 @@ pub(super) fn run(
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    let outcome = runtime.block_on(serve(config, clock, directories));
+    let outcome = runtime.block_on(serve(config, device, clock, directories));
     // A start that was interrupted may still be loading; nobody waits for it.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories) -> Result<(), Failure> {
+async fn serve(
+    config: Config,
+    device: DeviceId,
+    clock: Arc<dyn Clock>,
+    directories: &Directories,
+) -> Result<(), Failure> {
     let rates = &config.rates;
     let rate = RateCard::parse(&rates.device_hour, &rates.kv_share, &rates.currency, None)
         .map_err(|error| Failure::usage(format!("rates: {error}")))?;
@@ -59,7 +66,14 @@ async fn serve(config: Config, clock: Arc<dyn Clock>, directories: &Directories)
         Failure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
     })?;
     let address = listener.local_addr().map_err(Failure::failed)?;
-    let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: processor() };
+    let device = match device {
+        DeviceId::Cpu(_) => DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: processor() },
+        DeviceId::Cuda(index) => DeviceInfo {
+            id: device.to_string(),
+            kind: "cuda".into(),
+            name: device::cuda_name(index).map_err(Failure::failed)?,
+        },
+    };
     let options = OpenOptions {
         device: device.clone(),
         rate,
@@ -228,6 +242,15 @@ impl Starting {
         Ok((app, banner))
     }
 
+    fn device_line(&self, threads: usize) -> String {
+        let DeviceInfo { id, kind, name } = &self.device;
+        if kind == "cpu" {
+            format!("device    {id}: {name}, {threads} threads")
+        } else {
+            format!("device    {id}: {name}")
+        }
+    }
+
     fn banner(
         &self,
         id: &str,
@@ -248,7 +271,7 @@ impl Starting {
                 info.precision,
                 mib(info.weight_bytes)
             ),
-            format!("device    {}: {}, {threads} threads", self.device.id, self.device.name),
+            self.device_line(threads),
             format!(
                 "kv cache  {} blocks of {} tokens, {:.0} KiB each, {:.0} MiB in all",
                 sizes.blocks,

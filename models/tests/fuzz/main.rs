@@ -93,7 +93,7 @@ fn try_model(path: &Path, random: &mut Random) -> String {
     if let ModelFiles::Gguf(file) = &files {
         drop(text_files::from_gguf(file));
     }
-    let options = LoadOptions { threads, quant, kv_dtype, max_model_len: None };
+    let options = LoadOptions { threads, quant, kv_dtype, ..LoadOptions::default() };
     let mut model = match Decoder::load(&files, Cpu::new(threads), &options) {
         Ok(model) => model,
         Err(error) => return kind(&error),
