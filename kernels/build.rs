@@ -4,11 +4,9 @@
 //! Finds nvcc by `CUDA_HOME`, `PATH`, or where `scripts/cuda-toolkit` puts it. What ptxas says of registers and
 //! spills is kept for a test. A file is compiled again only when it, a header, or the way to compile changed.
 
-use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -113,9 +111,9 @@ impl Compiler<'_> {
         let oldest = self.architectures[0];
         arguments.push(format!("-gencode=arch=compute_{oldest},code=compute_{oldest}"));
         arguments.extend(self.architectures.iter().map(|a| format!("-gencode=arch=compute_{a},code=sm_{a}")));
-        let mut hasher = DefaultHasher::new();
-        (&self.nvcc, &arguments, &self.headers, &text).hash(&mut hasher);
-        let key = format!("{:016x}", hasher.finish());
+        let key = [&self.nvcc.display().to_string(), &arguments.join(" "), &self.headers, &text]
+            .map(String::as_str);
+        let key = key.join("\n");
         let file = |extension: &str| self.out.join(format!("{name}.{extension}"));
         if fs::read_to_string(file("key")).is_ok_and(|known| known == key) {
             return Ok(());
