@@ -111,9 +111,8 @@ impl Compiler<'_> {
         let oldest = self.architectures[0];
         arguments.push(format!("-gencode=arch=compute_{oldest},code=compute_{oldest}"));
         arguments.extend(self.architectures.iter().map(|a| format!("-gencode=arch=compute_{a},code=sm_{a}")));
-        let key = [&self.nvcc.display().to_string(), &arguments.join(" "), &self.headers, &text]
-            .map(String::as_str);
-        let key = key.join("\n");
+        let compiler = self.nvcc.display().to_string();
+        let key = [compiler.as_str(), &arguments.join(" "), &self.headers, &text].join("\n");
         let file = |extension: &str| self.out.join(format!("{name}.{extension}"));
         if fs::read_to_string(file("key")).is_ok_and(|known| known == key) {
             return Ok(());
