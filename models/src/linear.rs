@@ -110,6 +110,12 @@ impl Linear {
         self.products.iter().map(|product| product.weight.bytes() + bias(product)).sum()
     }
 
+    /// Its products: weight, bias, and the first column among all columns.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn products(&self) -> impl Iterator<Item = (&Weight, Option<&[f32]>, usize)> {
+        self.products.iter().map(|product| (&product.weight, product.bias.as_deref(), product.first))
+    }
+
     /// Whether all matrices are one product, their outputs side by side in a row.
     pub(crate) fn is_fused(&self) -> bool {
         self.products.len() == 1

@@ -28,9 +28,9 @@ pub(super) struct Layer {
 
 /// A norm of rows of the residual's width.
 pub(super) struct Norm {
-    kind: spec::Norm,
-    weight: Vec<f32>,
-    bias: Option<Vec<f32>>,
+    pub(super) kind: spec::Norm,
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Option<Vec<f32>>,
     eps: f32,
 }
 

@@ -22,20 +22,20 @@ pub(super) enum Ffn {
 pub(super) struct Mlp {
     act: Act,
     gated: bool,
-    width: usize,
+    pub(super) width: usize,
     hidden: usize,
     /// gate and up, or up alone
-    up: Linear,
-    down: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
 }
 
 /// Several MLPs, of which each row takes a few.
 pub(super) struct Experts {
-    spec: ExpertsSpec,
+    pub(super) spec: ExpertsSpec,
     hidden: usize,
     /// (experts, hidden)
-    router: Linear,
-    experts: Vec<Mlp>,
+    pub(super) router: Linear,
+    pub(super) experts: Vec<Mlp>,
 }
 
 /// Buffers between an MLP's operations, (rows, width) unless said otherwise.
