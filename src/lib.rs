@@ -9,6 +9,7 @@ pub mod usage;
 
 pub mod ledger;
 pub mod meter;
+pub mod nvml;
 pub mod text;
 
 pub mod engine;

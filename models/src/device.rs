@@ -90,32 +90,32 @@ pub fn cuda_count() -> Result<usize, String> {
     Err("this build has no CUDA: build it with --features cuda, or use --device cpu".into())
 }
 
-/// Free memory of a CUDA device, in bytes.
-///
-/// # Errors
-/// When the device cannot be used.
-pub fn cuda_memory(index: usize) -> Result<u64, String> {
-    #[cfg(feature = "cuda")]
-    {
-        let free = |gpu: obol_kernels::cuda::Gpu| Ok(gpu.memory()?.0);
-        obol_kernels::cuda::Gpu::open(index).and_then(free).map_err(|error| error.to_string())
-    }
-    #[cfg(not(feature = "cuda"))]
-    cuda_count().map(|_| index as u64)
+/// What a CUDA device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaFacts {
+    /// For people.
+    pub name: String,
+    /// As NVML and nvidia-smi say it.
+    pub uuid: String,
+    /// Bytes that are free now.
+    pub free: u64,
 }
 
-/// A CUDA device's name, for people.
+/// Asks CUDA device `index` what it is.
 ///
 /// # Errors
 /// When the device cannot be used.
-pub fn cuda_name(index: usize) -> Result<String, String> {
+pub fn cuda_facts(index: usize) -> Result<CudaFacts, String> {
     #[cfg(feature = "cuda")]
     {
-        let name = |gpu: obol_kernels::cuda::Gpu| gpu.facts().name.clone();
-        obol_kernels::cuda::Gpu::open(index).map(name).map_err(|error| error.to_string())
+        use obol_kernels::cuda::{DeviceFacts, Gpu};
+        let gpu = Gpu::open(index).map_err(|error| error.to_string())?;
+        let (free, _) = gpu.memory().map_err(|error| error.to_string())?;
+        let DeviceFacts { name, uuid, .. } = gpu.facts().clone();
+        Ok(CudaFacts { name, uuid, free })
     }
     #[cfg(not(feature = "cuda"))]
-    cuda_count().map(|_| index.to_string())
+    cuda_count().and(Err(format!("there is no device cuda:{index}")))
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ pub(super) fn choose_device(config: &mut Config) -> Result<DeviceId, Failure> {
 }
 
 /// The device that [`choose_device`] chose.
-fn device_of(config: &Config) -> DeviceId {
+pub(super) fn device_of(config: &Config) -> DeviceId {
     match &config.device {
         Devices::These(devices) => devices[0],
         Devices::Auto => unreachable!("a device is chosen before a model is loaded"),
@@ -225,7 +225,7 @@ pub(super) fn kv_memory(config: &Config) -> Result<u64, Failure> {
     }
     let free = match device_of(config) {
         DeviceId::Cpu(_) => free_memory(),
-        DeviceId::Cuda(index) => device::cuda_memory(index).map_err(Failure::failed)?,
+        DeviceId::Cuda(index) => device::cuda_facts(index).map_err(Failure::failed)?.free,
     };
     Ok(free / KV_FRACTION)
 }

@@ -20,6 +20,7 @@ use crate::http::{self, HttpConfig, Server};
 use crate::ledger::{DeviceInfo, Ledger, MethodRecord, OpenOptions, RateCard};
 use crate::meter::partition::Partition;
 use crate::metrics::Metrics;
+use crate::nvml::Probe;
 use crate::pipeline::{self, App, Served};
 use crate::units::{RequestId, UnixNanos};
 
@@ -71,7 +72,7 @@ async fn serve(
         DeviceId::Cuda(index) => DeviceInfo {
             id: device.to_string(),
             kind: "cuda".into(),
-            name: device::cuda_name(index).map_err(Failure::failed)?,
+            name: device::cuda_facts(index).map_err(Failure::failed)?.name,
         },
     };
     let options = OpenOptions {
@@ -229,6 +230,10 @@ impl Starting {
             fingerprint: info.fingerprint[..12].to_owned(),
             id,
         };
+        let probe = Probe::open(parts::device_of(config)).unwrap_or_else(|reason| {
+            tracing::warn!("no energy and load of the device in /metrics: NVML: {reason}");
+            None
+        });
         let app = App::new(pipeline::Parts {
             engine,
             ledger: self.ledger,
@@ -237,6 +242,7 @@ impl Starting {
             served,
             clock,
             metrics: Metrics::new(),
+            probe,
             tokenizing_max: threads.max(2),
         });
         Ok((app, banner))

@@ -10,12 +10,14 @@ use super::Server;
 use super::error::ApiError;
 use crate::ledger::{ModelTotals, Totals};
 use crate::metrics::Exposition;
+use crate::nvml::Reading;
 use crate::pipeline::App;
 
 pub(super) async fn metrics(State(server): State<Arc<Server>>) -> Result<Response, ApiError> {
     let app = server.app()?;
     let mut text = Exposition::default();
     engine(app, &mut text);
+    probe(app, &mut text);
     books(app, app.ledger().totals(), &mut text);
     let text = app.metrics().render() + &text.into_text();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
@@ -50,6 +52,32 @@ fn engine(app: &App, text: &mut Exposition) {
     }
     let help = "Steps that the device ran.";
     text.counter("obol_engine_steps_total", help, &[("device", &app.served().device)], stats.steps);
+}
+
+/// What the device says of itself; a figure that it does not have is left out.
+fn probe(app: &App, text: &mut Exposition) {
+    let Some(probe) = app.probe() else { return };
+    let Reading { energy_mj, power_mw, busy_percent, memory_used, memory_total, temperature } = probe.read();
+    let device = [("device", app.served().device.as_str())];
+    if let Some(energy) = energy_mj {
+        let help = "Energy since the driver was loaded, all processes' included.";
+        text.counter("obol_device_energy_joules_total", help, &device, energy as f64 / 1e3);
+    }
+    for (name, help, value) in [
+        ("obol_device_power_watts", "Power drawn now.", power_mw.map(|power| power as f64 / 1e3)),
+        (
+            "obol_device_busy_ratio",
+            "Share of the last sampling period in which a kernel ran, 0 to 1.",
+            busy_percent.map(|percent| percent as f64 / 100.0),
+        ),
+        ("obol_device_memory_used_bytes", "Memory in use.", memory_used.map(|bytes| bytes as f64)),
+        ("obol_device_memory_total_bytes", "Memory of the device.", memory_total.map(|bytes| bytes as f64)),
+        ("obol_device_temperature_celsius", "Temperature.", temperature.map(|degrees| degrees as f64)),
+    ] {
+        if let Some(value) = value {
+            text.gauge(name, help, &device, value);
+        }
+    }
 }
 
 /// The ledger's own sums since this start, as of its last commit: exact decimals, never counted here.

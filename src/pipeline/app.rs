@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::engine::{self, EngineHandle};
 use crate::ledger::{AdoptError, Ledger};
 use crate::metrics::Metrics;
+use crate::nvml::Probe;
 use crate::text::prompt::{encode, render_and_encode};
 
 /// The model as clients see it.
@@ -45,6 +46,8 @@ pub struct Parts {
     pub served: Served,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
+    /// The device's own figures, for `/metrics`.
+    pub probe: Option<Probe>,
     /// Prompts that are templated and tokenised at the same time.
     pub tokenizing_max: usize,
 }
@@ -98,6 +101,11 @@ impl App {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.parts.metrics
+    }
+
+    #[must_use]
+    pub fn probe(&self) -> Option<&Probe> {
+        self.parts.probe.as_ref()
     }
 
     #[must_use]

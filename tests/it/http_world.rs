@@ -128,6 +128,7 @@ pub(crate) fn world_with(options: Options) -> World {
         },
         clock,
         metrics: Metrics::new(),
+        probe: None,
         tokenizing_max: 2,
     });
     let server = Server::loading(options.http);
