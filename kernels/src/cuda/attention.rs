@@ -1,12 +1,199 @@
-//! Rope, the KV cache and paged attention.
+//! Paged attention over a ragged batch.
 
-use super::GpuError;
-use super::gpu::Modules;
+mod kv;
+mod plan;
 
-pub(crate) struct AttentionKernels {}
+pub use kv::{DeviceKv, DeviceQkv, DeviceRope};
+pub use plan::{AttentionLimits, AttentionPlan, BatchShape, DecodeBucket, DeviceBatch};
+
+use super::gpu::{Kernel, Modules, Shape, arguments};
+use super::{Buffer, DeviceRows, Dtype, Gpu, GpuError};
+use crate::KvDtype;
+use kv::LayerArguments;
+use plan::RowArguments;
+
+/// Heads of a row that a block of the plain kernel has, one a warp.
+const PLAIN_WARPS: u32 = 4;
+
+pub(crate) struct AttentionKernels {
+    pub(super) rope_kv_write: Kernel,
+    /// By the number of the cache's type.
+    plain: [Kernel; 4],
+}
 
 impl AttentionKernels {
-    pub(crate) fn load(_modules: &Modules) -> Result<Self, GpuError> {
-        Ok(Self {})
+    pub(crate) fn load(modules: &Modules) -> Result<Self, GpuError> {
+        let plain = |dtype: &str| modules.kernel("attention_plain", &format!("attention_plain_{dtype}"), 0);
+        Ok(Self {
+            rope_kv_write: modules.kernel("kv", "rope_kv_write", 0)?,
+            plain: [plain("f32")?, plain("f16")?, plain("bf16")?, plain("int8")?],
+        })
+    }
+}
+
+/// Memory for the sums of parts of contexts, until they are merged.
+pub struct AttentionWorkspace {
+    buffer: Buffer,
+    heads: usize,
+    head_dim: usize,
+    partials: usize,
+}
+
+impl AttentionWorkspace {
+    /// For batches of plans with these limits.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`]
+    pub fn new(gpu: &Gpu, limits: &AttentionLimits, heads: usize, head_dim: usize) -> Result<Self, GpuError> {
+        let partials = limits.partials;
+        let buffer = gpu.allocate(Self::size(partials, heads, head_dim))?;
+        Ok(Self { buffer, heads, head_dim, partials })
+    }
+
+    /// Bytes that it takes: an f32 sum of each dim, the greatest score and the total weight, for each part of a
+    /// row's context and each query head.
+    pub fn size(partials: usize, heads: usize, head_dim: usize) -> usize {
+        partials * heads * (head_dim + 2) * size_of::<f32>()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.buffer.bytes()
+    }
+}
+
+/// What [`Gpu::paged_attention`] attends to.
+#[derive(Clone, Copy)]
+pub struct DeviceAttention<'a> {
+    pub kv: &'a DeviceKv,
+    pub layer: usize,
+    pub batch: &'a DeviceBatch,
+    pub shape: BatchShape,
+    pub workspace: &'a AttentionWorkspace,
+    /// Query heads: a multiple of the cache's kv heads; head `h` reads kv head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Factor on the scores, usually 1 / sqrt(head_dim).
+    pub scale: f32,
+    /// Positions that a row sees, itself included; all if none.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)` (Gemma 2).
+    pub softcap: Option<f32>,
+}
+
+/// As `Plain` in attention_plain.cu.
+#[repr(C)]
+struct PlainArguments {
+    q: u64,
+    out: u64,
+    q_stride: u64,
+    out_stride: u64,
+    rows: RowArguments,
+    kv: LayerArguments,
+    heads: u32,
+    dtype: u32,
+    window: u32,
+    scale: f32,
+    softcap: f32,
+}
+
+impl Gpu {
+    /// out (rows, heads, head_dim) of queries q (rows, heads, head_dim) of the same type: a row at position p
+    /// attends to positions `max(0, p + 1 - window)..=p` of its sequence, through its block table.
+    ///
+    /// Rows that no span covers are left as they are.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    ///
+    /// # Panics
+    /// When shapes do not fit together.
+    pub fn paged_attention(
+        &self,
+        q: DeviceRows<'_>,
+        attention: &DeviceAttention<'_>,
+        out: DeviceRows<'_>,
+    ) -> Result<(), GpuError> {
+        check(q, attention, out);
+        self.attend_plain(q, attention, out)
+    }
+
+    fn attend_plain(
+        &self,
+        q: DeviceRows<'_>,
+        attention: &DeviceAttention<'_>,
+        out: DeviceRows<'_>,
+    ) -> Result<(), GpuError> {
+        let arguments = PlainArguments {
+            q: q.address(),
+            out: out.address(),
+            q_stride: q.stride as u64,
+            out_stride: out.stride as u64,
+            rows: attention.batch.rows(),
+            kv: attention.kv.layer(attention.layer),
+            heads: number(attention.heads),
+            dtype: dtype_number(q.dtype),
+            window: window(attention),
+            scale: attention.scale,
+            softcap: attention.softcap.unwrap_or(0.0),
+        };
+        let kernel = self.kernels().attention.plain[kv_dtype_number(attention.kv.shape().dtype) as usize];
+        let blocks = [attention.shape.rows, arguments.heads.div_ceil(PLAIN_WARPS), 1];
+        // SAFETY: the arguments are the kernel's; the plan has checked what the batch points to, `check` the rest.
+        unsafe { self.launch(kernel, Shape::new(blocks, 32 * PLAIN_WARPS), &mut arguments![arguments]) }
+    }
+}
+
+fn check(q: DeviceRows<'_>, attention: &DeviceAttention<'_>, out: DeviceRows<'_>) {
+    let DeviceAttention { kv, batch, shape, workspace, heads, window, softcap, .. } = attention;
+    let (kv_heads, head_dim) = (kv.shape().kv_heads, kv.shape().head_dim);
+    assert!(
+        *heads > 0 && heads.is_multiple_of(kv_heads),
+        "attention: {heads} heads do not share {kv_heads} kv heads"
+    );
+    let group = heads / kv_heads;
+    assert!(
+        group == batch.limits().group,
+        "attention: planned for groups of {}, not {group}",
+        batch.limits().group
+    );
+    assert!(*window != Some(0), "attention: a window of 0 positions");
+    assert!(softcap.is_none_or(|cap| cap > 0.0), "attention: scores capped at {softcap:?}");
+    assert!(q.dtype == out.dtype, "attention: q and out are of different types");
+    assert!(
+        workspace.heads == *heads && workspace.head_dim == head_dim,
+        "attention: the workspace is for {} heads of {}",
+        workspace.heads,
+        workspace.head_dim
+    );
+    assert!(workspace.partials >= batch.limits().partials, "attention: the workspace is too small");
+    batch.check("attention", kv, shape);
+    q.check("attention q", shape.rows as usize, heads * head_dim);
+    out.check("attention out", shape.rows as usize, heads * head_dim);
+}
+
+/// The window as kernels take it.
+fn window(attention: &DeviceAttention<'_>) -> u32 {
+    attention.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(u32::MAX)
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes of tensors fit; this is a bug")
+}
+
+/// As `Number` in attention_types.cuh.
+fn dtype_number(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
+/// As `Number` in attention_types.cuh.
+fn kv_dtype_number(dtype: KvDtype) -> u32 {
+    match dtype {
+        KvDtype::F32 => 0,
+        KvDtype::F16 => 1,
+        KvDtype::Bf16 => 2,
+        KvDtype::Int8 => 3,
     }
 }

@@ -17,6 +17,10 @@ mod products;
 mod rows;
 mod sampling;
 
+pub use attention::{
+    AttentionLimits, AttentionPlan, AttentionWorkspace, BatchShape, DecodeBucket, DeviceAttention,
+    DeviceBatch, DeviceKv, DeviceQkv, DeviceRope,
+};
 pub use buffer::{Buffer, Pinned};
 pub use error::GpuError;
 pub use event::Event;
