@@ -26,6 +26,8 @@ pub use error::GpuError;
 pub use event::Event;
 pub use gpu::{DeviceFacts, Gpu};
 pub use graph::Graph;
+pub use rows::{DeviceNorm, Feeds, NormKind};
+pub use sampling::{RECORD_BYTES, TOP_MAX};
 
 /// The type of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
