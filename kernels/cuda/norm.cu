@@ -23,11 +23,10 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-// Of the lanes of a row: a warp's, or all of the block. Every lane gets the same bits.
-__device__ __forceinline__ float row_sum(float x) {
+// Of the lanes of a row: a warp's, or all of the block. Every lane gets the same bits. `warps` is shared memory.
+__device__ __forceinline__ float row_sum(float x, float (&warps)[32]) {
     x = warp_sum(x);
     if (blockDim.x == 32) return x;
-    __shared__ float warps[32];
     // The sum before may still be read.
     __syncthreads();
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
@@ -45,7 +44,8 @@ struct Norm {
 
 // out = the norm of x + delta. The sum goes to `x` where there is a delta. `out` may be `x`.
 template <bool LAYER, bool ADD, typename X, typename D, typename T>
-__device__ __forceinline__ void norm_row(const Norm& norm, X* x, const D* delta, T* out) {
+__device__ __forceinline__ void norm_row(
+    const Norm& norm, X* x, const D* delta, T* out, float (&warps)[32]) {
     const unsigned width = norm.width, step = VECTOR * blockDim.x, first = VECTOR * threadIdx.x;
     const bool x_aligned = is_aligned<VECTOR>(x), out_aligned = is_aligned<VECTOR>(out);
     const bool delta_aligned = ADD && is_aligned<VECTOR>(delta);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void norm_row(const Norm& norm, X* x, const D* delta,
         float v[VECTOR];
         take(v, at);
     }
-    total = row_sum(total);
+    total = row_sum(total, warps);
 
     float mean = 0.0f;
     if (LAYER) {
@@ -92,7 +92,7 @@ __device__ __forceinline__ void norm_row(const Norm& norm, X* x, const D* delta,
             load(v, x + at, width - at, x_aligned);
             deviate(v, at);
         }
-        total = row_sum(total);
+        total = row_sum(total, warps);
     }
 
     const float variance = __fadd_rn(__fdiv_rn(total, static_cast<float>(width)), norm.eps);
@@ -128,19 +128,20 @@ __device__ __forceinline__ uint64_t this_row() {
 
 template <bool LAYER, bool ADD, typename T>
 __device__ __forceinline__ void norm_rows(
-    Norm norm, uint64_t rows, Rows<float> x, Rows<const T> delta, Rows<T> out) {
+    Norm norm, uint64_t rows, Rows<float> x, Rows<const T> delta, Rows<T> out, float (&warps)[32]) {
     const uint64_t row = this_row();
     if (row >= rows) return;
-    norm_row<LAYER, ADD>(norm, x.row(row), ADD ? delta.row(row) : delta.start, out.row(row));
+    norm_row<LAYER, ADD>(norm, x.row(row), ADD ? delta.row(row) : delta.start, out.row(row), warps);
 }
 
 // Head h of row r is at r * stride + h * width.
 template <typename T>
-__device__ __forceinline__ void norm_heads(Norm norm, uint64_t rows, unsigned heads, Rows<T> x) {
+__device__ __forceinline__ void norm_heads(
+    Norm norm, uint64_t rows, unsigned heads, Rows<T> x, float (&warps)[32]) {
     const uint64_t head = this_row();
     if (head >= rows * heads) return;
     T* start = x.row(head / heads) + head % heads * norm.width;
-    norm_row<false, false>(norm, start, static_cast<const T*>(nullptr), start);
+    norm_row<false, false>(norm, start, static_cast<const T*>(nullptr), start, warps);
 }
 
 }  // namespace obol
@@ -150,23 +151,28 @@ using namespace obol;
 #define NORMS(T, name)                                                                                        \
     extern "C" __global__ void __launch_bounds__(1024)                                                        \
         rms_norm_##name(Norm norm, uint64_t rows, Rows<float> x, Rows<T> out) {                               \
-        norm_rows<false, false, T>(norm, rows, x, {nullptr, 0}, out);                                         \
+        __shared__ float warps[32];                                                                           \
+        norm_rows<false, false, T>(norm, rows, x, {nullptr, 0}, out, warps);                                  \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(1024)                                                        \
         layer_norm_##name(Norm norm, uint64_t rows, Rows<float> x, Rows<T> out) {                             \
-        norm_rows<true, false, T>(norm, rows, x, {nullptr, 0}, out);                                          \
+        __shared__ float warps[32];                                                                           \
+        norm_rows<true, false, T>(norm, rows, x, {nullptr, 0}, out, warps);                                   \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(1024)                                                        \
         add_rms_norm_##name(Norm norm, uint64_t rows, Rows<float> x, Rows<const T> delta, Rows<T> out) {      \
-        norm_rows<false, true, T>(norm, rows, x, delta, out);                                                 \
+        __shared__ float warps[32];                                                                           \
+        norm_rows<false, true, T>(norm, rows, x, delta, out, warps);                                          \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(1024)                                                        \
         add_layer_norm_##name(Norm norm, uint64_t rows, Rows<float> x, Rows<const T> delta, Rows<T> out) {    \
-        norm_rows<true, true, T>(norm, rows, x, delta, out);                                                  \
+        __shared__ float warps[32];                                                                           \
+        norm_rows<true, true, T>(norm, rows, x, delta, out, warps);                                           \
     }                                                                                                         \
     extern "C" __global__ void __launch_bounds__(1024)                                                        \
         norm_heads_##name(Norm norm, uint64_t rows, unsigned heads, Rows<T> x) {                              \
-        norm_heads(norm, rows, heads, x);                                                                     \
+        __shared__ float warps[32];                                                                           \
+        norm_heads(norm, rows, heads, x, warps);                                                              \
     }
 
 NORMS(float, f32)
