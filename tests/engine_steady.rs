@@ -1,10 +1,13 @@
 //! In a steady state the engine's thread allocates nothing.
 //!
-//! A binary of its own, for its allocator counts. Counted on the engine's thread alone, from the end of one
-//! forward's beginning to the beginning of the next: all that the engine does for a step lies between.
+//! A binary of its own, for its allocator counts. Counted on the engine's thread alone. Where the host computes: from
+//! the end of one forward's beginning to the beginning of the next, as all that the engine does for a step lies
+//! between. Beside a device that is given steps: all that is not the fake device's own.
 
 #[path = "../models/tests/counting/mod.rs"]
 mod counting;
+#[path = "it/fake_device.rs"]
+mod fake_device;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,10 +22,12 @@ use obol::meter::partition::Partition;
 use obol::meter::share::Coefficients;
 use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
 use obol::units::{DeviceNanos, RequestId, Ticket, UnixNanos};
-use obol_models::batch::CausalLm;
+use obol_models::batch::{Batch, CausalLm, EachSpan, ForwardError};
 use obol_models::fake::FakeModel;
+use obol_models::queue::{Step, StepOutput, StepQueue};
 
 use counting::ALLOCATIONS;
+use fake_device::Beside;
 
 const SEQUENCES: usize = 32;
 const TOKENS: usize = 400;
@@ -44,26 +49,137 @@ fn read(streams: &mut [EventStream]) -> usize {
     ended
 }
 
+type Streams = Arc<Mutex<Vec<EventStream>>>;
+
+/// Counts what was allocated before steps of all sequences together.
+#[derive(Clone, Default)]
+struct Counter {
+    steps: Arc<AtomicUsize>,
+    allocated: Arc<AtomicUsize>,
+}
+
+impl Counter {
+    fn step(&self, batch: &Batch, allocated: usize) {
+        let together = batch.spans.len() == SEQUENCES && batch.logit_rows.len() >= SEQUENCES;
+        if together && STEADY.contains(&self.steps.fetch_add(1, Ordering::Relaxed)) {
+            self.allocated.fetch_add(allocated, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A model whose own allocations are not the engine's.
+struct Apart {
+    model: FakeModel,
+    counter: Counter,
+    streams: Streams,
+    /// Of the engine, since the last step was given.
+    allocated: usize,
+    /// On this thread, when the engine was last left alone.
+    before: usize,
+}
+
+impl Apart {
+    fn new(model: FakeModel, counter: Counter, streams: Streams) -> Self {
+        Self { model, counter, streams, allocated: 0, before: 0 }
+    }
+
+    fn apart<T>(&mut self, call: impl FnOnce(&mut Self) -> T) -> T {
+        self.allocated += ALLOCATIONS.get() - self.before;
+        let outcome = call(self);
+        self.before = ALLOCATIONS.get();
+        outcome
+    }
+}
+
+impl StepQueue for Apart {
+    fn depth(&self) -> usize {
+        StepQueue::depth(&self.model)
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<(), ForwardError> {
+        self.apart(|apart| {
+            apart.counter.step(&step.batch, std::mem::take(&mut apart.allocated));
+            read(&mut apart.streams.lock().unwrap());
+            apart.model.submit(step)
+        })
+    }
+
+    fn wait(&mut self, output: &mut StepOutput) -> Result<(), ForwardError> {
+        self.apart(|apart| apart.model.wait(output))
+    }
+}
+
+impl CausalLm for Apart {
+    fn queue(&mut self) -> Option<&mut dyn StepQueue> {
+        Some(self)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.model.context_length()
+    }
+
+    fn kv_bytes_per_token(&self) -> u64 {
+        self.model.kv_bytes_per_token()
+    }
+
+    fn allocate_kv(&mut self, blocks: usize, block_size: usize) -> Result<(), ForwardError> {
+        self.model.allocate_kv(blocks, block_size)
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
+        self.model.forward(batch)
+    }
+
+    fn workers(&self) -> usize {
+        self.model.workers()
+    }
+
+    fn overlaps(&self) -> bool {
+        self.model.overlaps()
+    }
+
+    fn forward_each(
+        &mut self,
+        batch: &Batch,
+        meanwhile: &mut dyn FnMut(),
+        each: EachSpan<'_>,
+    ) -> Result<(), ForwardError> {
+        self.model.forward_each(batch, meanwhile, each)
+    }
+}
+
 #[test]
 fn two_hundred_steps_of_32_sequences_allocate_nothing() {
-    let streams: Arc<Mutex<Vec<EventStream>>> = Arc::default();
-    let (steps, allocated) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    for depth in [None, Some(1), Some(2)] {
+        steady(depth);
+    }
+}
+
+/// With a queue of that depth, or on the host.
+fn steady(depth: Option<usize>) {
+    let (streams, counter) = (Streams::default(), Counter::default());
     let clock = Arc::new(ManualClock::at_wall(UnixNanos(1_000_000_000_000)));
-    let mut model = FakeModel::new(16, 4096, 3).on_forward({
-        let (streams, steps, allocated, clock) =
-            (streams.clone(), steps.clone(), allocated.clone(), clock.clone());
-        let mut before = 0;
-        move |batch| {
-            let since = ALLOCATIONS.get() - before;
-            let together = batch.spans.len() == SEQUENCES && batch.logit_rows.len() >= SEQUENCES;
-            if together && STEADY.contains(&steps.fetch_add(1, Ordering::Relaxed)) {
-                allocated.fetch_add(since, Ordering::Relaxed);
+    let model = FakeModel::new(16, 4096, 3);
+    let mut model: Box<dyn CausalLm> = match depth {
+        None => Box::new(model.on_forward({
+            let (streams, counter, clock) = (streams.clone(), counter.clone(), clock.clone());
+            let mut before = 0;
+            move |batch| {
+                counter.step(batch, ALLOCATIONS.get() - before);
+                clock.advance(DeviceNanos(1_000));
+                read(&mut streams.lock().unwrap());
+                before = ALLOCATIONS.get();
             }
-            clock.advance(DeviceNanos(1_000));
-            read(&mut streams.lock().unwrap());
-            before = ALLOCATIONS.get();
+        })),
+        Some(depth) => {
+            let device = Beside::new(clock.clone(), 4, |_: &Batch| DeviceNanos(1_000), || {});
+            Box::new(Apart::new(model.queued(depth, device), counter.clone(), streams.clone()))
         }
-    });
+    };
     let config = EngineConfig {
         blocks: 4096,
         block_size: 4,
@@ -79,7 +195,7 @@ fn two_hundred_steps_of_32_sequences_allocate_nothing() {
     model.allocate_kv(config.blocks, config.block_size).expect("a small pool");
     let (reports, _kept) = mpsc::channel();
     let engine = EngineHandle::start(Parts {
-        model: Box::new(model),
+        model,
         config,
         calibration: Calibration::uniform(Coefficients { step: 1000, token: 10, attention: 1, logits: 5 }),
         clock,
@@ -116,6 +232,6 @@ fn two_hundred_steps_of_32_sequences_allocate_nothing() {
         ended = streams.iter().filter(|stream| stream.open() == 0).count();
     }
     engine.shutdown();
-    assert!(steps.load(Ordering::Relaxed) > STEADY.end, "the sequences ran together");
-    assert_eq!(allocated.load(Ordering::Relaxed), 0, "allocations on the engine's thread");
+    assert!(counter.steps.load(Ordering::Relaxed) > STEADY.end, "the sequences ran together");
+    assert_eq!(counter.allocated.load(Ordering::Relaxed), 0, "allocations on the engine's thread: {depth:?}");
 }

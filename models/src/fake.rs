@@ -5,7 +5,14 @@
 //! a model told to forget the others). It knows no weights and needs no files. Invariant: equal prefixes give equal logits, whatever else is in the batch, however the
 //! prefix was cut into steps and in whichever blocks it lies.
 
+mod queue;
+
 use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
+use crate::queue::StepQueue;
+
+pub use queue::{DrawnRow, FakeDevice};
+
+use queue::Queued;
 
 /// What a slot holds before anything was written to it; no token has this id.
 const UNWRITTEN: u32 = u32::MAX;
@@ -27,6 +34,7 @@ pub struct FakeModel {
     fail_at: Option<u64>,
     panic_at: Option<u64>,
     on_forward: Option<OnForward>,
+    queued: Option<Queued>,
 }
 
 impl FakeModel {
@@ -45,6 +53,7 @@ impl FakeModel {
             fail_at: None,
             panic_at: None,
             on_forward: None,
+            queued: None,
         }
     }
 
@@ -55,21 +64,21 @@ impl FakeModel {
         self
     }
 
-    /// The n-th forward (from 1) fails.
+    /// The n-th forward or submission (from 1) fails.
     #[must_use]
     pub fn fail_at(mut self, forward: u64) -> Self {
         self.fail_at = Some(forward);
         self
     }
 
-    /// The n-th forward (from 1) panics.
+    /// The n-th forward or submission (from 1) panics.
     #[must_use]
     pub fn panic_at(mut self, forward: u64) -> Self {
         self.panic_at = Some(forward);
         self
     }
 
-    /// Called at the start of each forward with its batch: to advance a clock by what the step costs, or to
+    /// Called at the start of each forward, or when a step is submitted, with its batch: to advance a clock by what the step costs, or to
     /// watch what the engine does.
     #[must_use]
     pub fn on_forward(mut self, hook: impl FnMut(&Batch) + Send + 'static) -> Self {
@@ -102,12 +111,20 @@ impl FakeModel {
         if self.fail_at == Some(self.forwards) {
             return Err(ForwardError("the fake model fails, as it was told to".into()));
         }
-        batch.check(BatchLimits {
+        batch.check(self.limits())
+    }
+
+    fn panics_next(&self) -> bool {
+        self.panic_at == Some(self.forwards + 1)
+    }
+
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
             vocab_size: self.vocab,
             context_length: self.context_length,
             blocks: self.blocks(),
             block_size: self.block_size,
-        })
+        }
     }
 
     /// Writes the batch's tokens, then makes its logits from what its tables lead to.
@@ -133,6 +150,10 @@ impl FakeModel {
 }
 
 impl CausalLm for FakeModel {
+    fn queue(&mut self) -> Option<&mut dyn StepQueue> {
+        self.queued.is_some().then_some(self as &mut dyn StepQueue)
+    }
+
     fn vocab_size(&self) -> usize {
         self.vocab
     }

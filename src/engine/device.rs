@@ -1,70 +1,123 @@
-//! The device's side of a step: the model, the batch, and a lane for each sequence in it. Knows no account,
-//! lease, channel or clock.
+//! The device's side of a step: the model, the batch, and what is drawn. Knows no account, lease, channel or
+//! clock.
+//!
+//! A host's own cores run a step while it is waited for. A device beside the host is given a step ahead of the
+//! one that it runs, whose tokens are not known then.
 
-use std::sync::Mutex;
+mod host;
+mod queue;
 
 use obol_models::batch::{Batch, CausalLm, ForwardError, Span};
+use obol_models::queue::StepTime;
 
 use super::EngineConfig;
-use super::lane::{Desk, SharedLane, lock};
 use super::sequence::Sequence;
 
-pub(super) struct Device {
-    model: Box<dyn CausalLm>,
-    batch: Batch,
-    /// Of the batch's spans, in their order.
-    lanes: Vec<SharedLane>,
-    /// Each worker's own; locked only by the worker, so never waited for.
-    desks: Vec<Mutex<Desk>>,
-    end_tokens: Vec<u32>,
+use host::Host;
+use queue::Queue;
+
+pub(super) enum Device {
+    Host(Host),
+    Queue(Queue),
 }
 
 impl Device {
-    pub(super) fn new(model: Box<dyn CausalLm>, config: &EngineConfig) -> Self {
-        let desks = (0..model.workers()).map(|_| Mutex::default()).collect();
-        let mut batch = Batch::default();
-        // The largest step may come late; only where many share a long prefix are the tables longer than this.
-        batch.block_tables.reserve(config.blocks);
-        batch.tokens.reserve(config.step_tokens);
-        batch.positions.reserve(config.step_tokens);
-        batch.logit_rows.reserve(config.step_tokens);
-        Self { model, batch, lanes: Vec::new(), desks, end_tokens: config.end_tokens.clone() }
+    pub(super) fn new(mut model: Box<dyn CausalLm>, config: &EngineConfig) -> Self {
+        match model.queue().map(|queue| queue.depth()) {
+            None => Self::Host(Host::new(model, config)),
+            Some(depth) => Self::Queue(Queue::new(model, depth, config)),
+        }
+    }
+
+    /// Steps that may be in flight at a time.
+    pub(super) fn depth(&self) -> usize {
+        match self {
+            Self::Host(_) => 1,
+            Self::Queue(queue) => queue.depth,
+        }
     }
 
     /// Whether the host can do something else while a step runs.
     pub(super) fn overlaps(&self) -> bool {
-        self.model.overlaps()
+        match self {
+            Self::Host(host) => host.overlaps(),
+            Self::Queue(_) => true,
+        }
     }
 
-    /// Lets go of the last step.
+    /// Whether what a step draws is known before the next one is planned, so that proposals can be verified.
+    pub(super) fn verifies(&self) -> bool {
+        matches!(self, Self::Host(_))
+    }
+
+    /// Makes ready for another step.
     pub(super) fn clear(&mut self) {
-        self.batch.clear();
-        self.lanes.clear();
+        match self {
+            Self::Host(host) => host.clear(),
+            Self::Queue(queue) => queue.clear(),
+        }
     }
 
-    /// Adds what the sequence computes in the step to come.
-    pub(super) fn add(&mut self, sequence: &Sequence) {
-        let batch = &mut self.batch;
-        let positions = sequence.computed..sequence.computed + sequence.rows;
-        let rows = batch.tokens.len()..batch.tokens.len() + sequence.rows;
-        let table = batch.block_tables.len()..batch.block_tables.len() + sequence.lease.len();
-        let known = sequence.computed..positions.end - sequence.drafts.len();
-        batch.tokens.extend_from_slice(&sequence.tokens[known]);
-        batch.tokens.extend_from_slice(&sequence.drafts);
-        batch.positions.extend(positions.map(|p| p as u32));
-        batch.block_tables.extend(sequence.lease.ids());
-        batch.logit_rows.extend(rows.end - sequence.logits()..rows.end);
-        batch.spans.push(Span { rows, table });
-        lock(&sequence.lane).begin(&sequence.drafts);
-        self.lanes.push(sequence.lane.clone());
+    /// Adds what the sequence computes in the step to come. Returns the place of its draw among the step's, where
+    /// it draws.
+    pub(super) fn add(&mut self, sequence: &Sequence) -> Option<usize> {
+        match self {
+            Self::Host(host) => host.add(sequence),
+            Self::Queue(queue) => queue.add(sequence),
+        }
     }
 
-    /// Runs the step and samples on the model's threads; `meanwhile` as [`CausalLm::forward_each`] says.
-    pub(super) fn run(&mut self, meanwhile: &mut dyn FnMut()) -> Result<(), ForwardError> {
-        let Self { model, batch, lanes, desks, end_tokens } = self;
-        let vocab = model.vocab_size();
-        model.forward_each(batch, meanwhile, &|worker, span, logits| {
-            lock(&lanes[span]).sample(logits, vocab, end_tokens, &mut lock(&desks[worker]));
-        })
+    /// Gives the device what was added.
+    pub(super) fn submit(&mut self) -> Result<(), ForwardError> {
+        match self {
+            // It begins when it is waited for.
+            Self::Host(_) => Ok(()),
+            Self::Queue(queue) => queue.submit(),
+        }
     }
+
+    /// Waits for the oldest step in flight; `meanwhile` is called while the device is at work, at most once. When
+    /// the step ran, where the device says so.
+    pub(super) fn wait(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Option<StepTime>, ForwardError> {
+        match self {
+            Self::Host(host) => host.run(meanwhile).map(|()| None),
+            Self::Queue(queue) => {
+                meanwhile();
+                queue.wait().map(Some)
+            }
+        }
+    }
+
+    /// Hands a sequence what the step just waited for drew for it.
+    pub(super) fn deliver(&mut self, draw: usize, sequence: &Sequence) {
+        match self {
+            // The model's threads have drawn into its lane.
+            Self::Host(_) => {}
+            Self::Queue(queue) => queue.deliver(draw, sequence),
+        }
+    }
+}
+
+/// Adds the rows of a sequence; tokens that are not known yet are 0.
+fn add_rows(batch: &mut Batch, sequence: &Sequence) {
+    let start = sequence.start();
+    let positions = start..start + sequence.rows;
+    let rows = batch.tokens.len()..batch.tokens.len() + sequence.rows;
+    let table = batch.block_tables.len()..batch.block_tables.len() + sequence.lease.len();
+    let known = (positions.end - sequence.drafts.len()).min(sequence.tokens.len());
+    batch.tokens.extend_from_slice(&sequence.tokens[start.min(known)..known]);
+    batch.tokens.extend_from_slice(&sequence.drafts);
+    batch.tokens.resize(rows.end, 0);
+    batch.positions.extend(positions.map(|p| p as u32));
+    batch.block_tables.extend(sequence.lease.ids());
+    batch.logit_rows.extend(rows.end - sequence.logits()..rows.end);
+    batch.spans.push(Span { rows, table });
+}
+
+fn reserve(batch: &mut Batch, config: &EngineConfig) {
+    // The largest step may come late; only where many share a long prefix are the tables longer than this.
+    batch.block_tables.reserve(config.blocks);
+    batch.tokens.reserve(config.step_tokens);
+    batch.positions.reserve(config.step_tokens);
+    batch.logit_rows.reserve(config.step_tokens);
 }

@@ -1,10 +1,13 @@
-//! What sampling needs of one sequence, and what it drew. Lanes are handed to the device's threads for a
-//! step: rows of one sequence are sampled in order, rows of different sequences side by side.
+//! What sampling needs of one sequence, and what it drew. Lanes are handed to the model's threads for a
+//! step: rows of one sequence are sampled in order, rows of different sequences side by side. A device that
+//! draws itself is told what to draw, and its draws are taken in.
 //!
 //! Knows no block, account or channel. Invariant: after a step `drawn` is what drawing one token a step
 //! would have given, since a row's logits and its draw depend on the tokens before it only.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use obol_models::queue::{self, RowDraw, Step};
 
 use crate::request::{NewRequest, TokenLogprobs};
 
@@ -72,15 +75,10 @@ impl Lane {
     /// them is what was drawn.
     pub(super) fn sample(&mut self, logits: &[f32], vocab: usize, end_tokens: &[u32], desk: &mut Desk) {
         let Desk { scratch, forbidden } = desk;
-        let (sampling, stops) = (&self.new.sampling, &self.new.stops);
         for (index, row) in logits.chunks_exact(vocab).enumerate() {
             forbidden.clear();
-            if self.length - self.new.prompt.len() < stops.min_tokens as usize {
-                forbidden.extend_from_slice(&stops.stop_token_ids);
-                if !stops.ignore_eos {
-                    forbidden.extend_from_slice(end_tokens);
-                }
-            }
+            self.forbid(self.length, end_tokens, forbidden);
+            let sampling = &self.new.sampling;
             let draw = Draw { seed: sampling.seed, choice: self.choice, position: self.length as u64 };
             let Ok((token, logprobs)) =
                 sampler::sample(row, sampling, &self.history, forbidden, draw, scratch)
@@ -96,5 +94,59 @@ impl Lane {
                 return;
             }
         }
+    }
+
+    /// What must not be drawn after `length` tokens.
+    fn forbid(&self, length: usize, end_tokens: &[u32], forbidden: &mut Vec<u32>) {
+        let stops = &self.new.stops;
+        if length - self.new.prompt.len() < stops.min_tokens as usize {
+            forbidden.extend_from_slice(&stops.stop_token_ids);
+            if !stops.ignore_eos {
+                forbidden.extend_from_slice(end_tokens);
+            }
+        }
+    }
+
+    /// Asks a device for the token after `length`, the last of which may not be known yet.
+    pub(super) fn ask(&self, length: usize, end_tokens: &[u32], step: &mut Step) {
+        let sampling = &self.new.sampling;
+        let Step { draws, biases, forbidden, seen, .. } = step;
+        let from = (biases.len(), forbidden.len(), seen.len());
+        biases.extend_from_slice(&sampling.logit_bias);
+        self.forbid(length, end_tokens, forbidden);
+        self.history.list(seen);
+        draws.push(RowDraw {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            seed: sampling.seed,
+            choice: self.choice,
+            position: length as u64,
+            logprobs: sampling.logprobs,
+            biases: from.0..biases.len(),
+            forbidden: from.1..forbidden.len(),
+            seen: from.2..seen.len(),
+        });
+    }
+
+    /// Takes in what a device drew.
+    pub(super) fn take(&mut self, draw: &mut queue::Draw) {
+        self.begin(&[]);
+        let Some(token) = draw.token else {
+            self.broken = true;
+            return;
+        };
+        let logprobs = self
+            .new
+            .sampling
+            .logprobs
+            .map(|_| TokenLogprobs { chosen: draw.logprob, top: std::mem::take(&mut draw.top) });
+        self.length += 1;
+        self.history.push(token);
+        self.drawn.push((token, logprobs));
     }
 }

@@ -7,6 +7,7 @@
 pub mod blocks;
 mod device;
 mod draft;
+mod flight;
 mod lane;
 pub mod prefix;
 pub mod sampler;

@@ -18,6 +18,8 @@ mod oracle;
 #[cfg(test)]
 mod tests;
 
+use obol_models::queue::Seen;
+
 use crate::request::{Sampling, TokenLogprobs};
 
 use row::{PIECE, Patch, Row};
@@ -73,6 +75,19 @@ impl History {
             Ok(at) => self.generated[at].1 += 1,
             Err(at) => self.generated.insert(at, (token, 1)),
         }
+    }
+
+    /// Appends what was seen, ascending by token.
+    pub fn list(&self, seen: &mut Vec<Seen>) {
+        let mut prompt = self.prompt.iter().copied().peekable();
+        for &(token, times) in &self.generated {
+            while let Some(token) = prompt.next_if(|prompt| *prompt < token) {
+                seen.push(Seen { token, times: 0 });
+            }
+            prompt.next_if_eq(&token);
+            seen.push(Seen { token, times });
+        }
+        seen.extend(prompt.map(|token| Seen { token, times: 0 }));
     }
 }
 

@@ -183,7 +183,7 @@ pub(super) struct Sequence {
     /// Prompt, then generated.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt: usize,
-    /// Tokens whose KV is in the lease's blocks.
+    /// Tokens whose KV is in the lease's blocks, as far as steps were read.
     pub(super) computed: usize,
     /// The most it ever was: computing below it again is our doing (a preemption).
     pub(super) high_water: usize,
@@ -194,10 +194,23 @@ pub(super) struct Sequence {
     pub(super) lane: SharedLane,
     new: Arc<NewRequest>,
     pub(super) drafter: Drafter,
-    /// Tokens that it computes in the step under way.
+    /// Tokens that it computes in the step that is being made ready, or was last.
     pub(super) rows: usize,
     /// The last of those that are only proposed.
     pub(super) drafts: Vec<u32>,
+    flying: Flying,
+    /// It has ended, but takes part in a step in flight.
+    pub(super) ended: Option<Finish>,
+}
+
+/// A sequence's part in steps that the device has but whose outcome was not read yet.
+#[derive(Default)]
+struct Flying {
+    steps: usize,
+    /// Tokens that they compute.
+    rows: usize,
+    /// Where the last of them draws its next token.
+    draw: Option<usize>,
 }
 
 /// What one sequence does in a step, with its weights.
@@ -239,7 +252,56 @@ impl Sequence {
             drafter: Drafter::new(),
             rows: 0,
             drafts: Vec::new(),
+            flying: Flying::default(),
+            ended: None,
         }
+    }
+
+    /// Tokens whose KV is there when all steps in flight have run.
+    pub(super) fn start(&self) -> usize {
+        self.computed + self.flying.rows
+    }
+
+    /// Tokens that it has then, when it goes on: what the last step in flight draws is not known yet.
+    pub(super) fn length(&self) -> usize {
+        self.tokens.len() + usize::from(self.flying.draw.is_some())
+    }
+
+    /// Tokens that it will have when steps in flight have run, as far as they are to be computed: none more than
+    /// are when it has ended, or will have by its number of tokens.
+    pub(super) fn wanted(&self) -> usize {
+        let last = self.flying.draw.is_some() && self.length() >= self.longest();
+        if self.ended.is_some() || last { self.start() } else { self.length() }
+    }
+
+    /// Which draw of the step in flight its row is to be fed by.
+    pub(super) fn fed(&self) -> Option<usize> {
+        self.flying.draw.filter(|_| self.start() + self.rows == self.length())
+    }
+
+    /// The device was given a step that computes `rows` of its tokens.
+    pub(super) fn took_off(&mut self, rows: usize, draw: Option<usize>) {
+        self.flying.steps += 1;
+        self.flying.rows += rows;
+        self.flying.draw = draw;
+    }
+
+    /// The oldest step that it takes part in was read.
+    pub(super) fn landed(&mut self, rows: usize) {
+        self.flying.steps -= 1;
+        self.flying.rows -= rows;
+        if self.flying.steps == 0 {
+            self.flying.draw = None;
+        }
+    }
+
+    /// What was in flight is lost.
+    pub(super) fn crashed(&mut self) {
+        self.flying = Flying::default();
+    }
+
+    pub(super) fn flies(&self) -> bool {
+        self.flying.steps > 0
     }
 
     /// What the step drew, and whether its logits were no numbers. The buffer is to be given back.
@@ -252,15 +314,15 @@ impl Sequence {
         lock(&self.lane).drawn = buffer;
     }
 
-    /// Rows of logits in the step under way.
+    /// Rows of logits in the step that is being made ready.
     pub(super) fn logits(&self) -> usize {
         let drafts = self.drafts.len();
-        if self.computed + self.rows - drafts == self.tokens.len() { 1 + drafts } else { 0 }
+        if self.start() + self.rows - drafts == self.length() { 1 + drafts } else { 0 }
     }
 
     /// Whether only its last token is to be computed.
     pub(super) fn decodes(&self) -> bool {
-        self.tokens.len() - self.computed == 1
+        self.length() - self.start() == 1
     }
 
     /// Tokens that it has in the end, at most.
@@ -291,8 +353,7 @@ impl Sequence {
     /// given back.
     pub(super) fn verified(&mut self, accepted: usize, block_size: usize) -> Verified {
         let proposed = self.drafts.len();
-        self.rows -= proposed - accepted;
-        self.computed_more(self.rows, block_size);
+        self.computed_more(self.rows - (proposed - accepted), block_size);
         self.lease.shrink_to(self.computed.div_ceil(block_size));
         let verified = Verified { found: self.drafter.found(), proposed, accepted };
         self.drafter.learn(verified);
@@ -313,12 +374,12 @@ impl Sequence {
         self.tokens.len() - self.prompt
     }
 
-    /// Its work and weight in the step under way, which has `sequences`.
+    /// Its work and weight in the step that is being made ready, which has `sequences`.
     pub(super) fn part(&self, sequences: usize, of: &Coefficients) -> Part {
-        let (tokens, logits) = (self.rows, self.logits() as u64);
-        let again = self.high_water.saturating_sub(self.computed).min(tokens);
-        let recomputed = Work { tokens: again as u64, context: self.computed as u64, logits: 0 };
-        let fresh = Work { tokens: (tokens - again) as u64, context: (self.computed + again) as u64, logits };
+        let (tokens, logits, start) = (self.rows, self.logits() as u64, self.start());
+        let again = self.high_water.saturating_sub(start).min(tokens);
+        let recomputed = Work { tokens: again as u64, context: start as u64, logits: 0 };
+        let fresh = Work { tokens: (tokens - again) as u64, context: (start + again) as u64, logits };
         let fixed = u128::from(of.step);
         let (mut new, mut redone) =
             (sequences as u128 * of.own(fresh), sequences as u128 * of.own(recomputed));
@@ -332,7 +393,7 @@ impl Sequence {
         Part { weight: new + redone, new, again: redone, alone }
     }
 
-    /// Its KV has grown by `tokens`: full blocks become available to others.
+    /// Its KV has grown by `tokens`, all of them known: full blocks become available to others.
     pub(super) fn computed_more(&mut self, tokens: usize, block_size: usize) {
         let before = self.computed / block_size;
         self.computed += tokens;
@@ -343,6 +404,13 @@ impl Sequence {
             for index in before..after {
                 self.lease.publish(index, self.keys[index]);
             }
+        }
+    }
+
+    /// As [`Sequence::computed_more`], after it has ended: what it ended by may never have been computed.
+    pub(super) fn computed_past_end(&mut self, tokens: usize, block_size: usize) {
+        if self.ended != Some(Finish::Error) && self.computed + tokens <= self.tokens.len() {
+            self.computed_more(tokens, block_size);
         }
     }
 }

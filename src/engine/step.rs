@@ -1,9 +1,14 @@
-//! The engine's thread: take commands, then one step: plan -> run -> meter -> advance; what a step leaves to
-//! say (`post`) is said while the next one runs.
+//! The engine's thread: take commands, then one turn: plan -> submit -> wait -> meter -> advance; what a step
+//! leaves to say (`post`) is said while the next one runs.
+//!
+//! A device that can have two steps is given the next one while a step runs, before its tokens are known: `submit`
+//! and `wait` are then of different steps. What ends in the one that is read may take part in the one that runs
+//! already: it stays in `running`, has ended, and leaves when that step was read as well.
 //!
 //! Invariants: every sequence is in `running` or `waiting`, both in order of arrival; every request
-//! ends in exactly one `Usage`; after each step the snapshot's two laws hold; while a step runs, the
-//! blocks of its sequences are not given back. In a steady state nothing is allocated here.
+//! ends in exactly one `Usage`; after each step the snapshot's two laws hold; while a step is in flight, the
+//! blocks of its sequences are not given back, and the books stand before its end. In a steady state nothing is
+//! allocated here.
 
 mod advance;
 mod endings;
@@ -19,17 +24,22 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
+use obol_models::batch::ForwardError;
+
 use crate::clock::Clock;
+use crate::config::Speculative;
 use crate::meter::calibration::Calibration;
 use crate::meter::partition::Partition;
+use crate::meter::timeline::{Ran, Timeline};
 use crate::request::{Finish, TokenLogprobs};
 use crate::units::{BlockNanos, DeviceNanos, RequestId};
 use crate::usage::{HouseTime, MeterReport, Usage};
 
 use super::blocks::Blocks;
 use super::device::Device;
+use super::flight::{Flight, Flights};
 use super::scheduler::{Running, StepPlan};
-use super::sequence::{Part, Request, RequestKey, Sequence};
+use super::sequence::{Request, RequestKey, Sequence};
 use super::speculate::{Candidate, Speculator};
 use super::{Command, EngineConfig, EngineStats, Parts, Shared};
 
@@ -64,6 +74,7 @@ struct Engine {
     calibration: Calibration,
     clock: Arc<dyn Clock>,
     partition: Partition,
+    timeline: Timeline,
     reports: Sender<MeterReport>,
     shared: Arc<Shared>,
     blocks: Blocks,
@@ -86,6 +97,7 @@ struct Engine {
     gone: Vec<RequestKey>,
     /// Commands that came during a step and may end sequences that take part in it.
     later: VecDeque<Command>,
+    flights: Flights,
     speculator: Speculator,
     buffers: Buffers,
 }
@@ -112,10 +124,9 @@ enum Post {
 struct Buffers {
     views: Vec<Running>,
     plan: StepPlan,
-    /// Indices in `running` of what takes part in the step, ascending.
+    /// Indices in `running` of what takes part in the step that is made ready, ascending.
     planned: Vec<usize>,
     candidates: Vec<Candidate>,
-    parts: Vec<Part>,
     weights: Vec<u128>,
     shares: Vec<DeviceNanos>,
     ended: Vec<(RequestKey, u32, Finish)>,
@@ -132,6 +143,11 @@ impl Engine {
     fn new(parts: Parts, shared: Arc<Shared>) -> (Self, Device) {
         let Parts { model, config, calibration, clock, partition, reports } = parts;
         let device = Device::new(model, &config);
+        if !device.verifies() && config.speculative != Speculative::Off {
+            tracing::info!(
+                "proposals are not verified on this device: it is given steps ahead of their tokens"
+            );
+        }
         let since = partition.cursor();
         let engine = Self {
             blocks: Blocks::new(config.blocks, config.block_size, since),
@@ -140,6 +156,7 @@ impl Engine {
             calibration,
             clock,
             partition,
+            timeline: Timeline::default(),
             reports,
             shared,
             running: Vec::new(),
@@ -157,6 +174,7 @@ impl Engine {
             outbox: Vec::new(),
             gone: Vec::new(),
             later: VecDeque::new(),
+            flights: Flights::default(),
             speculator: Speculator::new(),
             buffers: Buffers::default(),
         };
@@ -167,17 +185,17 @@ impl Engine {
         self.report();
         loop {
             if let Next::Stop = self.take_commands(inbox) {
-                return self.stop(inbox);
+                return self.stop(device, inbox);
             }
             if self.running.is_empty() && self.waiting.is_empty() {
                 self.post();
                 self.check_integrity();
                 if let Next::Stop = self.wait(inbox) {
-                    return self.stop(inbox);
+                    return self.stop(device, inbox);
                 }
                 self.report_if_due();
             } else {
-                self.step(device, inbox);
+                self.turn(device, inbox);
             }
         }
     }
@@ -225,7 +243,10 @@ impl Engine {
     }
 
     /// Ends what runs, and what was submitted before anybody could know of the end.
-    fn stop(&mut self, inbox: &Receiver<Command>) {
+    fn stop(&mut self, device: &mut Device, inbox: &Receiver<Command>) {
+        while !self.flights.is_empty() {
+            self.land(device, inbox);
+        }
         while let Some(command) = self.later.pop_front().or_else(|| inbox.try_recv().ok()) {
             if !matches!(command, Command::Shutdown) {
                 self.obey(command);
@@ -277,38 +298,81 @@ impl Engine {
         self.changed = true;
     }
 
-    /// One step. The device waits for the host only between the end of one and the start of the next.
-    fn step(&mut self, device: &mut Device, inbox: &Receiver<Command>) {
-        self.partition.book(HouseTime::HostGap, self.clock.now());
+    /// Gives the device a step where it can have one more; then, unless it can have yet another, reads the oldest.
+    fn turn(&mut self, device: &mut Device, inbox: &Receiver<Command>) {
+        let launched = self.launch(device, inbox);
+        if !launched || self.flights.len() == device.depth() {
+            self.land(device, inbox);
+        }
+        self.end_the_gone();
+    }
+
+    /// Gives the device a step. `false`: there is nothing to give, or not before what is in flight was read.
+    fn launch(&mut self, device: &mut Device, inbox: &Receiver<Command>) -> bool {
+        let now = self.clock.now();
+        self.book_gap(now);
         self.blocks.tick(self.partition.cursor());
         self.plan();
-        let preempted = !self.buffers.plan.preempt.is_empty();
-        self.apply();
+        let preempts = !self.buffers.plan.preempt.is_empty();
+        if preempts && !self.flights.is_empty() {
+            // What loses its blocks must not be in flight.
+            return false;
+        }
+        self.apply(now);
         if self.buffers.planned.is_empty() {
             // After a preemption there is room, and the next plan will not be empty.
-            if !preempted {
+            if !preempts {
                 self.nothing_fits();
             }
-            return;
+            return false;
         }
-        self.speculate();
-        self.load(device);
+        if device.verifies() {
+            self.speculate();
+        }
+        let mut flight = self.weigh();
+        self.load(device, &mut flight);
         if !device.overlaps() {
             self.meanwhile(inbox);
         }
-        let start = self.clock.now();
-        // While the step runs, the books stand at its start.
-        self.partition.book(HouseTime::HostGap, start);
-        let run = || device.run(&mut || self.meanwhile(inbox));
-        let outcome = catch_unwind(AssertUnwindSafe(run));
-        let end = self.clock.now();
-        self.meter(start, end);
-        match outcome {
-            Ok(Ok(())) => self.advance(),
-            Ok(Err(error)) => self.fail(&error.to_string()),
-            Err(panic) => self.fail(message(&*panic)),
+        flight.submitted = self.clock.now();
+        flight.behind = !self.flights.is_empty();
+        self.book_gap(flight.submitted);
+        self.flights.take_off(flight);
+        if let Err(why) = attempt(|| device.submit()) {
+            self.crash(&why);
         }
-        self.end_the_gone();
+        true
+    }
+
+    /// The device waits for the host until `now`, unless it has something to do. While it has, the books stand where
+    /// the last step that was read ended.
+    fn book_gap(&mut self, now: DeviceNanos) {
+        if self.flights.is_empty() {
+            self.partition.book(HouseTime::HostGap, now);
+        }
+    }
+
+    /// Reads the oldest step in flight, if there is one.
+    fn land(&mut self, device: &mut Device, inbox: &Receiver<Command>) {
+        if self.flights.is_empty() {
+            return;
+        }
+        let outcome = attempt(|| device.wait(&mut || self.meanwhile(inbox)));
+        let heard = self.clock.now();
+        match outcome {
+            Ok(time) => {
+                let flight = self.flights.land().expect("a step is in flight");
+                let Flight { submitted, behind, .. } = flight;
+                let (start, end) = time.map_or((submitted, heard), |time| {
+                    let (run, since) = (DeviceNanos(time.run), time.since_last_end.map(DeviceNanos));
+                    self.timeline.place(Ran { submitted, behind, run, since_last_end: since, heard })
+                });
+                self.meter(&flight, start, end);
+                self.advance(device, &flight);
+                self.flights.give_back(flight);
+            }
+            Err(why) => self.crash(&why),
+        }
     }
 
     /// What the host does while the device is at work. Touches no sequence that takes part in the step.
@@ -326,5 +390,13 @@ impl Engine {
             tracing::error!("a request fits in an empty pool or not at all; this is a bug");
             self.end_request(key, Finish::Error);
         }
+    }
+}
+
+/// Errors and panics of the device as one kind of failure.
+fn attempt<T>(call: impl FnOnce() -> Result<T, ForwardError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(panic) => Err(message(&*panic).to_owned()),
     }
 }

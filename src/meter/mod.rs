@@ -8,3 +8,4 @@ pub mod calibration;
 pub mod kv;
 pub mod partition;
 pub mod share;
+pub mod timeline;

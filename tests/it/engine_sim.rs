@@ -17,6 +17,8 @@ use obol::usage::{HouseTime, MeterReport, Usage};
 use obol_models::batch::{Batch, CausalLm};
 use obol_models::fake::FakeModel;
 
+use crate::fake_device::Beside;
+
 const COST: Coefficients =
     Coefficients { step: 5_000_000, token: 1_000_000, attention: 3_000, logits: 200_000 };
 
@@ -45,6 +47,16 @@ fn step_cost(batch: &Batch) -> DeviceNanos {
     DeviceNanos(u64::try_from((u128::from(COST.step) + own) / 1000).unwrap())
 }
 
+/// What runs the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Host,
+    /// Beside the host, with so many steps in flight.
+    Queue(usize),
+}
+
+pub(crate) const EVERYWHERE: [On; 3] = [On::Host, On::Queue(1), On::Queue(2)];
+
 pub(crate) struct World {
     pub(crate) engine: EngineHandle,
     reports: mpsc::Receiver<MeterReport>,
@@ -70,20 +82,32 @@ pub(crate) fn config(blocks: usize, block_size: usize) -> EngineConfig {
 }
 
 impl World {
-    pub(crate) fn new(model: FakeModel, config: EngineConfig) -> Self {
-        Self::paced(model, config, || {})
+    pub(crate) fn new(model: FakeModel, config: EngineConfig, on: On) -> Self {
+        Self::paced(model, config, on, || {})
     }
 
-    /// `before` is called before each step.
-    fn paced(mut model: FakeModel, config: EngineConfig, mut before: impl FnMut() + Send + 'static) -> Self {
+    /// `before` is called before each step is over.
+    fn paced(
+        mut model: FakeModel,
+        config: EngineConfig,
+        on: On,
+        mut before: impl FnMut() + Send + 'static,
+    ) -> Self {
         let clock = Arc::new(ManualClock::at_wall(UnixNanos(1_000_000_000_000)));
         let (ticking, busy) = (clock.clone(), Arc::new(AtomicU64::new(0)));
         let counted = busy.clone();
-        model = model.on_forward(move |batch| {
-            before();
-            ticking.advance(step_cost(batch));
-            counted.fetch_add(step_cost(batch).0, Ordering::SeqCst);
-        });
+        model = match on {
+            On::Host => model.on_forward(move |batch| {
+                before();
+                ticking.advance(step_cost(batch));
+                counted.fetch_add(step_cost(batch).0, Ordering::SeqCst);
+            }),
+            On::Queue(depth) => {
+                let mut device = Beside::new(ticking, config.block_size, step_cost, before);
+                device.busy = counted;
+                model.queued(depth, device)
+            }
+        };
         model.allocate_kv(config.blocks, config.block_size).expect("memory for a tiny pool");
         let mut partition = Partition::default();
         clock.advance(DeviceNanos(777));
@@ -137,7 +161,8 @@ impl World {
         assert_eq!(last.now, self.clock.now(), "the last report is as of the end");
         let preempted = last.house_time[HouseTime::Preemption as usize];
         let (paid, busy) = ((last.settled_device + preempted).0, self.busy.load(Ordering::SeqCst));
-        let steps = busy..=busy + self.passed;
+        // What passes while a step is under way seems to be a part of it, or of what came before.
+        let steps = busy.saturating_sub(self.passed)..=busy + self.passed;
         assert!(steps.contains(&paid), "requests and recompute pay for exactly the steps: {paid}, {steps:?}");
         let stats = self.engine.stats();
         assert_eq!((stats.running, stats.waiting, stats.blocks.held), (0, 0, 0), "all blocks are back");
@@ -226,6 +251,12 @@ pub(crate) fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u
 
 #[test]
 fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
+    for on in EVERYWHERE {
+        random_worlds(on);
+    }
+}
+
+fn random_worlds(on: On) {
     let (mut preemptions, mut hits, mut drafts, mut held) = (0, 0, 0, 0);
     for seed in 0..250u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
@@ -240,7 +271,7 @@ fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
         let memory = [usize::MAX, 2, 1][seed as usize % 3];
         let model = || FakeModel::new(vocab, capacity as usize, seed).remembering(memory);
         let oracle_model = model();
-        let mut world = World::new(model(), config);
+        let mut world = World::new(model(), config, on);
         let count = 12;
         let mut kept = 0;
         block_on(async {
@@ -269,7 +300,7 @@ fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
                     assert_eq!(
                         (tokens, finish),
                         (expected.0, Some(expected.1)),
-                        "seed {seed}, prompt {prompt:?}"
+                        "{on:?}, seed {seed}, prompt {prompt:?}"
                     );
                 }
                 kept += 1;
@@ -286,12 +317,19 @@ fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
         assert!(finished >= kept, "seed {seed}");
     }
     assert!(preemptions > 100 && hits > 500, "the worlds are tight: {preemptions} preemptions, {hits} hits");
-    assert!(held > 500 && drafts > held + 500, "proposals hold and fail: {held} of {drafts}");
+    match on {
+        On::Host => assert!(held > 500 && drafts > held + 500, "proposals hold and fail: {held} of {drafts}"),
+        On::Queue(_) => assert_eq!(drafts, 0, "nothing is proposed to a device that is ahead"),
+    }
 }
 
 #[test]
 fn alone_in_the_engine_a_request_pays_the_sum_of_its_steps() {
-    let world = World::new(FakeModel::new(5, 40, 1), config(10, 4));
+    EVERYWHERE.into_iter().for_each(alone);
+}
+
+fn alone(on: On) {
+    let world = World::new(FakeModel::new(5, 40, 1), config(10, 4), on);
     let stops = Stops { max_tokens: 6, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
     block_on(async {
         let mut stream = world.submit(0, &[1, 2, 3, 1, 2, 3, 1], Sampling::default(), stops, 1, 0);
@@ -308,7 +346,11 @@ fn alone_in_the_engine_a_request_pays_the_sum_of_its_steps() {
 
 #[test]
 fn a_shared_prefix_costs_no_device_time_the_second_time() {
-    let world = World::new(FakeModel::new(5, 80, 1), config(20, 4));
+    EVERYWHERE.into_iter().for_each(shared_prefix);
+}
+
+fn shared_prefix(on: On) {
+    let world = World::new(FakeModel::new(5, 80, 1), config(20, 4), on);
     let prompt: Vec<u32> = (0..33).map(|i| i % 4 + 1).collect();
     let stops = Stops { max_tokens: 1, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
     block_on(async {
@@ -327,9 +369,13 @@ fn a_shared_prefix_costs_no_device_time_the_second_time() {
 
 #[test]
 fn who_is_cancelled_before_running_pays_nothing_and_is_still_settled() {
+    EVERYWHERE.into_iter().for_each(cancelled_early);
+}
+
+fn cancelled_early(on: On) {
     let mut config = config(10, 4);
     config.max_sequences = 1;
-    let world = World::new(FakeModel::new(5, 40, 1), config);
+    let world = World::new(FakeModel::new(5, 40, 1), config, on);
     let stops = Stops { max_tokens: 30, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
     block_on(async {
         let mut first = world.submit(0, &[1; 8], Sampling::default(), stops.clone(), 1, 0);
@@ -347,10 +393,14 @@ fn who_is_cancelled_before_running_pays_nothing_and_is_still_settled() {
 
 #[test]
 fn a_failing_step_ends_what_took_part_and_the_engine_goes_on() {
+    EVERYWHERE.into_iter().for_each(failing);
+}
+
+fn failing(on: On) {
     for (panics, model) in
         [(false, FakeModel::new(5, 40, 1).fail_at(3)), (true, FakeModel::new(5, 40, 1).panic_at(3))]
     {
-        let world = World::new(model, config(10, 4));
+        let world = World::new(model, config(10, 4), on);
         let stops = Stops { max_tokens: 6, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
         block_on(async {
             let mut first = world.submit(0, &[1; 8], Sampling::default(), stops.clone(), 1, 0);
@@ -367,11 +417,15 @@ fn a_failing_step_ends_what_took_part_and_the_engine_goes_on() {
 
 #[test]
 fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
+    EVERYWHERE.into_iter().for_each(stop_string);
+}
+
+fn stop_string(on: On) {
     let mut config = config(10, 4);
     config.queue_depth = 2;
     // After three steps, with both choices under way, the engine waits for the stop: it could be done before.
     let (go, gate) = std::sync::mpsc::channel::<()>();
-    let world = World::paced(FakeModel::new(5, 40, 1), config, move || {
+    let world = World::paced(FakeModel::new(5, 40, 1), config, on, move || {
         let _go = gate.recv();
     });
     (0..3).for_each(|_| go.send(()).expect("the model is there"));

@@ -6,7 +6,7 @@ use obol::request::{Event, Finish, Sampling, Stops, TokenLogprobs};
 use obol::usage::Usage;
 use obol_models::fake::FakeModel;
 
-use crate::engine_sim::{World, block_on, config, oracle, read};
+use crate::engine_sim::{On, World, block_on, config, oracle, read};
 
 /// Two of its tokens decide what it says next: a greedy answer soon repeats.
 fn model(vocab: usize, context: usize, seed: u64) -> FakeModel {
@@ -29,7 +29,7 @@ fn alone(
     sampling: &Sampling,
     stops: &Stops,
 ) -> (Vec<(u32, Option<TokenLogprobs>)>, Usage) {
-    let world = World::new(model, config);
+    let world = World::new(model, config, On::Host);
     let tokens = block_on(async {
         let mut stream = world.submit(0, prompt, sampling.clone(), stops.clone(), 1, 0);
         let mut tokens = Vec::new();
@@ -87,7 +87,7 @@ fn borders_ends_and_tight_pools_change_no_token() {
             ignore_eos: seed % 5 < 3,
             stop_token_ids: if seed % 6 == 0 { vec![2] } else { Vec::new() },
         };
-        let world = World::new(model(4, capacity, seed), config);
+        let world = World::new(model(4, capacity, seed), config, On::Host);
         let choices = [1, 1, 3][seed as usize % 3];
         block_on(async {
             // Side by side, then once more over cached prefixes.
@@ -113,7 +113,7 @@ fn borders_ends_and_tight_pools_change_no_token() {
 fn nobody_loses_blocks_to_a_proposal() {
     // Two answers fill the pool to its last block.
     let config = EngineConfig { step_tokens: 64, ..config(20, 2) };
-    let world = World::new(model(5, 40, 4), config);
+    let world = World::new(model(5, 40, 4), config, On::Host);
     block_on(async {
         let mut streams = [0, 1].map(|ticket| {
             world.submit(ticket, &[ticket as u32 + 1, 2, 3], greedy(), stops(17), 1, ticket as u8)

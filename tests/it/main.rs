@@ -6,6 +6,7 @@ mod commands;
 mod compare;
 mod engine_sim;
 mod engine_speculation;
+mod fake_device;
 mod http_answers;
 mod http_errors;
 mod http_probes;

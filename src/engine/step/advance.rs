@@ -1,7 +1,9 @@
-//! After a step: its time is split, the sequences go on or end. Clients hear of it in `post`.
+//! After a step was read: its time is split, the sequences go on or end. Clients hear of it in `post`.
 
+use crate::engine::device::Device;
+use crate::engine::flight::{self, Flight};
 use crate::engine::sequence::Sequence;
-use crate::meter::share::{StepClass, split};
+use crate::meter::share::split;
 use crate::request::Finish;
 use crate::units::DeviceNanos;
 use crate::usage::HouseTime;
@@ -13,42 +15,36 @@ impl Engine {
     ///
     /// Never inlined, so that `scripts/metering-share` can count its instructions.
     #[inline(never)]
-    pub(super) fn meter(&mut self, start: DeviceNanos, end: DeviceNanos) {
+    pub(super) fn meter(&mut self, flight: &Flight, start: DeviceNanos, end: DeviceNanos) {
         let Self { running, requests, buffers, partition, .. } = self;
-        let sequences = buffers.planned.len();
-        let decoding = buffers.planned.iter().filter(|index| running[**index].decodes()).count();
-        let coefficients = self.calibration.of(StepClass::of(decoding, sequences - decoding));
-        buffers.parts.clear();
-        buffers
-            .parts
-            .extend(buffers.planned.iter().map(|index| running[*index].part(sequences, coefficients)));
         buffers.weights.clear();
-        buffers.weights.extend(buffers.parts.iter().map(|part| part.weight));
+        buffers.weights.extend(flight.members.iter().map(|member| member.part.weight));
         let time = partition.step(start, end);
         self.blocks.tick(partition.cursor());
         split(time, &buffers.weights, &mut buffers.shares);
         self.stats.steps += 1;
         self.changed = true;
         let mut siblings = false;
-        for ((index, part), share) in buffers.planned.iter().zip(&buffers.parts).zip(&buffers.shares) {
-            let sequence = &running[*index];
-            let (pays, again) = part.split(*share);
+        let mut index = 0;
+        for (member, share) in flight.members.iter().zip(&buffers.shares) {
+            index = flight::find(running, index, member);
+            let (pays, again) = member.part.split(*share);
             partition.return_to_house(HouseTime::Preemption, again);
-            let request = requests.get_mut(&sequence.request).expect("a sequence has a request");
-            request.charge(self.stats.steps, pays, part.alone, sequence.computed < sequence.prompt);
-            request.holds(sequence.lease.len() as u64);
+            let request = requests.get_mut(&member.request).expect("a sequence has a request");
+            request.charge(self.stats.steps, pays, member.part.alone, member.prefill);
+            request.holds(running[index].lease.len() as u64);
             siblings |= request.open > 1;
         }
         if siblings {
-            self.peaks_of_siblings();
+            self.peaks_of_siblings(flight);
         }
     }
 
     /// Choices of one request share blocks: their peak counts each block once.
-    fn peaks_of_siblings(&mut self) {
+    fn peaks_of_siblings(&mut self, flight: &Flight) {
         let mut last = None;
-        for index in &self.buffers.planned {
-            let key = self.running[*index].request;
+        for member in &flight.members {
+            let key = member.request;
             let request = self.requests.get_mut(&key).expect("a sequence has a request");
             if request.open < 2 || last == Some(key) {
                 continue;
@@ -62,15 +58,29 @@ impl Engine {
         }
     }
 
-    /// Appends what was drawn; sequences that end give their blocks back.
-    pub(super) fn advance(&mut self) {
+    /// Appends what was drawn; sequences that end give their blocks back, when they take part in no other step.
+    pub(super) fn advance(&mut self, device: &mut Device, flight: &Flight) {
         let Self { config, running, requests, buffers, outbox, stats, speculator, partition, .. } = self;
         let at = partition.cursor();
         buffers.ended.clear();
         buffers.prompts_done.clear();
-        for index in &buffers.planned {
-            let sequence = &mut running[*index];
+        let mut index = 0;
+        for member in &flight.members {
+            index = flight::find(running, index, member);
+            let sequence = &mut running[index];
             let (key, choice) = (sequence.request, sequence.choice);
+            sequence.landed(member.rows);
+            if let Some(finish) = sequence.ended {
+                // What it drew past its end is nobody's.
+                sequence.computed_past_end(member.rows, config.block_size);
+                if !sequence.flies() {
+                    buffers.ended.push((key, choice, finish));
+                }
+                continue;
+            }
+            if let Some(draw) = member.draw {
+                device.deliver(draw, sequence);
+            }
             let request = requests.get_mut(&key).expect("a sequence has a request");
             let (mut drawn, broken) = sequence.take_drawn();
             let (generated, mut end) = (drawn.len() as u64, None);
@@ -92,7 +102,7 @@ impl Engine {
                 tracing::error!(request = %request.new.id, "the model's logits are not numbers");
                 end = Some(Finish::Error);
             } else if sequence.drafts.is_empty() {
-                sequence.computed_more(sequence.rows, config.block_size);
+                sequence.computed_more(member.rows, config.block_size);
             } else {
                 let verified = sequence.verified(generated as usize - 1, config.block_size);
                 speculator.learn(verified);
@@ -109,15 +119,18 @@ impl Engine {
                 }
             }
             if let Some(finish) = end {
-                buffers.ended.push((key, choice, finish));
+                match sequence.flies() {
+                    true => sequence.ended = Some(finish),
+                    false => buffers.ended.push((key, choice, finish)),
+                }
             }
         }
         self.end_sequences(at);
         self.start_siblings();
     }
 
-    /// Ends what `advance` found at its end.
-    fn end_sequences(&mut self, at: DeviceNanos) {
+    /// Ends what was found at its end.
+    pub(super) fn end_sequences(&mut self, at: DeviceNanos) {
         let mut ended = std::mem::take(&mut self.buffers.ended);
         for (request, choice, finish) in ended.drain(..) {
             let place = |s: &Sequence| (s.request, s.choice);

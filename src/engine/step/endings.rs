@@ -45,15 +45,31 @@ impl Engine {
         self.outbox = outbox;
     }
 
-    /// The step failed: what took part ends with an error, the rest goes on.
-    pub(super) fn fail(&mut self, why: &str) {
-        tracing::error!("a step of {} sequences failed: {why}", self.buffers.planned.len());
-        let mut keys: Vec<RequestKey> =
-            self.buffers.planned.iter().map(|index| self.running[*index].request).collect();
-        keys.dedup();
-        for key in keys {
+    /// The device failed: what is in flight ends with an error, the rest goes on. The time until now is the oldest
+    /// step's, which is the one that ran.
+    pub(super) fn crash(&mut self, why: &str) {
+        let Some(flight) = self.flights.land() else { return };
+        self.meter(&flight, flight.submitted, self.clock.now());
+        let mut lost = vec![flight];
+        lost.extend(std::iter::from_fn(|| self.flights.land()));
+        tracing::error!("{} steps in flight failed: {why}", lost.len());
+        self.timeline.lose();
+        self.buffers.ended.clear();
+        let mut failed: Vec<RequestKey> = Vec::new();
+        for sequence in self.running.iter_mut().filter(|s| s.flies()) {
+            sequence.crashed();
+            match sequence.ended {
+                // Nothing that it still computed was for anybody.
+                Some(finish) => self.buffers.ended.push((sequence.request, sequence.choice, finish)),
+                None => failed.push(sequence.request),
+            }
+        }
+        self.end_sequences(self.partition.cursor());
+        failed.dedup();
+        for key in failed {
             self.end_request(key, Finish::Error);
         }
+        lost.into_iter().for_each(|flight| self.flights.give_back(flight));
     }
 
     /// Requests whose client is gone end as soon as that is seen, without waiting for their command.
@@ -63,12 +79,17 @@ impl Engine {
         }
     }
 
+    /// What takes part in a step in flight has ended then, and leaves when that was read.
     pub(super) fn end_choice(&mut self, key: RequestKey, choice: u32, finish: Finish) {
         // It may have ended by itself, and what it said comes first.
         self.post();
         let place = |s: &Sequence| (s.request, s.choice);
         let Some(request) = self.requests.get_mut(&key) else { return };
         if let Ok(at) = self.running.binary_search_by_key(&(key, choice), place) {
+            if self.running[at].flies() {
+                self.running[at].ended.get_or_insert(finish);
+                return;
+            }
             drop(self.running.remove(at));
         } else if let Ok(at) = self.waiting.binary_search_by_key(&(key, choice), place) {
             drop(self.waiting.remove(at));
@@ -86,29 +107,42 @@ impl Engine {
         }
     }
 
+    /// As [`Engine::end_choice`], for all that the request still has.
     pub(super) fn end_request(&mut self, key: RequestKey, finish: Finish) {
         self.post();
         let Some(request) = self.requests.get_mut(&key) else { return };
-        let mut choices = std::mem::take(&mut request.unstarted);
+        let mut choices: Vec<(u32, Finish)> = request.unstarted.drain(..).map(|c| (c, finish)).collect();
         let (from, to) = (
             self.running.partition_point(|s| s.request < key),
             self.running.partition_point(|s| s.request <= key),
         );
-        choices.extend(self.running.drain(from..to).map(|s| s.choice));
+        let mut flying = 0;
+        for sequence in self.running[from..to].iter_mut().filter(|s| s.flies()) {
+            sequence.ended.get_or_insert(finish);
+            flying += 1;
+        }
+        let landed = self.running.extract_if(from..to, |s| !s.flies());
+        choices.extend(landed.map(|s| (s.choice, s.ended.unwrap_or(finish))));
         let (from, to) = (
             self.waiting.partition_point(|s| s.request < key),
             self.waiting.partition_point(|s| s.request <= key),
         );
-        choices.extend(self.waiting.drain(from..to).map(|s| s.choice));
-        for choice in choices {
+        choices.extend(self.waiting.drain(from..to).map(|s| (s.choice, finish)));
+        for (choice, finish) in choices {
             request.end_choice(choice, finish);
         }
-        assert_eq!(request.open, 0, "every open choice is running, waiting or unstarted");
-        self.settle(key, self.clock.now());
+        assert_eq!(request.open, flying, "every open choice is running, waiting or unstarted");
+        if flying == 0 {
+            self.settle(key, self.clock.now());
+        }
     }
 
-    /// Settles all that is open and sends the last report.
+    /// Settles all that is open and sends the last report. What is in flight is never read.
     pub(super) fn end_everything(&mut self, finish: Finish) {
+        while let Some(lost) = self.flights.land() {
+            self.flights.give_back(lost);
+        }
+        self.running.iter_mut().for_each(Sequence::crashed);
         let keys: Vec<RequestKey> = self.requests.keys().copied().collect();
         for key in keys {
             self.end_request(key, finish);

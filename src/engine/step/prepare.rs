@@ -2,7 +2,10 @@
 
 use crate::engine::blocks::PrefixMatch;
 use crate::engine::device::Device;
+use crate::engine::flight::{Flight, Member};
 use crate::engine::scheduler::{self, Limits, Running, Waiting};
+use crate::meter::share::StepClass;
+use crate::units::DeviceNanos;
 
 use super::Engine;
 
@@ -15,8 +18,8 @@ impl Engine {
         let tight = available < running.len() + config.step_tokens.div_ceil(config.block_size);
         buffers.views.clear();
         buffers.views.extend(running.iter().map(|s| Running {
-            computed: s.computed,
-            length: s.tokens.len(),
+            computed: s.start(),
+            length: s.wanted(),
             blocks: s.lease.len(),
             exclusive: if tight { s.lease.exclusive() } else { 0 },
         }));
@@ -36,7 +39,7 @@ impl Engine {
     }
 
     /// Carries the plan out: preempts, admits, takes blocks. What takes part is then in `planned`.
-    pub(super) fn apply(&mut self) {
+    pub(super) fn apply(&mut self, now: DeviceNanos) {
         let plan = std::mem::take(&mut self.buffers.plan);
         for sequence in &mut self.running {
             sequence.rows = 0;
@@ -50,13 +53,13 @@ impl Engine {
         }
         // Prefixes first: fresh blocks taken before could evict them.
         for tokens in &plan.admit {
-            self.admit(*tokens);
+            self.admit(*tokens, now);
         }
         self.buffers.plan = plan;
         self.buffers.planned.clear();
         let block_size = self.config.block_size;
         for (index, sequence) in self.running.iter_mut().enumerate().filter(|(_, s)| s.rows > 0) {
-            sequence.lease.grow_to((sequence.computed + sequence.rows).div_ceil(block_size));
+            sequence.lease.grow_to((sequence.start() + sequence.rows).div_ceil(block_size));
             self.buffers.planned.push(index);
         }
     }
@@ -73,7 +76,7 @@ impl Engine {
     }
 
     /// The head of the queue starts to run, with what the prefix cache has of it.
-    fn admit(&mut self, tokens: usize) {
+    fn admit(&mut self, tokens: usize, now: DeviceNanos) {
         let block_size = self.config.block_size;
         let mut sequence = self.waiting.pop_front().expect("the plan admits waiting sequences");
         sequence.rows = tokens;
@@ -86,7 +89,7 @@ impl Engine {
             sequence.high_water = sequence.high_water.max(sequence.computed);
         }
         let request = self.requests.get_mut(&sequence.request).expect("a sequence has a request");
-        if request.begin(sequence.computed as u64, self.partition.cursor(), &self.calibration) {
+        if request.begin(sequence.computed as u64, now, &self.calibration) {
             self.stats.prefix_queries += sequence.prompt as u64;
             self.stats.prefix_hits += sequence.computed as u64;
             self.stats.prompt_tokens += sequence.prompt as u64;
@@ -96,11 +99,37 @@ impl Engine {
         self.running.insert(at, sequence);
     }
 
-    /// Gives the device what takes part.
-    pub(super) fn load(&self, device: &mut Device) {
+    /// Notes who takes part, and with what weight.
+    ///
+    /// Never inlined, so that `scripts/metering-share` can count its instructions.
+    #[inline(never)]
+    pub(super) fn weigh(&mut self) -> Flight {
+        let Self { running, buffers, flights, calibration, .. } = self;
+        let (mut flight, sequences) = (flights.fresh(), buffers.planned.len());
+        let decoding = buffers.planned.iter().filter(|index| running[**index].decodes()).count();
+        let coefficients = calibration.of(StepClass::of(decoding, sequences - decoding));
+        let members = buffers.planned.iter().map(|index| {
+            let sequence = &running[*index];
+            Member {
+                request: sequence.request,
+                choice: sequence.choice,
+                rows: sequence.rows,
+                draw: None,
+                prefill: sequence.start() < sequence.prompt,
+                part: sequence.part(sequences, coefficients),
+            }
+        });
+        flight.members.extend(members);
+        flight
+    }
+
+    /// Makes the device ready for what takes part.
+    pub(super) fn load(&mut self, device: &mut Device, flight: &mut Flight) {
         device.clear();
-        for index in &self.buffers.planned {
-            device.add(&self.running[*index]);
+        for (member, index) in flight.members.iter_mut().zip(&self.buffers.planned) {
+            let sequence = &mut self.running[*index];
+            member.draw = device.add(sequence);
+            sequence.took_off(member.rows, member.draw);
         }
     }
 }

@@ -1,0 +1,122 @@
+//! A device beside the host, played for the fake model: it draws by the engine's own sampler, and runs each step
+//! for what it costs on a clock that the test holds.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use obol::clock::{Clock, ManualClock};
+use obol::engine::sampler::{self, History, Scratch};
+use obol::request::Sampling;
+use obol::units::DeviceNanos;
+use obol_models::batch::Batch;
+use obol_models::fake::{DrawnRow, FakeDevice};
+use obol_models::queue::{Draw, RowDraw, Step, StepTime};
+
+pub(crate) struct Beside<C, B> {
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) cost: C,
+    /// Called when a step is waited for.
+    pub(crate) before: B,
+    /// What all steps took.
+    pub(crate) busy: Arc<AtomicU64>,
+    block_size: usize,
+    flights: VecDeque<(Batch, StepTime, DeviceNanos)>,
+    last_end: Option<DeviceNanos>,
+    scratch: Scratch,
+}
+
+impl<C, B> Beside<C, B> {
+    pub(crate) fn new(clock: Arc<ManualClock>, block_size: usize, cost: C, before: B) -> Self {
+        Self {
+            clock,
+            cost,
+            before,
+            busy: Arc::default(),
+            block_size,
+            flights: VecDeque::new(),
+            last_end: None,
+            scratch: Scratch::default(),
+        }
+    }
+}
+
+/// Nothing is written that a step in flight reads, but by the sequence itself: its blocks are the same until there.
+fn check_apart(running: &Batch, next: &Batch, block_size: usize) {
+    for writer in &next.spans {
+        let table = &next.block_tables[writer.table.clone()];
+        let first = next.positions[writer.rows.start] as usize / block_size;
+        for reader in &running.spans {
+            let theirs = &running.block_tables[reader.table.clone()];
+            let same = table.iter().zip(theirs).take_while(|(a, b)| a == b).count();
+            let apart = table[first.max(same)..].iter().all(|block| !theirs.contains(block));
+            assert!(apart, "{table:?} from {first} beside {theirs:?}");
+        }
+    }
+}
+
+impl<C, B> FakeDevice for Beside<C, B>
+where
+    C: FnMut(&Batch) -> DeviceNanos + Send,
+    B: FnMut() + Send,
+{
+    fn submitted(&mut self, step: &Step) {
+        if let Some((running, ..)) = self.flights.back() {
+            check_apart(running, &step.batch, self.block_size);
+        }
+        let run = (self.cost)(&step.batch);
+        let free = self.flights.back().map_or(DeviceNanos::ZERO, |(_, _, end)| *end);
+        let end = self.clock.now().max(free) + run;
+        let since_last_end = self.last_end.map(|last| (end - last).0);
+        self.last_end = Some(end);
+        self.flights.push_back((step.batch.clone(), StepTime { run: run.0, since_last_end }, end));
+    }
+
+    fn waited(&mut self) -> StepTime {
+        (self.before)();
+        let (_, time, end) = self.flights.pop_front().expect("a step is in flight");
+        self.busy.fetch_add(time.run, Ordering::SeqCst);
+        let now = self.clock.now();
+        self.clock.advance(DeviceNanos(end.0.saturating_sub(now.0)));
+        time
+    }
+
+    fn draw(&mut self, row: DrawnRow<'_>) -> Draw {
+        let sampling = sampling(row.draw, row.biases);
+        let prompt: Vec<u32> =
+            row.seen.iter().filter(|seen| seen.times == 0).map(|seen| seen.token).collect();
+        let mut history = History::new(&prompt, &sampling);
+        for seen in row.seen {
+            (0..seen.times).for_each(|_| history.push(seen.token));
+        }
+        let RowDraw { seed, choice, position, .. } = *row.draw;
+        let draw = sampler::Draw { seed, choice, position };
+        match sampler::sample(row.logits, &sampling, &history, row.forbidden, draw, &mut self.scratch) {
+            Ok((token, logprobs)) => {
+                let (logprob, top) = logprobs.map_or((0.0, Vec::new()), |of| (of.chosen, of.top));
+                Draw { token: Some(token), logprob, top }
+            }
+            Err(sampler::NotFinite) => Draw::default(),
+        }
+    }
+
+    fn lost(&mut self) {
+        self.flights.clear();
+        self.last_end = None;
+    }
+}
+
+fn sampling(draw: &RowDraw, biases: &[(u32, f32)]) -> Sampling {
+    Sampling {
+        temperature: draw.temperature,
+        top_k: draw.top_k,
+        top_p: draw.top_p,
+        min_p: draw.min_p,
+        presence_penalty: draw.presence_penalty,
+        frequency_penalty: draw.frequency_penalty,
+        repetition_penalty: draw.repetition_penalty,
+        logit_bias: biases.to_vec(),
+        seed: draw.seed,
+        logprobs: draw.logprobs,
+    }
+}
