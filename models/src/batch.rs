@@ -29,6 +29,16 @@ impl Batch {
         self.logit_rows.clear();
     }
 
+    /// Becomes equal to `other`, in the memory that it has.
+    pub fn copy_from(&mut self, other: &Self) {
+        let Self { tokens, positions, spans, block_tables, logit_rows } = other;
+        self.tokens.clone_from(tokens);
+        self.positions.clone_from(positions);
+        self.spans.clone_from(spans);
+        self.block_tables.clone_from(block_tables);
+        self.logit_rows.clone_from(logit_rows);
+    }
+
     /// Which of the logits' rows belong to a span, as indices into `logit_rows`.
     pub fn logits_of(&self, span: usize) -> Range<usize> {
         let rows = &self.spans[span].rows;

@@ -3,38 +3,52 @@
 //! Knows no file format but through `Linear` and `ModelSpec`, and no sequence beyond a span's block table.
 //! Invariants: each row's logits depend only on its sequence's tokens, bit for bit (every operation of the
 //! kernels keeps rows apart); buffers grow to the largest batch seen and are then reused, so that a steady
-//! state allocates nothing.
+//! state allocates nothing. Where several share each layer's work (`tensor_parallel`), each holds the same
+//! residual, bit for bit, and adds its heads' and its MLP's part to it together with the others.
 
+mod group;
 mod layer;
 mod mlp;
+mod tensor_parallel;
+mod weights;
 
-use obol_kernels::{Activations, Attention, Cpu, KvDtype, Place, Pool, Qkv, RopeTable, Rows};
+use std::sync::Arc;
+
+use obol_kernels::{Activations, Attention, Cpu, Place, Pool, Qkv, RopeTable, Rows};
 
 use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
+use crate::communicator::{Aborted, Communicator};
+use crate::cut::Rank;
 use crate::error::LoadError;
 use crate::kv_pool::{KvPool, bytes_per_token};
-use crate::linear::{Linear, Loader, Named};
+use crate::linear::Linear;
 use crate::load::LoadOptions;
 use crate::model_files::ModelFiles;
-use crate::spec::{LayerSpec, ModelSpec};
+use crate::spec::{LayerSpec, ModelSpec, QkNorm};
 
-use layer::{Layer, Norm, QkNorms};
+use layer::{Norm, QkNorms};
 use mlp::MlpWork;
 
-/// A model's weights, KV pool and working memory.
+pub use tensor_parallel::TensorParallel;
+pub use weights::Weights;
+
+/// A model's weights, or a rank's part of them, with a KV pool and working memory.
 pub struct Decoder {
+    /// With this rank's heads.
     spec: ModelSpec,
-    kv_dtype: KvDtype,
     cpu: Cpu,
-    embedding: Linear,
-    positions: Option<Linear>,
-    layers: Vec<Layer>,
-    final_norm: Norm,
-    /// None: the embedding's matrix is the head.
-    head: Option<Linear>,
+    weights: Arc<Weights>,
+    member: Member,
     ropes: Vec<RopeTable>,
     kv: KvPool,
     work: Work,
+}
+
+/// Which of the devices that share each layer's work this is.
+struct Member {
+    rank: Rank,
+    /// None for one that is alone.
+    others: Option<Arc<Communicator>>,
 }
 
 /// Buffers between operations, all (rows, width) unless said otherwise.
@@ -52,72 +66,71 @@ struct Work {
     /// What a layer's half adds to the residual: hidden.
     delta: Vec<f32>,
     mlp: MlpWork,
+    /// All ranks' q, or k, where they are normed as one row.
+    whole: Vec<f32>,
+    /// (logit rows, this rank's part of the vocabulary)
+    logits_part: Vec<f32>,
     /// (logit rows, vocab)
     logits: Vec<f32>,
 }
 
+impl Member {
+    const ALONE: Self = Self { rank: Rank::ALONE, others: None };
+
+    /// Adds up what all ranks have.
+    fn all_reduce(&self, data: &mut [f32]) -> Result<(), Aborted> {
+        self.others.as_ref().map_or(Ok(()), |others| others.all_reduce(self.rank.index, data))
+    }
+}
+
 impl Decoder {
-    /// Loads the weights of `files`, packing them with the threads of `cpu`. The KV pool is empty until
-    /// [`CausalLm::allocate_kv`].
+    /// Loads the weights of `files` for this device alone, packing them with the threads of `cpu`. The KV pool is
+    /// empty until [`CausalLm::allocate_kv`].
     ///
     /// # Errors
-    /// When the model or a tensor's type is not supported, a key or tensor is missing or wrong, or the
-    /// options do not suit the model.
+    /// As [`Weights::load`].
     pub fn load(files: &ModelFiles, cpu: Cpu, options: &LoadOptions) -> Result<Self, LoadError> {
-        let mut spec = files.spec()?;
-        if let Some(length) = options.max_model_len {
-            if length == 0 || length > spec.context {
-                return Err(LoadError::Options(format!(
-                    "a maximum length of {length} tokens; this model's context has {}",
-                    spec.context
-                )));
-            }
-            spec.context = length;
-        }
-        let weights = files.checkpoint(&spec)?;
-        let loader = Loader { cpu: &cpu, weights: &weights, quant: options.quant };
-        let one = |name: &str, out_features, in_features| {
-            Linear::load(&loader, in_features, &[Named { name, out_features, bias: false }])
-        };
-        let embedding = one("token_embd", spec.vocab, spec.hidden)?;
-        let positions = spec.learned_positions.map(|rows| one("position_embd", rows, spec.hidden));
-        let positions = positions.transpose()?;
-        let head = if spec.tied_head { None } else { Some(one("output", spec.vocab, spec.hidden)?) };
-        let final_norm = Norm::load(&weights, &spec, "output_norm")?;
-        let layers = (0..spec.layers.len())
-            .map(|index| Layer::load(&loader, &spec, index))
-            .collect::<Result<_, _>>()?;
-        let count = spec.layers.len();
-        let plural = if count == 1 { "" } else { "s" };
-        weights.refuse_unread(&format!("a {} model of {count} layer{plural}", spec.architecture))?;
+        let options = LoadOptions { tensor_parallel: 1, ..*options };
+        let weights = Weights::load(files, &cpu, &options)?;
+        Ok(Self::new(Arc::new(weights), cpu))
+    }
+
+    /// A decoder of its own, with weights that others may read too.
+    ///
+    /// # Panics
+    /// When the weights are cut for several ranks: those are [`TensorParallel`]'s.
+    pub fn new(weights: Arc<Weights>, cpu: Cpu) -> Self {
+        assert_eq!(weights.ranks(), 1, "weights of one device");
+        Self::of_rank(weights, cpu, Member::ALONE)
+    }
+
+    fn of_rank(weights: Arc<Weights>, cpu: Cpu, member: Member) -> Self {
+        let spec = weights.spec_of_rank();
         let ropes = spec.ropes.iter().map(|rope| rope.table(spec.context)).collect();
-        let (kv, work, kv_dtype) = (KvPool::empty(), Work::default(), options.kv_dtype);
-        Ok(Self { spec, kv_dtype, cpu, embedding, positions, layers, final_norm, head, ropes, kv, work })
+        Self { spec, cpu, weights, member, ropes, kv: KvPool::empty(), work: Work::default() }
     }
 
     pub fn spec(&self) -> &ModelSpec {
-        &self.spec
+        self.weights.spec()
     }
 
     /// Bytes of weights held in memory.
     pub fn weight_bytes(&self) -> u64 {
-        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
-        let ends = self.head.iter().chain(&self.positions).map(Linear::bytes).sum::<usize>();
-        (layers + ends + self.embedding.bytes() + self.final_norm.bytes()) as u64
+        self.weights.bytes()
     }
 
     /// The rows' tokens, and positions where they are learned, into the residual.
     fn embed(&mut self, batch: &Batch) {
-        let Self { spec, cpu, embedding, positions, work, .. } = self;
+        let Self { spec, cpu, weights, work, .. } = self;
         let rows = batch.tokens.len();
         let residual = fit(&mut work.residual, rows * spec.hidden);
         for (&token, row) in batch.tokens.iter().zip(residual.chunks_exact_mut(spec.hidden)) {
-            embedding.row(token as usize, row);
+            weights.embedding.row(token as usize, row);
         }
         if spec.embedding_scale != 1.0 {
             cpu.scale(residual, spec.embedding_scale);
         }
-        if let Some(positions) = positions {
+        if let Some(positions) = &weights.positions {
             let learned = fit(&mut work.delta, rows * spec.hidden);
             for (&position, row) in batch.positions.iter().zip(learned.chunks_exact_mut(spec.hidden)) {
                 positions.row(position as usize, row);
@@ -127,8 +140,9 @@ impl Decoder {
     }
 
     /// The residual of the logit rows after all layers, but for the last addition, which is left in `delta`.
-    fn run_layers(&mut self, batch: &Batch) {
-        let Self { spec, cpu, layers, kv, work, ropes, .. } = self;
+    fn run_layers(&mut self, batch: &Batch) -> Result<(), Aborted> {
+        let Self { spec, cpu, weights, member, kv, work, ropes, .. } = self;
+        let layers = &weights.ranks[member.rank.index];
         ropes.iter_mut().for_each(|table| table.turn_to(&batch.positions));
         let last = layers.len() - 1;
         for (index, (layer, of)) in layers.iter().zip(&spec.layers).enumerate() {
@@ -143,7 +157,12 @@ impl Decoder {
             layer.qkv.forward(cpu, x, &mut work.quantized, qkv);
             let places @ [q, k, v] = [0, 1, 2].map(|output| layer.qkv.place(output, rows));
             if let Some(norms) = &layer.qk_norm {
-                norm_heads(cpu, spec, norms, qkv, places, rows);
+                match (spec.qk_norm, &member.others) {
+                    (QkNorm::Full, Some(_)) => {
+                        norm_all_heads(cpu, spec, member, norms, qkv, places, rows, &mut work.whole)?;
+                    }
+                    _ => norm_heads(cpu, spec, norms, qkv, places, rows),
+                }
             }
             cpu.rope_kv_write(
                 Qkv { data: &mut *qkv, heads: spec.heads, q, k, v },
@@ -154,7 +173,7 @@ impl Decoder {
                 &batch.block_tables,
             );
             if index == last && batch.logit_rows.is_empty() {
-                return;
+                return Ok(());
             }
             let mut attended = fit(&mut work.attended, rows * spec.q_width());
             let attention = attention(spec, of, kv, index, batch);
@@ -168,32 +187,76 @@ impl Decoder {
                 delta = &mut delta[..rows * spec.hidden];
             }
             layer.attention_out.forward(cpu, attended, &mut work.quantized, delta);
+            member.all_reduce(delta)?;
             settle(cpu, spec, layer.attention_post_norm.as_ref(), delta);
             // ---- MLP ----
             let normed = fit(&mut work.normed, rows * spec.hidden);
             let x = read(cpu, layer.ffn_norm.as_ref(), residual, Some(&*delta), normed);
             layer.ffn.forward(cpu, x, &mut work.quantized, &mut work.mlp, delta);
+            member.all_reduce(delta)?;
             settle(cpu, spec, layer.ffn_post_norm.as_ref(), delta);
         }
+        Ok(())
     }
 
-    /// Logits of the batch's logit rows, from what [`Decoder::run_layers`] left.
-    fn run_head(&mut self, batch: &Batch) -> &[f32] {
-        let Self { spec, cpu, embedding, final_norm, head, work, .. } = self;
+    /// Logits of the batch's logit rows, from what [`Decoder::run_layers`] left; only the first rank has them.
+    fn run_head(&mut self, batch: &Batch) -> Result<&[f32], Aborted> {
+        let Self { spec, cpu, weights, member, work, .. } = self;
         let rows = batch.logit_rows.len();
         let normed = fit(&mut work.normed, rows * spec.hidden);
         let residual = fit(&mut work.residual, rows * spec.hidden);
         let delta = fit(&mut work.delta, rows * spec.hidden);
-        final_norm.add_and_apply(cpu, residual, delta, normed);
-        let logits = fit(&mut work.logits, rows * spec.vocab);
-        head.as_ref().unwrap_or(embedding).forward(cpu, normed, &mut work.quantized, logits);
-        if spec.logits_scale != 1.0 {
-            cpu.scale(logits, spec.logits_scale);
+        weights.final_norm.add_and_apply(cpu, residual, delta, normed);
+        let head = weights.head().part(member.rank.index);
+        let Some(others) = &member.others else {
+            let logits = fit(&mut work.logits, rows * spec.vocab);
+            make_logits(cpu, spec, head, normed, &mut work.quantized, logits);
+            return Ok(logits);
+        };
+        let part = fit(&mut work.logits_part, rows * head.out_features());
+        make_logits(cpu, spec, head, normed, &mut work.quantized, part);
+        let whole = if member.rank.index == 0 { rows * spec.vocab } else { 0 };
+        let logits = fit(&mut work.logits, whole);
+        others.gather(member.rank.index, part, rows, logits)?;
+        Ok(logits)
+    }
+
+    /// Gives `each` the logits of each span of the batch that was run last.
+    fn give_each(&self, batch: &Batch, each: EachSpan<'_>) {
+        let (vocab, logits) = (self.spec.vocab, &self.work.logits);
+        self.cpu.pool().run_indexed(batch.spans.len(), &|worker, span| {
+            let rows = batch.logits_of(span);
+            if !rows.is_empty() {
+                each(worker, span, &logits[rows.start * vocab..rows.end * vocab]);
+            }
+        });
+    }
+
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            vocab_size: self.spec.vocab,
+            context_length: self.spec.context,
+            blocks: self.kv.blocks(),
+            block_size: self.kv.block_size(),
         }
-        if let Some(cap) = spec.logits_softcap {
-            cpu.softcap(logits, cap);
-        }
-        logits
+    }
+}
+
+/// The logits that `head` makes of x (rows, hidden), as the family has them.
+fn make_logits(
+    cpu: &Cpu,
+    spec: &ModelSpec,
+    head: &Linear,
+    x: &[f32],
+    quantized: &mut Activations,
+    logits: &mut [f32],
+) {
+    head.forward(cpu, x, quantized, logits);
+    if spec.logits_scale != 1.0 {
+        cpu.scale(logits, spec.logits_scale);
+    }
+    if let Some(cap) = spec.logits_softcap {
+        cpu.softcap(logits, cap);
     }
 }
 
@@ -242,6 +305,34 @@ fn norm_heads(
     }
 }
 
+/// As [`norm_heads`], where a row's norm is over the heads of all ranks.
+fn norm_all_heads(
+    cpu: &Cpu,
+    spec: &ModelSpec,
+    member: &Member,
+    norms: &QkNorms,
+    qkv: &mut [f32],
+    [q, k, _]: [Place; 3],
+    rows: usize,
+    whole: &mut Vec<f32>,
+) -> Result<(), Aborted> {
+    for (place, width, weight) in [(q, spec.q_width(), &norms.q), (k, spec.kv_width(), &norms.k)] {
+        let whole = fit(whole, rows * weight.len());
+        // The others' parts are zero here, so that the sum is what each has.
+        whole.fill(0.0);
+        let first = member.rank.index * width;
+        for (row, whole) in whole.chunks_exact_mut(weight.len()).enumerate() {
+            whole[first..first + width].copy_from_slice(&qkv[place.start + row * place.stride..][..width]);
+        }
+        member.all_reduce(whole)?;
+        cpu.rms_norm_heads(whole, weight.len(), 1, weight, spec.norm_eps);
+        for (row, whole) in whole.chunks_exact(weight.len()).enumerate() {
+            qkv[place.start + row * place.stride..][..width].copy_from_slice(&whole[first..first + width]);
+        }
+    }
+    Ok(())
+}
+
 fn attention<'a>(
     spec: &ModelSpec,
     of: &LayerSpec,
@@ -279,32 +370,27 @@ impl CausalLm for Decoder {
     }
 
     fn kv_bytes_per_token(&self) -> u64 {
-        bytes_per_token(&self.spec, self.kv_dtype)
+        bytes_per_token(&self.spec, self.weights.kv_dtype)
     }
 
     fn allocate_kv(&mut self, blocks: usize, block_size: usize) -> Result<(), ForwardError> {
         // The old pool goes first: both together may not fit.
         self.kv = KvPool::empty();
-        self.kv = KvPool::new(&self.spec, self.kv_dtype, blocks, block_size)?;
+        self.kv = KvPool::new(&self.spec, self.weights.kv_dtype, blocks, block_size)?;
         Ok(())
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
-        batch.check(BatchLimits {
-            vocab_size: self.spec.vocab,
-            context_length: self.spec.context,
-            blocks: self.kv.blocks(),
-            block_size: self.kv.block_size(),
-        })?;
+        batch.check(self.limits())?;
         if batch.tokens.is_empty() {
             return Ok(&[]);
         }
         self.embed(batch);
-        self.run_layers(batch);
+        self.run_layers(batch)?;
         if batch.logit_rows.is_empty() {
             return Ok(&[]);
         }
-        Ok(self.run_head(batch))
+        Ok(self.run_head(batch)?)
     }
 
     fn workers(&self) -> usize {
@@ -322,14 +408,14 @@ impl CausalLm for Decoder {
         each: EachSpan<'_>,
     ) -> Result<(), ForwardError> {
         Pool::beside(meanwhile, || self.forward(batch).map(drop))?;
-        let (vocab, logits) = (self.spec.vocab, &self.work.logits);
-        self.cpu.pool().run_indexed(batch.spans.len(), &|worker, span| {
-            let rows = batch.logits_of(span);
-            if !rows.is_empty() {
-                each(worker, span, &logits[rows.start * vocab..rows.end * vocab]);
-            }
-        });
+        self.give_each(batch, each);
         Ok(())
+    }
+}
+
+impl From<Aborted> for ForwardError {
+    fn from(aborted: Aborted) -> Self {
+        Self(aborted.to_string())
     }
 }
 

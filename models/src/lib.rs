@@ -5,6 +5,8 @@ mod blocks;
 pub mod catalog;
 pub mod chat_template;
 mod checkpoint;
+mod communicator;
+mod cut;
 mod decoder;
 pub mod device;
 pub mod error;
@@ -30,6 +32,6 @@ pub mod text_files;
 pub mod tokenizer;
 mod weight;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, TensorParallel, Weights};
 pub use model_files::ModelFiles;
 pub use obol_kernels::KvDtype;

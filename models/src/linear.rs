@@ -9,8 +9,10 @@ use std::ops::Range;
 use obol_kernels::{Activations, Cpu, Place};
 
 use crate::checkpoint::Checkpoint;
+use crate::cut::{Part, Rank};
 use crate::error::LoadError;
 use crate::gguf::SUPPORTED_TYPES;
+use crate::matrix::Matrix;
 use crate::quant::Quant;
 use crate::quantize::Target;
 use crate::weight::Weight;
@@ -43,6 +45,8 @@ pub(crate) struct Named<'a> {
     pub out_features: usize,
     /// A bias must be there; one that is there is used in any case.
     pub bias: bool,
+    /// What this device has of it.
+    pub part: Part,
 }
 
 /// What matrices are loaded from and with.
@@ -52,13 +56,15 @@ pub(crate) struct Loader<'a> {
     pub weights: &'a Checkpoint<'a>,
     /// What becomes of them.
     pub quant: Quant,
+    /// The device that they are loaded for.
+    pub rank: Rank,
 }
 
 impl Linear {
-    /// Loads matrices `NAME.weight` with `NAME.bias`, all of `in_features`.
+    /// Loads matrices `NAME.weight` with `NAME.bias`, all of `in_features`, or the same part of it.
     ///
     /// # Errors
-    /// When a tensor is missing or has the wrong shape or an unsupported type.
+    /// When a tensor is missing or has the wrong shape or an unsupported type, or cannot be cut where it should.
     pub(crate) fn load(
         loader: &Loader<'_>,
         in_features: usize,
@@ -68,35 +74,44 @@ impl Linear {
         let mut tensors = Vec::with_capacity(matrices.len());
         let mut targets = Vec::with_capacity(matrices.len());
         let mut biases = Vec::with_capacity(matrices.len());
-        for &Named { name, out_features, bias } in matrices {
-            let tensor = weights.matrix(&format!("{name}.weight"), out_features, in_features)?;
-            let target = Target::of(loader.quant, name, &tensor).ok_or_else(|| LoadError::TensorType {
-                tensor: tensor.name.clone(),
-                dtype: tensor.type_name(),
-                supported: SUPPORTED_TYPES,
-            })?;
-            tensors.push(tensor);
-            targets.push(target);
-            let name = format!("{name}.bias");
-            biases.push(match bias {
-                true => Some(weights.vector(&name, out_features)?),
-                false => weights.find_vector(&name, out_features)?,
+        for matrix in matrices {
+            let (tensor, target) = find(loader, matrix.name, matrix.out_features, in_features)?;
+            tensors.push(match &matrix.part {
+                Part::Whole => tensor,
+                Part::Rows(rows) => tensor.cut_rows(rows.clone()),
+                Part::Columns { columns, .. } => cut_columns(loader, tensor, target, columns)?,
             });
+            targets.push(target);
+            biases.push(find_bias(loader, matrix)?);
         }
-        let mut linear = Self { in_features, products: Vec::new(), outputs: Vec::new() };
+        let mut linear = Self { in_features: tensors[0].k, products: Vec::new(), outputs: Vec::new() };
         for part in fusible(&targets) {
             let first = linear.out_features();
             let mut column = 0;
-            for matrix in &matrices[part.clone()] {
+            for matrix in &tensors[part.clone()] {
                 linear.outputs.push(Output { product: linear.products.len(), column });
-                column += matrix.out_features;
+                column += matrix.n;
             }
-            let bias = join_biases(&matrices[part.clone()], &biases[part.clone()]);
+            let bias = join_biases(&tensors[part.clone()], &biases[part.clone()]);
             let weight = Weight::load(loader.cpu, &tensors[part.clone()], &targets[part.clone()])?;
             tensors[part].iter().for_each(|tensor| weights.forget(tensor));
             linear.products.push(Product { weight, bias, first });
         }
         Ok(linear)
+    }
+
+    /// Inputs of the matrix `NAME.weight` that must stay together.
+    ///
+    /// # Errors
+    /// As [`Linear::load`].
+    pub(crate) fn column_unit(
+        loader: &Loader<'_>,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<usize, LoadError> {
+        let (tensor, target) = find(loader, name, out_features, in_features)?;
+        Ok(tensor.column_unit(target))
     }
 
     /// Columns of all outputs together.
@@ -150,6 +165,59 @@ impl Linear {
     }
 }
 
+/// The matrix `NAME.weight`, and what becomes of it.
+fn find<'a>(
+    loader: &Loader<'a>,
+    name: &str,
+    out_features: usize,
+    in_features: usize,
+) -> Result<(Matrix<'a>, Target), LoadError> {
+    let tensor = loader.weights.matrix(&format!("{name}.weight"), out_features, in_features)?;
+    match Target::of(loader.quant, name, &tensor) {
+        Some(target) => Ok((tensor, target)),
+        None => Err(LoadError::TensorType {
+            tensor: tensor.name.clone(),
+            dtype: tensor.type_name(),
+            supported: SUPPORTED_TYPES,
+        }),
+    }
+}
+
+/// The bias that goes with the part of a matrix, if it has one.
+fn find_bias(loader: &Loader<'_>, matrix: &Named<'_>) -> Result<Option<Vec<f32>>, LoadError> {
+    let name = format!("{}.bias", matrix.name);
+    let whole = match matrix.bias {
+        true => Some(loader.weights.vector(&name, matrix.out_features)?),
+        false => loader.weights.find_vector(&name, matrix.out_features)?,
+    };
+    Ok(match &matrix.part {
+        Part::Whole | Part::Columns { with_bias: true, .. } => whole,
+        Part::Rows(rows) => whole.map(|bias| bias[rows.clone()].to_vec()),
+        Part::Columns { with_bias: false, .. } => None,
+    })
+}
+
+fn cut_columns<'a>(
+    loader: &Loader<'_>,
+    tensor: Matrix<'a>,
+    target: Target,
+    columns: &Range<usize>,
+) -> Result<Matrix<'a>, LoadError> {
+    let unit = tensor.column_unit(target);
+    for at in [columns.start, columns.end] {
+        if at != tensor.k && !at.is_multiple_of(unit) {
+            return Err(LoadError::Options(format!(
+                "tensor parallel {}: tensor `{}` ({}) would be cut at input {at}, inside a group of {unit} that \
+                 share their scales; choose another number of devices",
+                loader.rank.of,
+                tensor.name,
+                tensor.type_name()
+            )));
+        }
+    }
+    Ok(tensor.cut_columns(columns.clone()))
+}
+
 /// Cuts matrices into runs that can be one product.
 fn fusible(targets: &[Target]) -> Vec<Range<usize>> {
     let mut start = 0;
@@ -163,13 +231,13 @@ fn fusible(targets: &[Target]) -> Vec<Range<usize>> {
 }
 
 /// The biases of fused matrices as one, zero for those without; none if none has one.
-fn join_biases(matrices: &[Named<'_>], biases: &[Option<Vec<f32>>]) -> Option<Vec<f32>> {
+fn join_biases(matrices: &[Matrix<'_>], biases: &[Option<Vec<f32>>]) -> Option<Vec<f32>> {
     biases.iter().any(Option::is_some).then(|| {
         let mut joined = Vec::new();
         for (matrix, bias) in matrices.iter().zip(biases) {
             match bias {
                 Some(bias) => joined.extend_from_slice(bias),
-                None => joined.resize(joined.len() + matrix.out_features, 0.0),
+                None => joined.resize(joined.len() + matrix.n, 0.0),
             }
         }
         joined

@@ -10,7 +10,8 @@ use obol_kernels::{Cpu, KvDtype};
 
 use crate::batch::CausalLm;
 use crate::chat_template::ChatTemplate;
-use crate::decoder::Decoder;
+use crate::cut::Rank;
+use crate::decoder::{Decoder, TensorParallel, Weights};
 use crate::device::{ComputeDtype, DeviceId};
 use crate::error::LoadError;
 use crate::model_files::ModelFiles;
@@ -24,8 +25,10 @@ const THREADS_MAX: usize = 1024;
 /// What can be chosen at loading.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadOptions {
-    /// Threads that compute, the caller's included.
+    /// Threads that compute, the caller's included: divided among the devices, each of which has at least one.
     pub threads: usize,
+    /// Devices that compute each layer together.
+    pub tensor_parallel: usize,
     /// Largest number of positions in a sequence, if less than the model's.
     pub max_model_len: Option<usize>,
     /// What becomes of the file's weights.
@@ -46,6 +49,7 @@ impl Default for LoadOptions {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         Self {
             threads,
+            tensor_parallel: 1,
             max_model_len: None,
             quant: Quant::default(),
             kv_dtype: KvDtype::default(),
@@ -100,13 +104,15 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
     }
     let files = ModelFiles::open(path)?;
     // The tokenizer's tables are built on one thread while the weights are packed on the others.
-    let (model, text) = thread::scope(|scope| {
+    let (weights, text) = thread::scope(|scope| {
         let text = scope.spawn(|| files.text());
-        let model = Decoder::load(&files, Cpu::new(options.threads), options);
-        (model, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let cpu = Cpu::new(options.threads);
+        let weights = Weights::load(&files, &cpu, options).map(|weights| (weights, cpu));
+        (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
-    let (model, Text { tokenizer, template }) = (model?, text?);
-    let spec = model.spec();
+    let ((weights, cpu), Text { tokenizer, template }) = (weights?, text?);
+    let weights = Arc::new(weights);
+    let spec = weights.spec();
     if tokenizer.vocab_size() > spec.vocab {
         return Err(LoadError::Tokenizer(format!(
             "it has {} tokens, the embedding {} rows; they are not of one model",
@@ -121,12 +127,21 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             Quant::File => files.precision()?,
             quant => quant.name().into(),
         },
-        weight_bytes: model.weight_bytes(),
+        weight_bytes: weights.bytes(),
         context_length: spec.context,
         vocab_size: spec.vocab,
         layers: spec.layers.len(),
         fingerprint: files.fingerprint(),
         device: "cpu".into(),
     };
-    Ok(Loaded { model: Box::new(model), tokenizer: Arc::new(tokenizer), template, info })
+    let model: Box<dyn CausalLm> = match options.tensor_parallel {
+        1 => Box::new(Decoder::new(weights, cpu)),
+        ranks => Box::new(TensorParallel::new(&weights, divide(options.threads, ranks))),
+    };
+    Ok(Loaded { model, tokenizer: Arc::new(tokenizer), template, info })
+}
+
+/// `threads` divided among so many devices, as evenly as can be; each has at least one.
+fn divide(threads: usize, devices: usize) -> Vec<Cpu> {
+    Rank::all(devices).map(|rank| Cpu::new(rank.share(threads).len().max(1))).collect()
 }

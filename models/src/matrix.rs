@@ -31,9 +31,18 @@ pub(crate) struct Matrix<'a> {
 #[derive(Debug, Clone)]
 enum Stored<'a> {
     /// Blocks of `dtype`, row after row; not aligned.
-    Blocks { dtype: GgmlDType, data: Cow<'a, [u8]> },
-    /// Rows from `first` on of a matrix of 4-bit integers.
-    Grouped { grouped: Grouped<'a>, first: usize },
+    Blocks { dtype: GgmlDType, data: Cow<'a, [u8]>, within: Within },
+    /// Rows from `row` and inputs from `column` on of a matrix of 4-bit integers.
+    Grouped { grouped: Grouped<'a>, row: usize, column: usize },
+}
+
+/// Where the matrix's columns are in rows that hold more.
+#[derive(Debug, Clone, Copy)]
+struct Within {
+    /// From one row to the next.
+    row_bytes: usize,
+    /// Before a row's first column.
+    skipped_bytes: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -42,13 +51,13 @@ impl<'a> Matrix<'a> {
         let k = view.shape[1];
         let bytes = k / view.dtype.block_size() * view.dtype.type_size();
         let data = Cow::Borrowed(&view.data[rows.start * bytes..rows.end * bytes]);
-        let stored = Stored::Blocks { dtype: view.dtype, data };
+        let stored = Stored::Blocks { dtype: view.dtype, data, within: Within::whole(bytes) };
         Self { name: view.name.clone(), n: rows.len(), k, stored }
     }
 
     /// Rows `rows` of a matrix of `k` inputs kept as 4-bit integers.
     pub(crate) fn grouped(name: String, grouped: Grouped<'a>, k: usize, rows: Range<usize>) -> Self {
-        Self { name, n: rows.len(), k, stored: Stored::Grouped { grouped, first: rows.start } }
+        Self { name, n: rows.len(), k, stored: Stored::Grouped { grouped, row: rows.start, column: 0 } }
     }
 
     /// Columns `columns` of the tensor (in_features, out_features), as rows.
@@ -70,8 +79,54 @@ impl<'a> Matrix<'a> {
                 data.extend_from_slice(&view.data[(row * width + column) * size..][..size]);
             }
         }
-        let stored = Stored::Blocks { dtype: view.dtype, data: Cow::Owned(data) };
+        let stored =
+            Stored::Blocks { dtype: view.dtype, data: Cow::Owned(data), within: Within::whole(k * size) };
         Ok(Self { name: view.name.clone(), n: columns.len(), k, stored })
+    }
+
+    /// The matrix of these rows alone.
+    pub(crate) fn cut_rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.end <= self.n, "rows {rows:?} of {}; this is a bug", self.n);
+        let stored = match self.stored {
+            Stored::Blocks { dtype, data, within } => {
+                let bytes = rows.start * within.row_bytes..rows.end * within.row_bytes;
+                let data = match data {
+                    Cow::Borrowed(data) => Cow::Borrowed(&data[bytes]),
+                    Cow::Owned(data) => Cow::Owned(data[bytes].to_vec()),
+                };
+                Stored::Blocks { dtype, data, within }
+            }
+            Stored::Grouped { grouped, row, column } => {
+                Stored::Grouped { grouped, row: row + rows.start, column }
+            }
+        };
+        Self { n: rows.len(), stored, ..self }
+    }
+
+    /// The matrix of these columns alone, which are whole [units](Self::column_unit).
+    pub(crate) fn cut_columns(self, columns: Range<usize>) -> Self {
+        assert!(columns.end <= self.k, "columns {columns:?} of {}; this is a bug", self.k);
+        let stored = match self.stored {
+            Stored::Blocks { dtype, data, mut within } => {
+                within.skipped_bytes += columns.start / dtype.block_size() * dtype.type_size();
+                Stored::Blocks { dtype, data, within }
+            }
+            Stored::Grouped { grouped, row, column } => {
+                Stored::Grouped { grouped, row, column: column + columns.start }
+            }
+        };
+        Self { k: columns.len(), stored, ..self }
+    }
+
+    /// Columns that must stay together where the matrix is cut and becomes `target`: those of a block of the
+    /// file, and of a group that shares its scales in memory.
+    pub(crate) fn column_unit(&self, target: Target) -> usize {
+        let stored = match &self.stored {
+            Stored::Blocks { dtype, .. } => dtype.block_size(),
+            Stored::Grouped { .. } => GROUP,
+        };
+        // Powers of two: the larger is a multiple of the smaller.
+        stored.max(target.group())
     }
 
     /// The form that holds the matrix without loss; none where its type is not supported.
@@ -108,8 +163,8 @@ impl<'a> Matrix<'a> {
     /// The bytes of `row`, should the matrix be a dense one of that type.
     pub(crate) fn dense_row(&self, row: usize, dense: DenseType) -> Option<&[u8]> {
         match &self.stored {
-            Stored::Blocks { dtype, data } if DenseType::of(*dtype) == Some(dense) => {
-                Some(row_of(*dtype, data, self.k, row))
+            Stored::Blocks { dtype, data, within } if DenseType::of(*dtype) == Some(dense) => {
+                Some(within.row_of(*dtype, data, self.k, row))
             }
             _ => None,
         }
@@ -118,17 +173,21 @@ impl<'a> Matrix<'a> {
     /// Reads the 32 integers of a row's group into `q`; returns (scale, min). For forms of groups of 32.
     pub(crate) fn group(&self, row: usize, group: usize, q: &mut [u8; GROUP]) -> (f32, f32) {
         match &self.stored {
-            Stored::Blocks { dtype, data } => {
-                read_group(*dtype, row_of(*dtype, data, self.k, row), group, q)[0]
+            Stored::Blocks { dtype, data, within } => {
+                read_group(*dtype, within.row_of(*dtype, data, self.k, row), group, q)[0]
             }
-            Stored::Grouped { grouped, first } => grouped.group(first + row, group, q),
+            Stored::Grouped { grouped, row: first, column } => {
+                grouped.group(first + row, column / GROUP + group, q)
+            }
         }
     }
 
     /// Reads a row's super-block `at`; false where its factors are not numbers. For forms of super-blocks.
     pub(crate) fn super_block(&self, row: usize, at: usize, out: &mut SuperBlock) -> bool {
         match &self.stored {
-            Stored::Blocks { dtype, data } => read_super(*dtype, row_of(*dtype, data, self.k, row), at, out),
+            Stored::Blocks { dtype, data, within } => {
+                read_super(*dtype, within.row_of(*dtype, data, self.k, row), at, out)
+            }
             Stored::Grouped { .. } => unreachable!("grouped integers have no super-blocks; this is a bug"),
         }
     }
@@ -137,8 +196,10 @@ impl<'a> Matrix<'a> {
     /// where the matrix is not dense.
     pub(crate) fn values(&self, row: usize, start: usize, out: &mut [f32]) {
         let (dtype, data) = match &self.stored {
-            Stored::Blocks { dtype, data } => (*dtype, row_of(*dtype, data, self.k, row)),
-            Stored::Grouped { grouped, first } => return grouped.values(first + row, start, out),
+            Stored::Blocks { dtype, data, within } => (*dtype, within.row_of(*dtype, data, self.k, row)),
+            Stored::Grouped { grouped, row: first, column } => {
+                return grouped.values(first + row, column + start, out);
+            }
         };
         let halves = |value: fn([u8; 2]) -> f32, out: &mut [f32]| {
             let bytes = data[2 * start..].chunks_exact(2);
@@ -166,7 +227,15 @@ impl<'a> Matrix<'a> {
     }
 }
 
-fn row_of(dtype: GgmlDType, data: &[u8], k: usize, row: usize) -> &[u8] {
-    let bytes = k / dtype.block_size() * dtype.type_size();
-    &data[row * bytes..][..bytes]
+impl Within {
+    /// Rows that hold nothing else.
+    fn whole(row_bytes: usize) -> Self {
+        Self { row_bytes, skipped_bytes: 0 }
+    }
+
+    /// The bytes of `row`'s `k` columns.
+    fn row_of(self, dtype: GgmlDType, data: &[u8], k: usize, row: usize) -> &[u8] {
+        let bytes = k / dtype.block_size() * dtype.type_size();
+        &data[row * self.row_bytes + self.skipped_bytes..][..bytes]
+    }
 }

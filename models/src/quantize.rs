@@ -8,7 +8,7 @@
 //! kernels'.
 
 use candle_core::quantized::GgmlDType;
-use obol_kernels::{Bits, GROUP, ScaleKind};
+use obol_kernels::{Bits, GROUP, SUPER_BLOCK, ScaleKind};
 
 use crate::blocks::{Format, Scales};
 use crate::matrix::Matrix;
@@ -71,6 +71,17 @@ impl Target {
             Self::Kept(CENTRED_INT4) if wanted == INT4 => Self::Kept(INT4),
             _ => Self::Rounded(wanted),
         })
+    }
+
+    /// Inputs of a row that share scales.
+    pub(crate) fn group(self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Kept(format) | Self::Rounded(format) => match format.scales {
+                Scales::Groups(_) => GROUP,
+                Scales::Super(_) => SUPER_BLOCK,
+            },
+        }
     }
 
     /// Whether matrices of both forms can be one product.

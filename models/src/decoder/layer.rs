@@ -34,7 +34,7 @@ pub(super) struct Norm {
     eps: f32,
 }
 
-/// The norms of q and k, in pieces of their weights' length.
+/// The norms of q and k, in pieces of their weights' length: of all heads, where they are normed as one row.
 pub(super) struct QkNorms {
     pub(super) q: Vec<f32>,
     pub(super) k: Vec<f32>,
@@ -101,12 +101,22 @@ impl Layer {
         let norm = |wanted: bool, norm: &str| {
             wanted.then(|| Norm::load(loader.weights, spec, &name(norm))).transpose()
         };
-        let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
+        let (rank, q_width, kv_width) = (loader.rank, spec.q_width(), spec.kv_width());
         let [q, k, v] = ["attn_q", "attn_k", "attn_v"].map(name);
-        let projection = |name, out_features| Named { name, out_features, bias: spec.qkv_bias };
+        // Whole heads: they divide by the number of devices.
+        let projection = |name, out_features| Named {
+            name,
+            out_features,
+            bias: spec.qkv_bias,
+            part: rank.rows(out_features),
+        };
         let qkv = [projection(&q, q_width), projection(&k, kv_width), projection(&v, kv_width)];
-        let output = name("attn_output");
-        let output = Named { name: &output, out_features: spec.hidden, bias: spec.output_bias };
+        let output = Named {
+            name: &name("attn_output"),
+            out_features: spec.hidden,
+            bias: spec.output_bias,
+            part: rank.columns(rank.share(q_width)),
+        };
         let qk_weights = |q_len, k_len| -> Result<_, LoadError> {
             let weight = |part, len| norm_weight(loader.weights, spec, &name(part), len);
             Ok(Some(QkNorms { q: weight("attn_q_norm", q_len)?, k: weight("attn_k_norm", k_len)? }))

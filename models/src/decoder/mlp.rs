@@ -4,8 +4,11 @@
 //! outputs in ascending order of the experts, and two equal probabilities are taken in that order too,
 //! whichever rows share the batch.
 
+use std::ops::Range;
+
 use obol_kernels::{Act, Activations, Cpu};
 
+use crate::cut::Part;
 use crate::error::LoadError;
 use crate::linear::{Linear, Loader, Named};
 use crate::spec::{ExpertsSpec, FfnSpec, ModelSpec};
@@ -22,6 +25,7 @@ pub(super) enum Ffn {
 pub(super) struct Mlp {
     act: Act,
     gated: bool,
+    /// This device's part of it.
     pub(super) width: usize,
     hidden: usize,
     /// gate and up, or up alone
@@ -29,8 +33,25 @@ pub(super) struct Mlp {
     pub(super) down: Linear,
 }
 
+/// This device's part of an MLP's width: as even as the groups of `down` allow.
+fn share(loader: &Loader<'_>, down: &str, hidden: usize, width: usize) -> Result<Range<usize>, LoadError> {
+    if loader.rank.of == 1 {
+        return Ok(0..width);
+    }
+    let unit = Linear::column_unit(loader, down, hidden, width)?;
+    if width.div_ceil(unit) < loader.rank.of {
+        return Err(LoadError::Options(format!(
+            "tensor parallel {}: the {width} inputs of `{down}` are too few: they stay together in groups of {unit}; \
+             choose fewer devices",
+            loader.rank.of
+        )));
+    }
+    Ok(loader.rank.share_in(width, unit))
+}
+
 /// Several MLPs, of which each row takes a few.
 pub(super) struct Experts {
+    /// The width is this device's part.
     pub(super) spec: ExpertsSpec,
     hidden: usize,
     /// (experts, hidden)
@@ -112,16 +133,20 @@ impl Mlp {
         bias: bool,
     ) -> Result<Self, LoadError> {
         let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("blk.{layer}.ffn_{part}{expert}"));
-        let up = Named { name: &up, out_features: width, bias };
-        let down = Named { name: &down, out_features: spec.hidden, bias };
+        let share = share(loader, &down, spec.hidden, width)?;
+        let part = if loader.rank.of == 1 { Part::Whole } else { Part::Rows(share.clone()) };
+        let up = Named { name: &up, out_features: width, bias, part: part.clone() };
+        let down_part = loader.rank.columns(share.clone());
+        let down = Named { name: &down, out_features: spec.hidden, bias, part: down_part };
         let up = match spec.gated {
             true => {
-                let gate = Named { name: &gate, out_features: width, bias };
+                let gate = Named { name: &gate, out_features: width, bias, part };
                 Linear::load(loader, spec.hidden, &[gate, up])?
             }
             false => Linear::load(loader, spec.hidden, &[up])?,
         };
         let down = Linear::load(loader, width, &[down])?;
+        let width = share.len();
         Ok(Self { act: spec.act, gated: spec.gated, width, hidden: spec.hidden, up, down })
     }
 
@@ -163,10 +188,12 @@ impl Experts {
         experts: ExpertsSpec,
     ) -> Result<Self, LoadError> {
         let name = format!("blk.{layer}.ffn_gate_inp");
-        let router = Named { name: &name, out_features: experts.count, bias: false };
+        let router = Named { name: &name, out_features: experts.count, bias: false, part: Part::Whole };
         let router = Linear::load(loader, spec.hidden, &[router])?;
         let expert = |index| Mlp::load(loader, spec, layer, &format!(".{index}"), experts.width, false);
-        let loaded = (0..experts.count).map(expert).collect::<Result<_, _>>()?;
+        let loaded = (0..experts.count).map(expert).collect::<Result<Vec<_>, _>>()?;
+        let width = loaded.iter().map(|expert| expert.width).max().unwrap_or(0);
+        let experts = ExpertsSpec { width, ..experts };
         Ok(Self { spec: experts, hidden: spec.hidden, router, experts: loaded })
     }
 
@@ -191,7 +218,8 @@ impl Experts {
         // All buffers as large as an expert's can become with so many rows, so that none grows when a later
         // batch is divided otherwise.
         quantized.reserve(rows, hidden.max(self.spec.width));
-        fit(gate_up, rows * self.experts[0].up.out_features());
+        let columns = self.experts.iter().map(|expert| expert.up.out_features()).max().unwrap_or(0);
+        fit(gate_up, rows * columns);
         fit(activated, rows * self.spec.width);
         let (gathered, output) = (fit(gathered, rows * hidden), fit(output, rows * hidden));
         out.fill(0.0);

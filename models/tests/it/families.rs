@@ -8,7 +8,7 @@ use obol_models::batch::{Batch, CausalLm, Span};
 use obol_models::load::LoadOptions;
 use obol_models::{Decoder, ModelFiles};
 
-use crate::support::{BLOCK_SIZE, Random, Sequence, alone, fixture, step};
+use crate::support::{self, BLOCK_SIZE, Random, Sequence, alone, continuation, fixture, step};
 
 /// Names of all families' directories, but for those whose weights are quantised.
 fn families() -> Vec<String> {
@@ -67,29 +67,8 @@ fn worst(logits: &[Vec<u32>], expected: &[Vec<f32>]) -> f32 {
     pairs.fold(0f32, |worst, (ours, theirs)| worst.max((f32::from_bits(*ours) - theirs).abs() / largest))
 }
 
-fn best(logits: &[u32]) -> u32 {
-    let value = |index: usize| f32::from_bits(logits[index]);
-    (0..logits.len()).rev().max_by(|&a, &b| value(a).total_cmp(&value(b))).expect("a logit") as u32
-}
-
-/// The greedy continuation of `start`, token by token.
-fn continuation(model: &mut Decoder, start: &[u32], count: usize) -> Vec<u32> {
-    let mut sequences = [Sequence::new(start, (0..POOL as u32).collect())];
-    let mut rows = start.len();
-    while sequences[0].tokens.len() < start.len() + count {
-        step(model, &mut sequences, &[(0, rows)]);
-        let next = best(sequences[0].logits.last().expect("a row"));
-        sequences[0].tokens.push(next);
-        rows = 1;
-    }
-    sequences[0].tokens.split_off(start.len())
-}
-
-/// A family's files: its directory where it holds safetensors, and its GGUF file.
 fn files(name: &str) -> Vec<PathBuf> {
-    let safetensors = directory(name).join("config.json").is_file().then(|| directory(name));
-    let gguf = Some(directory(name).join("model.gguf")).filter(|path| path.is_file());
-    safetensors.into_iter().chain(gguf).collect()
+    support::files(&directory(name))
 }
 
 #[test]
@@ -105,7 +84,7 @@ fn every_family_equals_transformers() {
                 let rounded = name.starts_with("gemma") && name.ends_with("_gguf");
                 let tolerance = if rounded { 5e-3 } else { 1e-3 };
                 assert!(off < tolerance, "{} on {isa}: off by {off}", path.display());
-                let greedy = continuation(&mut model, &expected.tokens[..START], expected.greedy.len());
+                let greedy = continuation(&mut model, &expected.tokens[..START], expected.greedy.len(), POOL);
                 assert_eq!(greedy, expected.greedy, "{} on {isa}", path.display());
             }
         }
@@ -174,7 +153,7 @@ fn longrope_is_short_where_no_more_than_the_original_context_is_served() {
     model.allocate_kv(POOL, BLOCK_SIZE).expect("a small pool");
     let off = worst(&alone(&mut model, &expected.tokens), &expected.logits);
     assert!(off < 1e-3, "off by {off}");
-    let greedy = continuation(&mut model, &expected.tokens[..START], expected.greedy.len());
+    let greedy = continuation(&mut model, &expected.tokens[..START], expected.greedy.len(), POOL);
     assert_eq!(greedy, expected.greedy);
 }
 

@@ -9,3 +9,4 @@ mod load;
 mod parts;
 mod precision;
 mod support;
+mod tensor_parallel;

@@ -8,15 +8,7 @@ use obol_models::load::{LoadOptions, load};
 use obol_models::quant::Quant;
 use obol_models::{Decoder, ModelFiles};
 
-use crate::support::{Sequence, alone, fixture, load_as, step};
-
-/// The largest difference of two models' logits, as a part of the largest logit.
-fn difference(a: &[Vec<u32>], b: &[Vec<u32>]) -> f32 {
-    let values = |rows: &[Vec<u32>]| rows.iter().flatten().map(|&x| f32::from_bits(x)).collect::<Vec<_>>();
-    let (a, b) = (values(a), values(b));
-    let largest = b.iter().fold(0f32, |a, x| a.max(x.abs()));
-    a.iter().zip(&b).fold(0f32, |worst, (a, b)| worst.max((a - b).abs() / largest))
-}
+use crate::support::{Sequence, alone, difference, fixture, load_as, step};
 
 /// How far logits of a small random model, whose errors nothing averages out, may be from f32's.
 #[test]

@@ -45,7 +45,7 @@ impl Sequence {
 }
 
 /// One step: the next `count` tokens of each named sequence, logits of all rows.
-pub(crate) fn step(model: &mut Decoder, sequences: &mut [Sequence], work: &[(usize, usize)]) {
+pub(crate) fn step(model: &mut dyn CausalLm, sequences: &mut [Sequence], work: &[(usize, usize)]) {
     let mut batch = Batch::default();
     for &(index, count) in work {
         let sequence = &sequences[index];
@@ -71,7 +71,7 @@ pub(crate) fn step(model: &mut Decoder, sequences: &mut [Sequence], work: &[(usi
 }
 
 /// All logits of `tokens` (bits), alone in one chunk.
-pub(crate) fn alone(model: &mut Decoder, tokens: &[u32]) -> Vec<Vec<u32>> {
+pub(crate) fn alone(model: &mut dyn CausalLm, tokens: &[u32]) -> Vec<Vec<u32>> {
     let table = (0..tokens.len().div_ceil(BLOCK_SIZE) as u32).collect();
     let mut sequences = [Sequence::new(tokens, table)];
     step(model, &mut sequences, &[(0, tokens.len())]);
@@ -89,4 +89,38 @@ impl Random {
         self.0 ^= self.0 >> 27;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
     }
+}
+
+/// The largest difference of two models' logits, as a part of the largest logit.
+pub(crate) fn difference(a: &[Vec<u32>], b: &[Vec<u32>]) -> f32 {
+    assert_eq!(a.len(), b.len(), "as many rows of logits");
+    let values = |rows: &[Vec<u32>]| rows.iter().flatten().map(|&x| f32::from_bits(x)).collect::<Vec<_>>();
+    let (a, b) = (values(a), values(b));
+    let largest = b.iter().fold(0f32, |a, x| a.max(x.abs()));
+    a.iter().zip(&b).fold(0f32, |worst, (a, b)| worst.max((a - b).abs() / largest))
+}
+
+pub(crate) fn best(logits: &[u32]) -> u32 {
+    let value = |index: usize| f32::from_bits(logits[index]);
+    (0..logits.len()).rev().max_by(|&a, &b| value(a).total_cmp(&value(b))).expect("a logit") as u32
+}
+
+/// The greedy continuation of `start`, token by token, in a pool of as many blocks as `blocks`.
+pub(crate) fn continuation(model: &mut dyn CausalLm, start: &[u32], count: usize, blocks: usize) -> Vec<u32> {
+    let mut sequences = [Sequence::new(start, (0..blocks as u32).collect())];
+    let mut rows = start.len();
+    while sequences[0].tokens.len() < start.len() + count {
+        step(model, &mut sequences, &[(0, rows)]);
+        let next = best(sequences[0].logits.last().expect("a row"));
+        sequences[0].tokens.push(next);
+        rows = 1;
+    }
+    sequences[0].tokens.split_off(start.len())
+}
+
+/// A family's files: its directory where it holds safetensors, and its GGUF file.
+pub(crate) fn files(directory: &std::path::Path) -> Vec<PathBuf> {
+    let safetensors = directory.join("config.json").is_file().then(|| directory.into());
+    let gguf = Some(directory.join("model.gguf")).filter(|path| path.is_file());
+    safetensors.into_iter().chain(gguf).collect()
 }
