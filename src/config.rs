@@ -106,6 +106,10 @@ pub struct ServeFlags {
     #[arg(long, env = "OBOL_DEVICE", value_name = "DEVICE")]
     #[serde(default, deserialize_with = "parsed")]
     pub device: Option<Devices>,
+    /// Devices that compute each layer of the model together, with a part of it each [default: 1]
+    #[arg(long, alias = "tensor-parallel-size", env = "OBOL_TENSOR_PARALLEL", value_name = "DEVICES")]
+    #[serde(alias = "tensor_parallel_size")]
+    pub tensor_parallel: Option<usize>,
     /// Type of activations on a CUDA device: f32, f16 or bf16 [default: the weights' own, bf16 with int8 and int4]
     #[arg(long, env = "OBOL_DTYPE", value_name = "TYPE")]
     #[serde(default, deserialize_with = "parsed")]
@@ -230,6 +234,7 @@ pub struct Config {
     pub served_model_name: Option<String>,
     pub listen: SocketAddr,
     pub device: Devices,
+    pub tensor_parallel: usize,
     pub dtype: Option<ComputeDtype>,
     pub cuda_graphs: bool,
     pub device_memory: f64,
@@ -278,6 +283,7 @@ impl Config {
             served_model_name: flags.served_model_name.or(serve.served_model_name),
             listen: flags.listen.or(serve.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             device: flags.device.or(serve.device).unwrap_or(Devices::Auto),
+            tensor_parallel: flags.tensor_parallel.or(serve.tensor_parallel).unwrap_or(1),
             dtype: flags.dtype.or(serve.dtype),
             cuda_graphs: flags.cuda_graphs.or(serve.cuda_graphs).unwrap_or(true),
             device_memory: flags.device_memory.or(serve.device_memory).unwrap_or(0.9),
@@ -337,6 +343,9 @@ impl Config {
         Self::check_steps(self.max_sequences, self.step_tokens)?;
         if !(0.05..=1.0).contains(&self.device_memory) {
             return wrong("device_memory", format!("{} is not between 0.05 and 1", self.device_memory));
+        }
+        if self.tensor_parallel == 0 {
+            return wrong("tensor_parallel", "0 devices cannot compute; use at least 1".into());
         }
         if self.queue_depth == 0 {
             return wrong("queue_depth", "0 would refuse every request; use at least 1".into());
@@ -442,6 +451,7 @@ mod tests {
         says("[serve]\nkv_dtype = 'fp8'", "choose f16, bf16, f32 or int8");
         says("[serve]\ndevice = 'gpu'", "choose auto, cpu, or cuda:0");
         says("[serve]\ndevice = 'cuda:0,cuda:0'", "cuda:0 is named twice");
+        says("[serve]\ntensor_parallel = 0", "tensor_parallel: 0 devices");
         says("[serve]\ndtype = 'fp8'", "choose f32, f16 or bf16");
         says("[serve]\ndevice_memory = 1.5", "device_memory: 1.5 is not between 0.05 and 1");
         says("broken", "obol.toml");

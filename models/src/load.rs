@@ -132,7 +132,10 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
         vocab_size: spec.vocab,
         layers: spec.layers.len(),
         fingerprint: files.fingerprint(),
-        device: "cpu".into(),
+        device: match options.tensor_parallel {
+            1 => "cpu".into(),
+            ranks => format!("cpu x{ranks}"),
+        },
     };
     let model: Box<dyn CausalLm> = match options.tensor_parallel {
         1 => Box::new(Decoder::new(weights, cpu)),

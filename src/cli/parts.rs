@@ -83,6 +83,11 @@ pub(super) fn choose_device(config: &mut Config) -> Result<DeviceId, Failure> {
         },
     };
     if let DeviceId::Cuda(_) = device {
+        if config.tensor_parallel > 1 {
+            return Err(Failure::usage(
+                "tensor_parallel: only CPU devices can share a model's layers so far; leave it away, or use --device cpu",
+            ));
+        }
         device::cuda_count().map_err(|reason| Failure::failed(format!("--device {device}: {reason}")))?;
     } else if config.dtype.is_some_and(|dtype| dtype != ComputeDtype::F32) {
         return Err(Failure::usage("dtype: on the CPU activations are always f32; leave --dtype away"));
@@ -103,6 +108,7 @@ pub(super) fn device_of(config: &Config) -> DeviceId {
 pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result<Loaded, Failure> {
     let options = LoadOptions {
         threads,
+        tensor_parallel: config.tensor_parallel,
         max_model_len: config.max_model_len,
         quant: config.quant,
         kv_dtype: config.kv_dtype,

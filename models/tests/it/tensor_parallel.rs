@@ -264,7 +264,8 @@ fn the_real_model_on_three_devices_continues_as_on_one() {
         let sure = if quant == Quant::F32 { greedy.len() } else { 2 };
         assert_eq!(greedy[..sure], one_greedy[..sure], "{quant}");
         let norms_of_others = 2 * 60 * 576 * 4;
-        let expected = ModelInfo { weight_bytes: one_info.weight_bytes + norms_of_others, ..one_info };
+        let weight_bytes = one_info.weight_bytes + norms_of_others;
+        let expected = ModelInfo { weight_bytes, device: "cpu x3".into(), ..one_info };
         assert_eq!(info, expected, "only norms are there more than once");
     }
 }
