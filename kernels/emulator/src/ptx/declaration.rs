@@ -1,18 +1,7 @@
 //! Declarations of variables and parameters: `.align 4 .b8 name[24]`, `.param .u64 .ptr .align 1 p`.
 
 use super::text::integer;
-
-/// Bytes of a fundamental type, by its name without the dot; a predicate takes one.
-pub(crate) fn size_of_type(name: &str) -> Option<u32> {
-    Some(match name {
-        "pred" | "b8" | "u8" | "s8" => 1,
-        "b16" | "u16" | "s16" | "f16" | "bf16" => 2,
-        "b32" | "u32" | "s32" | "f32" | "f16x2" | "bf16x2" | "tf32" => 4,
-        "b64" | "u64" | "s64" | "f64" => 8,
-        "b128" => 16,
-        _ => return None,
-    })
-}
+use super::types::Type;
 
 /// One declared name.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,9 +34,9 @@ pub(crate) fn declaration(text: &str) -> Option<Declaration<'_>> {
             Some("v4") => lanes = 4,
             Some(kind) => {
                 // `.ptr .global`, `.visible` and the like say nothing of sizes.
-                if let Some(size) = size_of_type(kind) {
-                    element = Some(size);
-                    float = matches!(kind, "f32" | "f64");
+                if let Some(kind) = Type::named(kind) {
+                    element = Some(kind.bytes());
+                    float = kind.is_float();
                 }
             }
             None => name = word,

@@ -3,6 +3,12 @@
 
 mod declaration;
 mod module;
+mod statement;
 mod text;
+mod types;
 
 pub use module::{Function, Module, Param, ParseError};
+pub(crate) use module::{Scope, Side};
+pub(crate) use statement::{Item, Statement, items};
+pub(crate) use text::{float, integer, split};
+pub(crate) use types::Type;

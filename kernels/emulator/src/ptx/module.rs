@@ -1,15 +1,14 @@
 //! A module: its variables, placed in device memory, and its functions.
 
-#![expect(dead_code, reason = "the decoder of bodies reads these")]
-
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::with_exposed_provenance_mut;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use super::declaration::{Declaration, declaration};
 use super::text::{closing_brace, float, integer, split, without_comments};
+use crate::exec::{Program, link};
 use crate::memory::{Memory, OutOfMemory};
 
 /// Threads of a block where a kernel states no limit of its own.
@@ -45,6 +44,30 @@ pub struct Function {
     /// Where its body is in the module's text, without the braces.
     pub(crate) body: Range<usize>,
     pub(crate) scope: Weak<Scope>,
+    /// Decoded at first use.
+    program: OnceLock<Result<Program, String>>,
+}
+
+impl Function {
+    /// Instructions of it, and of what it calls, that the interpreter does not have: their text and
+    /// what is the matter. A launch stops when it comes to one.
+    ///
+    /// # Errors
+    /// The text that is no PTX at all, or that the module was unloaded.
+    pub fn unsupported(&self) -> Result<Vec<String>, String> {
+        let scope = self.scope.upgrade().ok_or("its module is gone")?;
+        let program = self.program(&scope)?;
+        let told = program.problems.iter().map(|(at, problem)| {
+            let (start, end) = program.places[*at as usize];
+            format!("{} ({problem})", &scope.text[start as usize..end as usize])
+        });
+        Ok(told.collect())
+    }
+
+    /// The function's code, decoded if it was not yet; `scope` is its own.
+    pub(crate) fn program(&self, scope: &Scope) -> Result<&Program, String> {
+        self.program.get_or_init(|| link(self, scope)).as_ref().map_err(Clone::clone)
+    }
 }
 
 /// Whether a `.param` name of a function is given to it or by it.
@@ -366,6 +389,7 @@ impl Head<'_> {
             shared: shared.into_iter().map(|(name, at)| (name.to_owned(), at)).collect(),
             body: self.body.clone(),
             scope: scope.clone(),
+            program: OnceLock::new(),
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn without_comments(text: &str) -> String {
 }
 
 /// The pieces between separators that are in no bracket of any kind, trimmed. An empty text has none.
-pub(super) fn split(text: &str, separator: u8) -> Vec<&str> {
+pub(crate) fn split(text: &str, separator: u8) -> Vec<&str> {
     let mut pieces = Vec::new();
     let (mut depth, mut start) = (0_i32, 0);
     for (at, byte) in text.bytes().enumerate() {
@@ -70,7 +70,7 @@ pub(super) fn closing_brace(text: &str, open: usize) -> Option<usize> {
 }
 
 /// The bits of a number as PTX writes it: decimal, hexadecimal, octal or binary, with sign and `U`.
-pub(super) fn integer(text: &str) -> Option<u64> {
+pub(crate) fn integer(text: &str) -> Option<u64> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest.trim_start()),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -86,7 +86,7 @@ pub(super) fn integer(text: &str) -> Option<u64> {
 }
 
 /// A float as PTX writes it: `0f` or `0d` and its bits, or decimal.
-pub(super) fn float(text: &str) -> Option<f64> {
+pub(crate) fn float(text: &str) -> Option<f64> {
     match text.as_bytes() {
         [b'0', b'f' | b'F', ..] => {
             u32::from_str_radix(&text[2..], 16).ok().map(|bits| f64::from(f32::from_bits(bits)))
