@@ -27,7 +27,10 @@ pub use event::Event;
 pub use gpu::{DeviceFacts, Gpu};
 pub use graph::Graph;
 pub use rows::{DeviceNorm, Feeds, NormKind};
-pub use sampling::{RECORD_BYTES, TOP_MAX};
+pub use sampling::{
+    DeviceDraw, DeviceSampler, DrawLayout, DrawLists, DrawRecord, PackedDraws, RECORD_BYTES, SamplingPasses,
+    StepTokens, TOP_MAX,
+};
 
 /// The type of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,19 +1,32 @@
-//! Drawing tokens from rows of logits.
+//! Drawing tokens from rows of logits: by the rules of the host's sampler and with its bits, whatever shares the
+//! launch. Nothing but packed draws goes to the device, and nothing but records comes back.
+
+mod draws;
+mod workspace;
+
+pub use draws::{DeviceDraw, DrawLayout, DrawLists, DrawRecord, RECORD_BYTES, SamplingPasses, TOP_MAX};
+pub use workspace::{DeviceSampler, PackedDraws, StepTokens};
 
 use super::GpuError;
-use super::gpu::Modules;
+use super::gpu::{Kernel, Modules};
 
-/// The most likely tokens that a draw can ask for.
-pub const TOP_MAX: usize = 20;
-
-/// Bytes of what a draw leaves: token, its log-probability, how many of the most likely follow, one word unused,
-/// then those as (token, log-probability), all of 4 bytes.
-pub const RECORD_BYTES: usize = 16 + 8 * TOP_MAX;
-
-pub(crate) struct SamplingKernels {}
+pub(crate) struct SamplingKernels {
+    peaks: Kernel,
+    survey: Kernel,
+    narrow: Kernel,
+    keep: Kernel,
+    pick: Kernel,
+}
 
 impl SamplingKernels {
-    pub(crate) fn load(_modules: &Modules) -> Result<Self, GpuError> {
-        Ok(Self {})
+    pub(crate) fn load(modules: &Modules) -> Result<Self, GpuError> {
+        let kernel = |name: &str| modules.kernel("sampling", name, 0);
+        Ok(Self {
+            peaks: kernel("sample_peaks")?,
+            survey: kernel("sample_survey")?,
+            narrow: kernel("sample_narrow")?,
+            keep: kernel("sample_keep")?,
+            pick: kernel("sample_pick")?,
+        })
     }
 }

@@ -1,6 +1,8 @@
 //! What the tests on a device share: the device (or the emulator in its place), numbers and their comparison.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod sampling;
+
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
