@@ -159,6 +159,17 @@ impl SuperScales {
         self.kind.halves
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn kind(&self) -> SuperKind {
+        self.kind
+    }
+
+    /// A panel's super-block: its factors, and what each (half) group has.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn super_block(&self, index: usize) -> (&[u8], &[u8]) {
+        self.data[index * self.kind.bytes()..][..self.kind.bytes()].split_at(self.kind.factors_bytes())
+    }
+
     pub(crate) fn start(&self) -> *const u8 {
         self.data.as_ptr()
     }

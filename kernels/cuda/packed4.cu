@@ -1,0 +1,5 @@
+// Products with packed weights of 4 bits; packed.cuh says how and how fast.
+
+#include "packed.cuh"
+
+OBOL_PACKED_ALL(4)
