@@ -1,5 +1,6 @@
 //! What the host does for a step: the whole engine over a device that takes no time, `cargo bench --bench engine`.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -13,17 +14,45 @@ use obol::meter::share::Coefficients;
 use obol::request::{CacheSalt, NewRequest, Sampling, Stops};
 use obol::units::{RequestId, Ticket};
 use obol_models::batch::{Batch, CausalLm, EachSpan, ForwardError};
+use obol_models::queue::{Draw, Step, StepOutput, StepQueue, StepTime};
 
 const COST: Coefficients =
     Coefficients { step: 3_000_000_000, token: 800_000_000, attention: 2_000, logits: 0 };
 const SEQUENCES: [usize; 3] = [1, 32, 256];
 
 /// A device that takes no time: the same logits for every row.
-struct Instantly([f32; 4]);
+struct Instantly {
+    logits: [f32; 4],
+    /// Draws of the steps in flight, where it is given steps ahead.
+    ahead: Option<VecDeque<usize>>,
+}
+
+impl StepQueue for Instantly {
+    fn depth(&self) -> usize {
+        2
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<(), ForwardError> {
+        self.ahead.as_mut().expect("a queue").push_back(step.draws.len());
+        Ok(())
+    }
+
+    fn wait(&mut self, output: &mut StepOutput) -> Result<(), ForwardError> {
+        let draws = self.ahead.as_mut().expect("a queue").pop_front().expect("a step in flight");
+        output.draws.resize(draws, Draw::default());
+        output.draws.iter_mut().for_each(|draw| draw.token = Some(1));
+        output.time = StepTime { run: 1, since_last_end: Some(1) };
+        Ok(())
+    }
+}
 
 impl CausalLm for Instantly {
+    fn queue(&mut self) -> Option<&mut dyn StepQueue> {
+        self.ahead.is_some().then_some(self as &mut dyn StepQueue)
+    }
+
     fn vocab_size(&self) -> usize {
-        self.0.len()
+        self.logits.len()
     }
 
     fn context_length(&self) -> usize {
@@ -59,7 +88,7 @@ impl CausalLm for Instantly {
         meanwhile();
         for span in 0..batch.spans.len() {
             if !batch.logits_of(span).is_empty() {
-                each(0, span, &self.0);
+                each(0, span, &self.logits);
             }
         }
         Ok(())
@@ -67,7 +96,7 @@ impl CausalLm for Instantly {
 }
 
 /// `sequences` greedy requests of `tokens` tokens each, from the first submission to the last token.
-fn run(sequences: usize, tokens: usize) {
+fn run(sequences: usize, tokens: usize, ahead: bool) {
     let config = EngineConfig {
         blocks: sequences * (tokens + 32).div_ceil(16),
         block_size: 16,
@@ -82,7 +111,7 @@ fn run(sequences: usize, tokens: usize) {
     };
     let (reports, _kept) = mpsc::channel();
     let engine = EngineHandle::start(Parts {
-        model: Box::new(Instantly([0.0, 1.0, 0.5, 0.2])),
+        model: Box::new(Instantly { logits: [0.0, 1.0, 0.5, 0.2], ahead: ahead.then(VecDeque::new) }),
         config,
         calibration: Calibration::uniform(COST),
         clock: Arc::new(SystemClock::start()) as Arc<dyn Clock>,
@@ -117,15 +146,18 @@ fn run(sequences: usize, tokens: usize) {
 }
 
 fn steps(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("engine step");
-    for sequences in SEQUENCES {
-        group.bench_function(BenchmarkId::from_parameter(sequences), |bencher| {
-            bencher.iter_custom(|steps| {
-                let begin = Instant::now();
-                run(sequences, usize::try_from(steps).expect("few steps").max(2));
-                begin.elapsed()
+    for (name, ahead) in [("engine step", false), ("engine step, given ahead", true)] {
+        let mut group = criterion.benchmark_group(name);
+        for sequences in SEQUENCES {
+            group.bench_function(BenchmarkId::from_parameter(sequences), |bencher| {
+                bencher.iter_custom(|steps| {
+                    let begin = Instant::now();
+                    run(sequences, usize::try_from(steps).expect("few steps").max(2), ahead);
+                    begin.elapsed()
+                });
             });
-        });
+        }
+        group.finish();
     }
 }
 

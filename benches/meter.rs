@@ -8,6 +8,7 @@ use obol::engine::blocks::Blocks;
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
 use obol::meter::share::{Coefficients, StepClass, Work, split, split_recompute};
+use obol::meter::timeline::{Ran, Timeline};
 use obol::units::DeviceNanos;
 use obol::usage::HouseTime;
 
@@ -45,5 +46,23 @@ fn meter(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, meter);
+/// When a step ran, from what a device beside the host says of it.
+fn timeline(c: &mut Criterion) {
+    let mut timeline = Timeline::default();
+    let (mut submitted, mut heard) = (DeviceNanos(0), DeviceNanos(0));
+    c.bench_function("placing a step", |b| {
+        b.iter(|| {
+            let run = DeviceNanos(7_000_001);
+            let next = heard;
+            heard += run;
+            let since_last_end = Some(run);
+            let placed =
+                timeline.place(black_box(Ran { submitted, behind: true, run, since_last_end, heard }));
+            submitted = next;
+            placed
+        });
+    });
+}
+
+criterion_group!(benches, meter, timeline);
 criterion_main!(benches);

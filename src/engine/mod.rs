@@ -93,6 +93,8 @@ pub struct EngineStats {
     /// In the order of `HouseTime::ALL`.
     pub house: [DeviceNanos; HouseTime::ALL.len()],
     pub charged: DeviceNanos,
+    /// What steps took by the device's own clock, nothing clipped: to be compared with what else watches it.
+    pub device_busy: DeviceNanos,
     pub now: DeviceNanos,
 }
 

@@ -367,6 +367,8 @@ impl Engine {
                     let (run, since) = (DeviceNanos(time.run), time.since_last_end.map(DeviceNanos));
                     self.timeline.place(Ran { submitted, behind, run, since_last_end: since, heard })
                 });
+                let busy = time.map_or(end - start, |time| DeviceNanos(time.run));
+                self.stats.device_busy = DeviceNanos(self.stats.device_busy.0.saturating_add(busy.0));
                 self.meter(&flight, start, end);
                 self.advance(device, &flight);
                 self.flights.give_back(flight);

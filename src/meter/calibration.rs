@@ -10,6 +10,9 @@
 //! of zeros are read from the cache, and attention then seems several times cheaper than it is. And the
 //! steps reach as far as the budget allows, in number and in context, since relative errors are
 //! least squares over what was measured and not over what was not.
+//!
+//! A device beside the host times its steps itself. It is kept busy for a while first, as its clocks rise with
+//! work, and runs each kind of step once before that is timed, as what a first one needs is made ready then.
 
 pub mod steps;
 
@@ -29,6 +32,9 @@ pub const VERSION: u32 = 2;
 
 /// Runs of each short step.
 const RUNS: usize = 3;
+
+/// A device that warms up is kept busy for this part of the time that there is.
+const WARM_UP: u32 = 8;
 
 /// The fitted coefficients of one epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +129,13 @@ pub fn measure(
     let end = Instant::now() + budget;
     let mut samples = Vec::new();
     let mut steps = Steps::new(model, blocks, block_size);
+    if steps.warms_up() && steps.fit(GRID[0]) {
+        let warm = Instant::now() + budget / WARM_UP;
+        steps.prepare(GRID[0]);
+        while Instant::now() < warm {
+            steps.run()?;
+        }
+    }
     for groups in GRID {
         if !steps.fit(groups) || !steps.write(steps.needed(groups), Some(end))? {
             continue;
@@ -146,6 +159,9 @@ fn best_of(
     end: Instant,
 ) -> Result<f64, ForwardError> {
     steps.prepare(groups);
+    if steps.warms_up() {
+        steps.run()?;
+    }
     let mut best = steps.run()?;
     for _ in 1..RUNS {
         if best > budget / 30 || Instant::now() > end {

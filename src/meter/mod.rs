@@ -5,6 +5,7 @@
 //! one place, and the sums are integers that match the clock.
 
 pub mod calibration;
+pub mod energy;
 pub mod kv;
 pub mod partition;
 pub mod share;

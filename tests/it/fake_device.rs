@@ -13,6 +13,25 @@ use obol_models::batch::Batch;
 use obol_models::fake::{DrawnRow, FakeDevice};
 use obol_models::queue::{Draw, RowDraw, Step, StepTime};
 
+/// What the host and the device take beside the steps themselves, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Delays {
+    /// Of the host, to give the step.
+    pub(crate) submit: u64,
+    /// Of the device, to begin it when it has nothing else.
+    pub(crate) launch: u64,
+    /// Of the host, to hear of its end.
+    pub(crate) wake: u64,
+}
+
+pub(crate) trait Quirks: Send {
+    /// Of the next step.
+    fn delays(&mut self) -> Delays;
+
+    /// What the device says of a step's time.
+    fn says(&mut self, truth: StepTime) -> StepTime;
+}
+
 pub(crate) struct Beside<C, B> {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) cost: C,
@@ -20,10 +39,20 @@ pub(crate) struct Beside<C, B> {
     pub(crate) before: B,
     /// What all steps took.
     pub(crate) busy: Arc<AtomicU64>,
+    /// None: it is exact, and nothing else takes time.
+    pub(crate) quirks: Option<Box<dyn Quirks>>,
     block_size: usize,
-    flights: VecDeque<(Batch, StepTime, DeviceNanos)>,
+    flights: VecDeque<Flying>,
     last_end: Option<DeviceNanos>,
     scratch: Scratch,
+}
+
+struct Flying {
+    batch: Batch,
+    run: u64,
+    said: StepTime,
+    end: DeviceNanos,
+    wake: u64,
 }
 
 impl<C, B> Beside<C, B> {
@@ -33,6 +62,7 @@ impl<C, B> Beside<C, B> {
             cost,
             before,
             busy: Arc::default(),
+            quirks: None,
             block_size,
             flights: VecDeque::new(),
             last_end: None,
@@ -61,24 +91,28 @@ where
     B: FnMut() + Send,
 {
     fn submitted(&mut self, step: &Step) {
-        if let Some((running, ..)) = self.flights.back() {
-            check_apart(running, &step.batch, self.block_size);
+        if let Some(running) = self.flights.back() {
+            check_apart(&running.batch, &step.batch, self.block_size);
         }
+        let delays = self.quirks.as_mut().map_or(Delays::default(), |quirks| quirks.delays());
+        self.clock.advance(DeviceNanos(delays.submit));
+        let free = self.flights.back().map_or(DeviceNanos::ZERO, |flying| flying.end);
         let run = (self.cost)(&step.batch);
-        let free = self.flights.back().map_or(DeviceNanos::ZERO, |(_, _, end)| *end);
-        let end = self.clock.now().max(free) + run;
-        let since_last_end = self.last_end.map(|last| (end - last).0);
+        let end = (self.clock.now() + DeviceNanos(delays.launch)).max(free) + run;
+        let truth = StepTime { run: run.0, since_last_end: self.last_end.map(|last| (end - last).0) };
+        let said = self.quirks.as_mut().map_or(truth, |quirks| quirks.says(truth));
         self.last_end = Some(end);
-        self.flights.push_back((step.batch.clone(), StepTime { run: run.0, since_last_end }, end));
+        let batch = step.batch.clone();
+        self.flights.push_back(Flying { batch, run: run.0, said, end, wake: delays.wake });
     }
 
     fn waited(&mut self) -> StepTime {
         (self.before)();
-        let (_, time, end) = self.flights.pop_front().expect("a step is in flight");
-        self.busy.fetch_add(time.run, Ordering::SeqCst);
+        let flying = self.flights.pop_front().expect("a step is in flight");
+        self.busy.fetch_add(flying.run, Ordering::SeqCst);
         let now = self.clock.now();
-        self.clock.advance(DeviceNanos(end.0.saturating_sub(now.0)));
-        time
+        self.clock.advance(DeviceNanos((flying.end.0 + flying.wake).saturating_sub(now.0)));
+        flying.said
     }
 
     fn draw(&mut self, row: DrawnRow<'_>) -> Draw {

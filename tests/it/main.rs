@@ -4,6 +4,7 @@ mod bench;
 mod bench_servers;
 mod commands;
 mod compare;
+mod engine_queue;
 mod engine_sim;
 mod engine_speculation;
 mod fake_device;

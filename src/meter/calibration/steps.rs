@@ -1,16 +1,36 @@
 //! Steps to measure: batches of made-up sequences on the model's own forward pass and KV pool. What they
-//! compute does not matter and overwrites what the pool held; what they cost is what a real step costs.
+//! compute does not matter and overwrites what the pool held; what they cost is what a real step costs. A device
+//! beside the host says itself how long it ran.
 //!
 //! Does not know what the times are for.
 
 use std::time::{Duration, Instant};
 
-use obol_models::batch::{Batch, CausalLm, ForwardError, Span};
+use obol_models::batch::{CausalLm, ForwardError, Span};
+use obol_models::queue::{RowDraw, Step, StepOutput};
 
 use crate::meter::share::{StepClass, Work};
 
 /// Blocks written in one go: few enough that a slow model stops in time.
 const WRITE_AT_ONCE: usize = 16;
+
+/// Sampling as most requests ask for it, of a made-up one.
+const DRAW: RowDraw = RowDraw {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    seed: 1,
+    choice: 0,
+    position: 1,
+    logprobs: None,
+    biases: 0..0,
+    forbidden: 0..0,
+    seen: 0..0,
+};
 
 /// Sequences of a step that are alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +71,8 @@ pub struct Steps<'a> {
     model: &'a mut dyn CausalLm,
     blocks: usize,
     block_size: usize,
-    batch: Batch,
+    step: Step,
+    output: StepOutput,
     /// Blocks from the first on in which something was written.
     written: usize,
 }
@@ -59,7 +80,14 @@ pub struct Steps<'a> {
 impl<'a> Steps<'a> {
     /// The model's pool has `blocks` blocks of `block_size` tokens.
     pub fn new(model: &'a mut dyn CausalLm, blocks: usize, block_size: usize) -> Self {
-        Self { model, blocks, block_size, batch: Batch::default(), written: 0 }
+        let (step, output) = (Step::default(), StepOutput::default());
+        Self { model, blocks, block_size, step, output, written: 0 }
+    }
+
+    /// Whether a first step of a kind may take longer than the next ones, and the device grows faster with work.
+    #[must_use]
+    pub fn warms_up(&mut self) -> bool {
+        self.model.queue().is_some()
     }
 
     fn blocks_of(&self, group: &Group) -> usize {
@@ -95,14 +123,17 @@ impl<'a> Steps<'a> {
             }
             // A token in each block, as a sequence of its own: K and V of one position touch every page.
             let upto = (self.written + WRITE_AT_ONCE).min(blocks);
-            self.batch.clear();
+            self.step.clear();
+            let batch = &mut self.step.batch;
             for (row, block) in (self.written..upto).enumerate() {
-                self.batch.tokens.push(0);
-                self.batch.positions.push(0);
-                self.batch.block_tables.push(block as u32);
-                self.batch.spans.push(Span { rows: row..row + 1, table: row..row + 1 });
+                batch.tokens.push(0);
+                batch.positions.push(0);
+                batch.block_tables.push(block as u32);
+                batch.spans.push(Span { rows: row..row + 1, table: row..row + 1 });
             }
-            took = self.run()?;
+            let start = Instant::now();
+            self.run()?;
+            took = start.elapsed();
             self.written = upto;
         }
         Ok(true)
@@ -110,11 +141,11 @@ impl<'a> Steps<'a> {
 
     /// Makes ready to run steps of these groups, which fit.
     pub fn prepare(&mut self, groups: &[Group]) {
-        self.batch.clear();
+        self.step.clear();
         let mut next_block = 0;
         for group in groups {
             let needed = self.blocks_of(group);
-            let Self { batch, .. } = self;
+            let Step { batch, draws, .. } = &mut self.step;
             for _ in 0..group.sequences {
                 let rows = batch.tokens.len()..batch.tokens.len() + group.tokens;
                 batch.tokens.extend((0..group.tokens).map(|i| (i % 97) as u32));
@@ -123,25 +154,34 @@ impl<'a> Steps<'a> {
                 batch.block_tables.extend((next_block..next_block + needed).map(|b| b as u32));
                 next_block += needed;
                 batch.logit_rows.push(rows.end - 1);
+                draws.push(DRAW);
                 batch.spans.push(Span { rows, table });
             }
         }
     }
 
-    /// Runs one step of the groups that were prepared.
+    /// Runs one step of the groups that were prepared, and says how long the device took.
     ///
     /// # Errors
     /// When the forward pass fails.
     pub fn run(&mut self) -> Result<Duration, ForwardError> {
+        if let Some(queue) = self.model.queue() {
+            queue.submit(&self.step)?;
+            queue.wait(&mut self.output)?;
+            return Ok(Duration::from_nanos(self.output.time.run));
+        }
         let start = Instant::now();
-        self.model.forward(&self.batch)?;
+        self.model.forward(&self.step.batch)?;
         Ok(start.elapsed())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use obol_models::fake::FakeModel;
+    use std::collections::VecDeque;
+
+    use obol_models::fake::{DrawnRow, FakeDevice, FakeModel};
+    use obol_models::queue::{Draw, StepTime};
 
     use super::*;
 
@@ -165,6 +205,43 @@ mod tests {
         assert!(steps.write(8, None).expect("the batch is consistent"));
         steps.prepare(&groups);
         steps.run().expect("the batch is consistent");
+    }
+
+    /// A device on which each row takes a microsecond, and each step ten.
+    struct Rows(VecDeque<u64>);
+
+    impl FakeDevice for Rows {
+        fn submitted(&mut self, step: &Step) {
+            self.0.push_back(10_000 + 1_000 * step.batch.tokens.len() as u64);
+        }
+
+        fn waited(&mut self) -> StepTime {
+            let run = self.0.pop_front().expect("a step is in flight");
+            StepTime { run, since_last_end: None }
+        }
+
+        fn draw(&mut self, _: DrawnRow<'_>) -> Draw {
+            Draw { token: Some(0), ..Draw::default() }
+        }
+
+        fn lost(&mut self) {}
+    }
+
+    #[test]
+    fn a_device_beside_the_host_says_how_long_it_ran() {
+        let mut model = FakeModel::new(100, 64, 1).queued(2, Rows(VecDeque::new()));
+        model.allocate_kv(8, 16).expect("a small pool");
+        let mut steps = Steps::new(&mut model, 8, 16);
+        assert!(steps.warms_up() && steps.write(8, None).expect("the batch is consistent"));
+        steps.prepare(&[Group::new(2, 1, 20), Group::new(1, 5, 0)]);
+        for _ in 0..2 {
+            assert_eq!(steps.run().expect("the batch is consistent"), Duration::from_nanos(17_000));
+        }
+        let budget = Duration::from_millis(200);
+        let coefficients =
+            crate::meter::calibration::measure(&mut model, 8, 16, budget).expect("it runs").prefill;
+        assert_eq!((coefficients.step, coefficients.attention), (10_000_000, 0), "{coefficients:?}");
+        assert_eq!(coefficients.token + coefficients.logits, 1_000_000, "{coefficients:?}");
     }
 
     #[test]
