@@ -6,6 +6,8 @@
 //! state allocates nothing. Where several share each layer's work (`tensor_parallel`), each holds the same
 //! residual, bit for bit, and adds its heads' and its MLP's part to it together with the others.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod group;
 mod layer;
 mod mlp;
@@ -29,6 +31,8 @@ use crate::spec::{LayerSpec, ModelSpec, QkNorm};
 use layer::{Norm, QkNorms};
 use mlp::MlpWork;
 
+#[cfg(feature = "cuda")]
+pub use cuda::CudaDecoder;
 pub use tensor_parallel::TensorParallel;
 pub use weights::Weights;
 

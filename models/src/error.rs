@@ -5,6 +5,9 @@ use std::path::PathBuf;
 /// Why a model could not be loaded. Messages name the key or tensor; the caller adds the file's name.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    #[error("{0}")]
+    Device(String),
+
     #[error("cannot read {}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 

@@ -32,6 +32,8 @@ pub mod text_files;
 pub mod tokenizer;
 mod weight;
 
+#[cfg(feature = "cuda")]
+pub use decoder::CudaDecoder;
 pub use decoder::{Decoder, TensorParallel, Weights};
 pub use model_files::ModelFiles;
 pub use obol_kernels::KvDtype;

@@ -111,7 +111,6 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
         (weights, text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let ((weights, cpu), Text { tokenizer, template }) = (weights?, text?);
-    let weights = Arc::new(weights);
     let spec = weights.spec();
     if tokenizer.vocab_size() > spec.vocab {
         return Err(LoadError::Tokenizer(format!(
@@ -120,7 +119,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             spec.vocab
         )));
     }
-    let info = ModelInfo {
+    let mut info = ModelInfo {
         name: files.name()?,
         architecture: spec.architecture.clone(),
         precision: match options.quant {
@@ -137,11 +136,38 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             ranks => format!("cpu x{ranks}"),
         },
     };
-    let model: Box<dyn CausalLm> = match options.tensor_parallel {
-        1 => Box::new(Decoder::new(weights, cpu)),
-        ranks => Box::new(TensorParallel::new(&weights, divide(options.threads, ranks))),
+    let model: Box<dyn CausalLm> = match (options.device, options.tensor_parallel) {
+        (DeviceId::Cpu(_), 1) => Box::new(Decoder::new(Arc::new(weights), cpu)),
+        (DeviceId::Cpu(_), ranks) => {
+            Box::new(TensorParallel::new(&Arc::new(weights), divide(options.threads, ranks)))
+        }
+        (DeviceId::Cuda(ordinal), _) => on_cuda(weights, ordinal, options, &mut info)?,
     };
     Ok(Loaded { model, tokenizer: Arc::new(tokenizer), template, info })
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda(
+    weights: Weights,
+    ordinal: usize,
+    options: &LoadOptions,
+    info: &mut ModelInfo,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    let model = crate::decoder::CudaDecoder::new(weights, ordinal, options)?;
+    info.weight_bytes = model.weight_bytes();
+    info.device = model.device();
+    Ok(Box::new(model))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_cuda(
+    _weights: Weights,
+    ordinal: usize,
+    _options: &LoadOptions,
+    _info: &mut ModelInfo,
+) -> Result<Box<dyn CausalLm>, LoadError> {
+    let missing = crate::device::cuda_facts(ordinal).err().unwrap_or_default();
+    Err(LoadError::Device(missing))
 }
 
 /// `threads` divided among so many devices, as evenly as can be; each has at least one.

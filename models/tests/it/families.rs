@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use obol_kernels::{Cpu, Isa, KvDtype};
 use obol_models::batch::{Batch, CausalLm, Span};
+#[cfg(feature = "cuda")]
+use obol_models::device::ComputeDtype;
 use obol_models::load::LoadOptions;
 use obol_models::{Decoder, ModelFiles};
 
@@ -28,12 +30,48 @@ fn directory(name: &str) -> PathBuf {
     fixture("families").join(name)
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy)]
+enum On {
+    Cpu(Isa),
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+impl On {
+    /// Every instruction set of this machine, and in a CUDA build the CUDA device, which must be there, for the
+    /// families that run on it.
+    fn everywhere(_family: &str) -> Vec<Self> {
+        let cpus = Isa::available().into_iter().map(Self::Cpu);
+        #[cfg(feature = "cuda")]
+        if !_family.contains("mixtral") && !_family.contains("moe") {
+            return cpus.chain([Self::Cuda]).collect();
+        }
+        #[cfg(feature = "cuda")]
+        return cpus.collect();
+        #[cfg(not(feature = "cuda"))]
+        cpus.collect()
+    }
+}
+
 /// The model of a family's directory or file, with K and V in f32 as the expected logits have them.
-fn load(path: &Path, threads: usize, isa: Isa, blocks: usize) -> Decoder {
+fn load(path: &Path, threads: usize, on: On, blocks: usize) -> Box<dyn CausalLm> {
     let files = ModelFiles::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let options = LoadOptions { kv_dtype: KvDtype::F32, ..LoadOptions::default() };
-    let mut model = Decoder::load(&files, Cpu::with_isa(threads, isa), &options)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let failed = |error| -> Box<dyn CausalLm> { panic!("{}: {error}", path.display()) };
+    let boxed = |model| -> Box<dyn CausalLm> { Box::new(model) };
+    let mut model: Box<dyn CausalLm> = match on {
+        On::Cpu(isa) => {
+            Decoder::load(&files, Cpu::with_isa(threads, isa), &options).map_or_else(failed, boxed)
+        }
+        #[cfg(feature = "cuda")]
+        On::Cuda => {
+            let weights = obol_models::Weights::load(&files, &Cpu::new(threads), &options);
+            let options = LoadOptions { dtype: Some(ComputeDtype::F32), ..options };
+            let model = weights.and_then(|weights| obol_models::CudaDecoder::new(weights, 0, &options));
+            model.map_or_else(failed, |model| Box::new(model))
+        }
+    };
     model.allocate_kv(blocks, BLOCK_SIZE).expect("a small pool");
     model
 }
@@ -76,16 +114,17 @@ fn every_family_equals_transformers() {
     for name in families() {
         let expected = expected(&name, "expected.json");
         for path in files(&name) {
-            for isa in Isa::available() {
-                let mut model = load(&path, 2, isa, POOL);
-                let off = worst(&alone(&mut model, &expected.tokens), &expected.logits);
-                println!("{name} ({}) on {isa}: off by {off:.1e}", path.extension().is_some());
+            for on in On::everywhere(&name) {
+                let mut model = load(&path, 2, on, POOL);
+                let off = worst(&alone(model.as_mut(), &expected.tokens), &expected.logits);
+                println!("{name} ({}) on {on:?}: off by {off:.1e}", path.extension().is_some());
                 // Its converter added the 1 of 1 + w in f16, which rounds.
                 let rounded = name.starts_with("gemma") && name.ends_with("_gguf");
                 let tolerance = if rounded { 5e-3 } else { 1e-3 };
-                assert!(off < tolerance, "{} on {isa}: off by {off}", path.display());
-                let greedy = continuation(&mut model, &expected.tokens[..START], expected.greedy.len(), POOL);
-                assert_eq!(greedy, expected.greedy, "{} on {isa}", path.display());
+                assert!(off < tolerance, "{} on {on:?}: off by {off}", path.display());
+                let greedy =
+                    continuation(model.as_mut(), &expected.tokens[..START], expected.greedy.len(), POOL);
+                assert_eq!(greedy, expected.greedy, "{} on {on:?}", path.display());
             }
         }
     }
@@ -97,22 +136,22 @@ fn every_family_gives_the_same_bits_in_every_batch() {
     for name in families() {
         let tokens = expected(&name, "expected.json").tokens;
         let others: Vec<u32> = tokens.iter().rev().copied().collect();
-        for isa in Isa::available() {
+        for on in On::everywhere(&name) {
             let path = &files(&name)[0];
-            let alone_in_one = alone(&mut load(path, 1, isa, POOL), &tokens);
-            let mut model = load(path, 3, isa, 3 * POOL);
+            let alone_in_one = alone(load(path, 1, on, POOL).as_mut(), &tokens);
+            let mut model = load(path, 3, on, 3 * POOL);
             let check = |what: &str, logits: &[Vec<u32>]| {
                 assert!(
                     *logits == alone_in_one[alone_in_one.len() - logits.len()..],
-                    "{name} on {isa}: {what}"
+                    "{name} on {on:?}: {what}"
                 );
             };
-            check("3 threads", &alone(&mut model, &tokens));
+            check("3 threads", &alone(model.as_mut(), &tokens));
             for chunk in [1, 7, 16, 33] {
                 let mut sequences = [Sequence::new(&tokens, vec![5, 0, 3])];
                 while sequences[0].done < tokens.len() {
                     let count = chunk.min(tokens.len() - sequences[0].done);
-                    step(&mut model, &mut sequences, &[(0, count)]);
+                    step(model.as_mut(), &mut sequences, &[(0, count)]);
                 }
                 check(&format!("chunks of {chunk}"), &sequences[0].logits);
             }
@@ -130,13 +169,13 @@ fn every_family_gives_the_same_bits_in_every_batch() {
                         work.push((index, 1 + random.below(left.min(20))));
                     }
                 }
-                step(&mut model, &mut sequences, &work);
+                step(model.as_mut(), &mut sequences, &work);
             }
             check("in company", &sequences[0].logits);
             // The first two blocks are those that the first sequence has filled.
             let mut cached = [Sequence::new(&tokens, vec![9, 1, 14])];
             cached[0].done = 2 * BLOCK_SIZE;
-            step(&mut model, &mut cached, &[(0, tokens.len() - 2 * BLOCK_SIZE)]);
+            step(model.as_mut(), &mut cached, &[(0, tokens.len() - 2 * BLOCK_SIZE)]);
             check("with a cached prefix", &cached[0].logits);
         }
     }
@@ -162,8 +201,8 @@ fn longrope_is_short_where_no_more_than_the_original_context_is_served() {
 fn rows_that_nobody_asks_for_change_nothing() {
     for name in families() {
         let tokens = expected(&name, "expected.json").tokens;
-        let mut model = load(&files(&name)[0], 2, Isa::detect(), POOL);
-        let all = alone(&mut model, &tokens);
+        let mut model = load(&files(&name)[0], 2, On::Cpu(Isa::detect()), POOL);
+        let all = alone(model.as_mut(), &tokens);
         let mut batch = Batch {
             positions: (0..tokens.len() as u32).collect(),
             spans: vec![Span { rows: 0..tokens.len(), table: 0..POOL }],
@@ -193,8 +232,8 @@ fn older_configurations_give_the_same_bits() {
         std::fs::copy(old, copy.path().join("config.json")).expect("a copy");
         let weights = "model.safetensors";
         std::fs::copy(directory(&name).join(weights), copy.path().join(weights)).expect("a copy");
-        let logits = alone(&mut load(copy.path(), 2, Isa::detect(), POOL), &tokens);
-        let expected = alone(&mut load(&directory(&name), 2, Isa::detect(), POOL), &tokens);
+        let logits = alone(load(copy.path(), 2, On::Cpu(Isa::detect()), POOL).as_mut(), &tokens);
+        let expected = alone(load(&directory(&name), 2, On::Cpu(Isa::detect()), POOL).as_mut(), &tokens);
         assert!(logits == expected, "{name}");
     }
 }

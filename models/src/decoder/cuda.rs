@@ -1,0 +1,345 @@
+//! The decoder on a CUDA device: the same operations in the same order as on the CPU, put into one stream.
+//!
+//! Weights are loaded on the host, layer by layer, and sent over. All memory of steps is had by
+//! [`CausalLm::reserve`] and [`CausalLm::allocate_kv`], so that no step can run out of it. The residual is f32; other
+//! activations are of one chosen type. Invariant: as on the CPU, a row's logits depend only on its sequence's
+//! tokens, bit for bit.
+
+mod forward;
+mod graphs;
+mod inputs;
+mod queue;
+mod steps;
+mod weights;
+mod work;
+
+use obol_kernels::cuda::{
+    AttentionLimits, AttentionPlan, AttentionWorkspace, DecodeBucket, DeviceBatch, DeviceFacts, DeviceKv,
+    DeviceRope, DrawLayout, Dtype, Gpu, GpuError,
+};
+use obol_kernels::{DenseData, KvDtype, KvShape};
+
+use super::Weights as HostWeights;
+use crate::batch::{Batch, BatchLimits, CausalLm, DeviceMemory, EachSpan, ForwardError};
+use crate::device::ComputeDtype;
+use crate::error::LoadError;
+use crate::linear::Linear;
+use crate::load::LoadOptions;
+use crate::queue::{StepLimits, StepQueue};
+use crate::spec::{ModelSpec, RopeSpec};
+use crate::weight::Weight;
+
+use forward::{Cache, Stage, Weights};
+use graphs::Graphs;
+use queue::Queue;
+use weights::{DeviceLayer, DeviceLinear, NormWeights};
+use work::{Widths, Work};
+
+/// Steps are of so many rows and sequences, and blocks so large, until it is said.
+const ROWS: usize = 512;
+const SEQUENCES: usize = 64;
+const BLOCK_SIZE: usize = 16;
+
+/// Parts of contexts, times rows, that attention keeps to be merged, at most: more work is not split.
+const PARTIALS_MOST: usize = 4096;
+
+/// A model on a CUDA device.
+pub struct CudaDecoder {
+    gpu: Gpu,
+    spec: ModelSpec,
+    kv_dtype: KvDtype,
+    dtype: Dtype,
+    /// Decode steps are recorded.
+    graphs: bool,
+    weights: Weights,
+    widths: Widths,
+    work: Option<Work>,
+    pool: Option<Pool>,
+    /// (logit rows, vocab), on the host.
+    logits: Vec<f32>,
+}
+
+/// What depends on the number of blocks.
+struct Pool {
+    cache: Cache,
+    plan: AttentionPlan,
+    queue: Queue,
+    graphs: Graphs,
+    blocks: usize,
+    block_size: usize,
+}
+
+impl Pool {
+    fn new(decoder: &CudaDecoder, blocks: usize, block_size: usize) -> Result<Self, GpuError> {
+        let CudaDecoder { gpu, spec, .. } = decoder;
+        let StepLimits { rows, sequences, table_entries } = decoder.limits();
+        let parts = DecodeBucket::parts_of(spec.context);
+        let limits = AttentionLimits {
+            rows,
+            spans: sequences,
+            table_entries,
+            context: spec.context,
+            group: decoder.group(),
+            blocks,
+            block_size,
+            partials: (sequences * parts).min(PARTIALS_MOST.max(parts)),
+        };
+        let kv = DeviceKv::new(gpu, decoder.kv_shape(block_size), spec.layers.len(), blocks)?;
+        let plan = AttentionPlan::new(limits);
+        let cache = Cache {
+            kv,
+            batch: DeviceBatch::new(gpu, limits)?,
+            workspace: AttentionWorkspace::new(gpu, &limits, spec.heads, spec.head_dim)?,
+        };
+        let draws = sequences.min(rows);
+        let words = draws * DrawLayout::words_of(16, 16, 128);
+        let queue = Queue::new(gpu, spec.vocab, rows, draws, plan.bytes_most(), words)?;
+        Ok(Self { cache, plan, queue, graphs: Graphs::none(), blocks, block_size })
+    }
+}
+
+fn failed(error: GpuError) -> ForwardError {
+    ForwardError(error.to_string())
+}
+
+fn not_loaded(error: GpuError) -> LoadError {
+    LoadError::Device(match error {
+        GpuError::OutOfMemory { .. } => {
+            format!("{error}: the weights do not fit; choose --quant int8 or int4, or a smaller model")
+        }
+        error => error.to_string(),
+    })
+}
+
+impl CudaDecoder {
+    /// Sends the weights to device `ordinal`, each layer given up on the host when it is there. Activations are of
+    /// `options.dtype`; none: of the type in which they lose nothing that the weights have, bf16 for int8 and int4.
+    ///
+    /// # Errors
+    /// When the device cannot be used, has no memory, or does not run such models.
+    pub fn new(host: HostWeights, ordinal: usize, options: &LoadOptions) -> Result<Self, LoadError> {
+        if host.ranks() != 1 {
+            return Err(LoadError::Options("tensor parallel does not run on CUDA devices yet".into()));
+        }
+        let gpu = Gpu::open(ordinal).map_err(not_loaded)?;
+        let HostWeights { spec, kv_dtype, embedding, positions, final_norm, head, mut ranks } = host;
+        let host_layers = ranks.remove(0);
+        let dtype = options.dtype.map_or_else(|| own_dtype(&host_layers[0].qkv), dtype_of);
+        let mut layers = Vec::with_capacity(host_layers.len());
+        for layer in host_layers {
+            layers.push(DeviceLayer::upload(&gpu, &layer, &spec, dtype)?);
+        }
+        let upload = |linear: &Linear| DeviceLinear::upload(&gpu, linear, 1, spec.hidden, dtype);
+        let head = head.as_ref().map(|head| upload(head.part(0)));
+        let rope =
+            |rope: &RopeSpec| DeviceRope::new(&gpu, &rope.table(spec.context), rope.style, spec.context);
+        let ropes = spec.ropes.iter().map(rope).collect::<Result<_, _>>().map_err(not_loaded)?;
+        let weights = Weights {
+            embedding: upload(embedding.part(0)).map_err(not_loaded)?,
+            positions: positions.as_ref().map(upload).transpose().map_err(not_loaded)?,
+            layers,
+            final_norm: NormWeights::upload(&gpu, &final_norm, spec.norm_eps).map_err(not_loaded)?,
+            head: head.transpose().map_err(not_loaded)?,
+            ropes,
+        };
+        let widest = |of: &dyn Fn(&DeviceLayer) -> usize| weights.layers.iter().map(of).max().unwrap_or(0);
+        let widths = Widths {
+            qkv: widest(&|layer| layer.qkv.out_features()),
+            gate_up: widest(&|layer| layer.ffn.up.out_features()),
+            ffn: widest(&|layer| layer.ffn.width),
+        };
+        let (work, pool, logits) = (None, None, Vec::new());
+        Ok(Self { gpu, spec, kv_dtype, dtype, graphs: options.graphs, weights, widths, work, pool, logits })
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Bytes of weights on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes() as u64
+    }
+
+    /// What computes, and how: changes when its speed may.
+    pub fn device(&self) -> String {
+        let DeviceFacts { name, driver_cuda, .. } = self.gpu.facts();
+        format!("{name}, CUDA {driver_cuda}, {}", self.dtype.name())
+    }
+
+    fn kv_shape(&self, block_size: usize) -> KvShape {
+        let ModelSpec { kv_heads, head_dim, .. } = self.spec;
+        KvShape { kv_heads, head_dim, block_size, dtype: self.kv_dtype }
+    }
+
+    fn group(&self) -> usize {
+        self.spec.heads / self.spec.kv_heads
+    }
+
+    /// What steps may have; a default of its own until [`CausalLm::reserve`] is called.
+    fn limits(&self) -> StepLimits {
+        let table_entries = SEQUENCES * self.spec.context.div_ceil(BLOCK_SIZE);
+        let default = StepLimits { rows: ROWS, sequences: SEQUENCES, table_entries };
+        self.work.as_ref().map_or(default, |work| work.limits)
+    }
+
+    /// Checks a batch; has the memory for it, should it be larger than what was reserved.
+    fn admit(&mut self, batch: &Batch) -> Result<(), ForwardError> {
+        let Some(pool) = &self.pool else { return Err(ForwardError("there is no KV pool yet".into())) };
+        let (blocks, block_size) = (pool.blocks, pool.block_size);
+        batch.check(BatchLimits {
+            vocab_size: self.spec.vocab,
+            context_length: self.spec.context,
+            blocks,
+            block_size,
+        })?;
+        let StepLimits { rows, sequences, table_entries } = self.limits();
+        let larger = StepLimits {
+            rows: rows.max(batch.tokens.len()),
+            sequences: sequences.max(batch.spans.len()),
+            table_entries: table_entries.max(batch.block_tables.len()),
+        };
+        if larger != self.limits() {
+            self.reserve(larger)?;
+        }
+        Ok(())
+    }
+
+    fn stage(&self) -> Stage<'_> {
+        let (Some(work), Some(pool)) = (&self.work, &self.pool) else {
+            unreachable!("a batch is admitted before it runs")
+        };
+        let Self { gpu, spec, weights, .. } = self;
+        Stage { gpu, spec, weights, cache: &pool.cache, work }
+    }
+
+    /// Runs a batch and reads its logits.
+    fn run(&mut self, batch: &Batch) -> Result<(), GpuError> {
+        self.gpu.bind()?;
+        let (Some(work), Some(pool)) = (&self.work, &mut self.pool) else {
+            unreachable!("a batch is admitted before it runs")
+        };
+        let shape = pool.plan.plan(&batch.spans, &batch.positions, &batch.block_tables);
+        // The time until the next step's end is not that step's.
+        pool.queue.clear();
+        self.gpu.send_batch(&pool.plan, &mut pool.queue.slot().plan, &pool.cache.batch)?;
+        pool.queue.slot().inputs.send(&self.gpu, work, batch, 0)?;
+        let (logit_rows, most) = (batch.logit_rows.len(), work.logit_rows_most());
+        self.stage().run_layers(shape, logit_rows)?;
+        let vocab = self.spec.vocab;
+        self.logits.clear();
+        let mut bytes = vec![0; most.min(logit_rows) * vocab * size_of::<f32>()];
+        for first in (0..logit_rows).step_by(most) {
+            let rows = most.min(logit_rows - first);
+            let stage = self.stage();
+            stage.run_head(first, rows, logit_rows)?;
+            let bytes = &mut bytes[..rows * vocab * size_of::<f32>()];
+            self.gpu.read(&stage.work.logits, 0, bytes)?;
+            self.logits.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        }
+        // The staging memory is free for the next batch.
+        self.gpu.synchronize()
+    }
+}
+
+/// The type in which a model's activations lose nothing that its weights have.
+fn own_dtype(linear: &Linear) -> Dtype {
+    let dense = linear.products().find_map(|(weight, ..)| match weight {
+        Weight::Dense(weight) => Some(weight.data()),
+        Weight::Packed(_) => None,
+    });
+    match dense {
+        Some(DenseData::F32(_)) => Dtype::F32,
+        Some(DenseData::F16(_)) => Dtype::F16,
+        Some(DenseData::Bf16(_)) | None => Dtype::Bf16,
+    }
+}
+
+fn dtype_of(dtype: ComputeDtype) -> Dtype {
+    match dtype {
+        ComputeDtype::F32 => Dtype::F32,
+        ComputeDtype::F16 => Dtype::F16,
+        ComputeDtype::Bf16 => Dtype::Bf16,
+    }
+}
+
+impl CausalLm for CudaDecoder {
+    fn reserve(&mut self, limits: StepLimits) -> Result<(), ForwardError> {
+        let sizes = self.pool.as_ref().map(|pool| (pool.blocks, pool.block_size));
+        // The old memory goes first: both together may not fit.
+        (self.work, self.pool) = (None, None);
+        let work = Work::new(&self.gpu, &self.spec, self.widths, limits, self.dtype);
+        self.work = Some(work.map_err(failed)?);
+        if let Some((blocks, block_size)) = sizes {
+            self.allocate_kv(blocks, block_size)?;
+        }
+        Ok(())
+    }
+
+    fn device_memory(&self) -> Result<Option<DeviceMemory>, ForwardError> {
+        self.gpu.bind().map_err(failed)?;
+        let (free, total) = self.gpu.memory().map_err(failed)?;
+        Ok(Some(DeviceMemory { free, total }))
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn StepQueue> {
+        Some(self)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab
+    }
+
+    fn context_length(&self) -> usize {
+        self.spec.context
+    }
+
+    fn kv_bytes_per_token(&self) -> u64 {
+        (self.spec.layers.len() * DeviceKv::token_bytes(self.kv_shape(BLOCK_SIZE))) as u64
+    }
+
+    fn allocate_kv(&mut self, blocks: usize, block_size: usize) -> Result<(), ForwardError> {
+        self.pool = None;
+        if self.work.is_none() {
+            self.reserve(self.limits())?;
+        }
+        self.pool = Some(Pool::new(self, blocks, block_size).map_err(failed)?);
+        self.record();
+        Ok(())
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
+        self.admit(batch)?;
+        self.logits.clear();
+        if !batch.tokens.is_empty() {
+            self.run(batch).map_err(failed)?;
+        }
+        Ok(&self.logits)
+    }
+
+    fn workers(&self) -> usize {
+        1
+    }
+
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    fn forward_each(
+        &mut self,
+        batch: &Batch,
+        meanwhile: &mut dyn FnMut(),
+        each: EachSpan<'_>,
+    ) -> Result<(), ForwardError> {
+        meanwhile();
+        self.forward(batch)?;
+        let vocab = self.spec.vocab;
+        for span in 0..batch.spans.len() {
+            let rows = batch.logits_of(span);
+            if !rows.is_empty() {
+                each(0, span, &self.logits[rows.start * vocab..rows.end * vocab]);
+            }
+        }
+        Ok(())
+    }
+}
