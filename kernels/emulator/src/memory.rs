@@ -108,7 +108,6 @@ impl Memory {
         table.peak = table.peak.max(table.used);
         table.allocations += 1;
         table.blocks.insert(address, block);
-        self.generation.fetch_add(1, Ordering::Release);
         Ok(address)
     }
 
@@ -140,7 +139,7 @@ impl Memory {
         self.read().find(address)
     }
 
-    /// Changes whenever an allocation is made or freed: ranges found before may be stale then.
+    /// Grows with each free: ranges found before may be gone then.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }

@@ -117,6 +117,9 @@ impl Driver {
                 module.unload(memory);
             }
         }
+        // Graphs give their memory back before it is all cleared, and so never another's at its address.
+        state.graphs.retain(|_, graph| graph.device() != device);
+        state.execs.retain(|_, exec| exec.device() != device);
         state.allocations.retain(|_, allocation| allocation.device != device);
         state.streams.retain(|_, stream| stream.device != device);
         state.streams.insert(StreamId::legacy(device), Stream::new(device, true));

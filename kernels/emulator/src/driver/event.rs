@@ -158,7 +158,11 @@ impl Driver {
     /// `cuEventElapsedTime`: milliseconds from one event to another.
     pub(super) fn elapsed(&self, start: u64, end: u64) -> Result<f32> {
         let state = self.lock();
-        state.healthy(state.device_of_event(start)?)?;
+        let device = state.device_of_event(start)?;
+        state.healthy(device)?;
+        if state.device_of_event(end)? != device {
+            return Err(Error::INVALID_HANDLE);
+        }
         let (start, end) = (state.moment(start)?, state.moment(end)?);
         let seconds = match end.checked_duration_since(start) {
             Some(later) => later.as_secs_f64(),

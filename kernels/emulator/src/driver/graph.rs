@@ -21,12 +21,24 @@ impl Graph {
     pub(super) fn new(nodes: Vec<Op>, memory: Arc<GraphMemory>) -> Self {
         Self { nodes: Arc::new(nodes), memory }
     }
+
+    /// Ordinal of the device that it was captured on.
+    pub(super) fn device(&self) -> usize {
+        self.memory.device.ordinal
+    }
 }
 
 /// A graph that can be launched.
 pub(super) struct GraphExec {
     nodes: Arc<Vec<Op>>,
     memory: Arc<GraphMemory>,
+}
+
+impl GraphExec {
+    /// Ordinal of the device that it was captured on.
+    pub(super) fn device(&self) -> usize {
+        self.memory.device.ordinal
+    }
 }
 
 /// Memory that was allocated while capturing; it lives as long as anything that may use it.
@@ -44,8 +56,8 @@ impl GraphMemory {
 impl Drop for GraphMemory {
     fn drop(&mut self) {
         for &address in &self.addresses {
-            // A reset of the device may have freed it before.
-            let _: bool = self.device.memory.free(address);
+            let known = self.device.memory.free(address);
+            assert!(known, "a graph's memory is its own to free");
         }
     }
 }

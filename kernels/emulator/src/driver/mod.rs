@@ -28,8 +28,10 @@ mod streams;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 
 pub(crate) use activity::Activity;
 pub use codes::{Error, Result};
@@ -62,7 +64,10 @@ pub struct Driver {
 
 impl Driver {
     /// A machine of its own.
-    pub fn new(config: Config) -> Arc<Self> {
+    pub fn new(mut config: Config) -> Arc<Self> {
+        if config.threads == 0 {
+            config.threads = thread::available_parallelism().map_or(1, NonZero::get);
+        }
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let device = |ordinal| {
             Arc::new(Device { ordinal, memory: Memory::new(config.memory_bytes), activity: Activity::new() })

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::thread;
 
-use obol_emulator::driver::api::contexts::{cuCtxSynchronize, cuThreadExchangeStreamCaptureMode};
+use obol_emulator::driver::api::contexts::{
+    cuCtxSynchronize, cuDevicePrimaryCtxReset_v2, cuThreadExchangeStreamCaptureMode,
+};
 use obol_emulator::driver::api::graphs::*;
 use obol_emulator::driver::api::memory::*;
 use obol_emulator::driver::api::streams::*;
@@ -321,4 +323,20 @@ fn graphs_are_made_launchable_from_the_host_only() {
     ok!(cuGraphUpload, exec, stream);
     ok!(cuGraphLaunch, exec, stream);
     synchronize(stream);
+}
+
+#[test]
+fn a_reset_ends_graphs_and_their_memory() {
+    let machine = machine();
+    let stream = stream();
+    begin(stream, THREAD_LOCAL);
+    let address: u64 = made!(cuMemAllocAsync, 4, stream);
+    let graph = end(stream);
+    let exec = exec_of(graph);
+    ok!(cuMemFree_v2, address);
+    ok!(cuDevicePrimaryCtxReset_v2, 0);
+    let mut count = 0;
+    assert_eq!(code!(cuGraphGetNodes, graph, std::ptr::null_mut(), &raw mut count), INVALID_VALUE);
+    assert_eq!(code!(cuGraphExecDestroy, exec), INVALID_VALUE);
+    drop(machine);
 }
