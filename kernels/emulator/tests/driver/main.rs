@@ -2,6 +2,7 @@
 
 mod capture;
 mod kernels;
+mod launches;
 mod memory;
 mod modules;
 mod nccl;
