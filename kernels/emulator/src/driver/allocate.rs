@@ -144,10 +144,7 @@ impl Driver {
     }
 
     fn allocate_now(&self, device: usize, bytes: u64) -> Result<u64> {
-        self.devices[device].memory.alloc(bytes).map_err(|refused| {
-            tell(format_args!("device {device}: {refused}"));
-            Error::OUT_OF_MEMORY
-        })
+        self.devices[device].memory.alloc(bytes).map_err(|_| Error::OUT_OF_MEMORY)
     }
 
     /// `cuMemFree`: waits for all work of the device, as any of it may use the memory.

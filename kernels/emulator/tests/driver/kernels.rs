@@ -6,8 +6,13 @@ use obol_emulator::driver::api::modules::{cuLaunchKernel, cuModuleGetFunction, c
 
 use crate::support::*;
 
-/// Kernels `add(out, left, right, count)`, `store(out, value)`, `stopped()`, and `limited()` with 40 KiB of
-/// shared memory and at most 64 threads; and a variable `answer`.
+/// Kernels and a variable `answer`:
+/// - `add(out, left, right, count)`, a thread for each element;
+/// - `store(out, value)` and `stopped()`, which traps;
+/// - `limited()`, with 40 KiB of shared memory and at most 64 threads;
+/// - `tickets(counter, out)`: the first lane of each warp draws a number;
+/// - `races()`: all warps write one word of shared memory;
+/// - `counts(turns)`: one thread is busy for so many turns.
 pub(crate) const PTX: &str = "
 .version 7.0
 .target sm_80
@@ -56,6 +61,48 @@ done:
 .visible .entry stopped()
 {
     trap;
+}
+
+.visible .entry tickets(.param .u64 counter, .param .u64 out)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<5>;
+    .reg .b64 %rd<5>;
+    ld.param.u64 %rd1, [counter];
+    ld.param.u64 %rd2, [out];
+    mov.u32 %r1, %tid.x;
+    and.b32 %r2, %r1, 31;
+    setp.ne.s32 %p1, %r2, 0;
+    @%p1 bra done;
+    atom.global.add.u32 %r3, [%rd1], 1;
+    shr.u32 %r4, %r1, 5;
+    mul.wide.u32 %rd3, %r4, 4;
+    add.s64 %rd4, %rd2, %rd3;
+    st.global.u32 [%rd4], %r3;
+done:
+    ret;
+}
+
+.visible .entry races()
+{
+    .shared .align 4 .b8 word[4];
+    .reg .b32 %r<3>;
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, word;
+    st.shared.u32 [%r2], %r1;
+    ret;
+}
+
+.visible .entry counts(.param .u32 turns)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<3>;
+    ld.param.u32 %r1, [turns];
+again:
+    add.s32 %r1, %r1, -1;
+    setp.ne.s32 %p1, %r1, 0;
+    @%p1 bra again;
+    ret;
 }
 
 .visible .entry limited()

@@ -185,3 +185,23 @@ fn a_captured_kernel_is_replayed_with_its_arguments() {
     synchronize(stream);
     assert_eq!(read::<f32>(values, 2), [8.0, 16.0]);
 }
+
+#[test]
+fn warps_run_in_the_order_that_was_asked_for() {
+    for (reverse_warps, expected) in [(false, [0, 1, 2]), (true, [2, 1, 0])] {
+        let _machine = machine_of(Config { reverse_warps, ..Config::default() });
+        let (counter, out) = (device_of(&[0_u32]), device_of(&[9_u32; 3]));
+        let params = [address_of(&counter), address_of(&out)];
+        assert_eq!(launch(kernel("tickets"), [1, 96], 0, 0, &params), SUCCESS);
+        assert_eq!(read::<u32>(out, 3), expected);
+    }
+}
+
+#[test]
+fn races_are_looked_for_when_asked() {
+    for (racecheck, expected) in [(false, SUCCESS), (true, 719)] {
+        let _machine = machine_of(Config { racecheck, ..Config::default() });
+        assert_eq!(launch(kernel("races"), [1, 64], 0, 0, &[]), SUCCESS);
+        assert_eq!(code!(cuCtxSynchronize), expected);
+    }
+}

@@ -2,12 +2,13 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use obol_emulator::driver::Config;
 use obol_emulator::driver::api::memory::{cuMemAlloc_v2, cuMemGetInfo_v2};
 use obol_emulator::nvml::*;
 
+use crate::kernels::*;
 use crate::support::*;
 
 /// Calls a function that must succeed and whose last argument takes its result.
@@ -81,7 +82,7 @@ fn energy_grows_with_time_and_with_work() {
     let power = || -> u32 { asked!(nvmlDeviceGetPowerUsage, first()) };
     assert_eq!(power(), 50_000);
     let before = energy();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let stream = stream();
     ok!(obol_emulator::driver::api::streams::cuLaunchHostFunc, stream, Some(nap), std::ptr::null_mut());
     synchronize(stream);
@@ -93,6 +94,25 @@ fn energy_grows_with_time_and_with_work() {
     ok!(nvmlDeviceGetUtilizationRates, first(), &raw mut rates);
     assert_eq!(rates, Utilization::default());
     drop(machine);
+}
+
+#[test]
+fn kernels_take_energy_and_keep_a_device_busy() {
+    let _machine = monitored();
+    let energy = || -> u64 { asked!(nvmlDeviceGetTotalEnergyConsumption, first()) };
+    let (start, before) = (Instant::now(), energy());
+    let turns = 200_000_u32;
+    assert_eq!(launch(kernel("counts"), [1, 1], 0, 0, &[address_of(&turns)]), SUCCESS);
+    synchronize(0);
+    let (after, elapsed) = (energy(), start.elapsed());
+    let idle = 50 * elapsed.as_micros() as u64 / 1000;
+    assert!(after - before > idle, "{} mJ, of which {idle} for the time alone", after - before);
+    let mut rates = Utilization::default();
+    ok!(nvmlDeviceGetUtilizationRates, first(), &raw mut rates);
+    assert!((1..=100).contains(&rates.gpu), "{rates:?}");
+    let second: u64 = asked!(nvmlDeviceGetHandleByIndex_v2, 1);
+    ok!(nvmlDeviceGetUtilizationRates, second, &raw mut rates);
+    assert_eq!(rates.gpu, 0);
 }
 
 #[test]
