@@ -1,11 +1,14 @@
 //! Products on a CUDA device, or the emulator of one, against the reference and against the CPU.
 
 #[path = "../kernels/common.rs"]
-#[allow(dead_code, reason = "it serves the CPU's tests too")]
+#[expect(dead_code, reason = "it serves the CPU's tests too")]
 mod common;
+#[path = "../device/mod.rs"]
+mod device;
 
 mod dense;
-mod device;
 mod embed;
+mod experts;
 mod packed;
 mod quantize;
+mod scattered;

@@ -1,9 +1,10 @@
 //! The packed product against the reference, and its row invariance, for each kind of scales.
 
 use crate::common::{KINDS, Random, assert_close, assert_same_bits, packed};
-use crate::device::{Scattered, gpu, rounded, upload};
+use crate::device::{gpu, upload};
+use crate::scattered::{Scattered, rounded};
 use half::f16;
-use obol_kernels::cuda::{DeviceActivations, DevicePacked, Dtype};
+use obol_kernels::cuda::{DeviceActivations, DevicePacked, Dtype, Gpu};
 use obol_kernels::{Activations, Bits, Cpu, GROUP, Packed, ScaleKind, SuperBlock, SuperKind, reference};
 
 /// As Q4_K, Q5_K, Q6_K, Q3_K and Q2_K, and the kinds that no format has: name, bits, kind, and the most that their
@@ -56,15 +57,15 @@ pub(crate) fn every_kind(n: usize, k: usize, seed: u64) -> Vec<(String, Packed)>
 }
 
 /// y (m, n) of rows x, quantised on the device.
-fn product(x: &[f32], w: &DevicePacked, bias: Option<&[f32]>) -> Vec<f32> {
+pub(crate) fn product(gpu: &Gpu, x: &[f32], w: &DevicePacked, bias: Option<&[f32]>) -> Vec<f32> {
     let m = x.len() / w.k();
-    let mut a = DeviceActivations::new(gpu(), m, w.k()).unwrap();
-    let rows = Scattered::dense(x, w.k(), Dtype::F32);
-    gpu().quantize(rows.rows(), m, w.k(), &mut a).unwrap();
-    let bias = bias.map(|bias| upload(bias, Dtype::F32));
-    let y = Scattered::room(m, w.n(), Dtype::F32, 5, w.n() + 3);
-    gpu().matmul_packed(&a, m, w, bias.as_ref(), y.rows()).unwrap();
-    y.read()
+    let mut a = DeviceActivations::new(gpu, m, w.k()).unwrap();
+    let rows = Scattered::dense(gpu, x, w.k(), Dtype::F32);
+    gpu.quantize(rows.rows(), m, w.k(), &mut a).unwrap();
+    let bias = bias.map(|bias| upload(gpu, bias, Dtype::F32));
+    let y = Scattered::room(gpu, m, w.n(), Dtype::F32, 5, w.n() + 3);
+    gpu.matmul_packed(&a, m, w, bias.as_ref(), y.rows()).unwrap();
+    y.read(gpu)
 }
 
 fn expected(x: &[f32], w: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
@@ -97,14 +98,15 @@ const SIZES: [(usize, usize, usize); 16] = [
 
 #[test]
 fn agrees_with_the_reference() {
+    let gpu = &*gpu();
     let mut random = Random(1);
     for (m, n, k) in SIZES {
         for (i, (name, w)) in every_kind(n, k, random.next()).into_iter().enumerate() {
-            let device = gpu().upload_packed(&w).unwrap();
+            let device = gpu.upload_packed(&w).unwrap();
             assert_eq!((device.n(), device.k()), (n, k));
             let (x, bias) = (random.vec(m * k), random.vec(n));
             let bias = (i % 2 == 0).then_some(&bias[..]);
-            let y = product(&x, &device, bias);
+            let y = product(gpu, &x, &device, bias);
             // The terms reach 0.1 * 255 * 32: rounding of k / 32 of them; with two steps 0.01 * 128 * 255 * 16.
             let bound = 4e-7 * k as f32 * if w.bits() == Bits::Four { 1.0 } else { 8.0 };
             assert_close(&y, &expected(&x, &w, bias), bound, &format!("{name} m={m} {n}x{k}"));
@@ -115,6 +117,7 @@ fn agrees_with_the_reference() {
 /// With scales of one and no min all sums are integers under 2^24: any saturation or lost product shows.
 #[test]
 fn integer_sums_are_exact() {
+    let gpu = &*gpu();
     let (n, k, cpu) = (33, 96, Cpu::new(1));
     for (bits, most) in [(Bits::Four, 15u8), (Bits::Eight, 255)] {
         for kind in [ScaleKind::F16, ScaleKind::F16Centred] {
@@ -137,7 +140,7 @@ fn integer_sums_are_exact() {
                             (false, _) => random.below(255) as f32 - 127.0,
                         })
                         .collect();
-                    let y = product(&x, &gpu().upload_packed(&w).unwrap(), None);
+                    let y = product(gpu, &x, &gpu.upload_packed(&w).unwrap(), None);
                     let mut row = vec![0.0; k];
                     for (i, y) in y.iter().enumerate() {
                         w.dequantize_row(i % n, &mut row);
@@ -154,15 +157,16 @@ fn integer_sums_are_exact() {
 
 #[test]
 fn a_row_is_the_same_bit_for_bit_in_every_batch() {
+    let gpu = &*gpu();
     let mut random = Random(3);
     for (n, k, m) in [(17, 96, 70), (130, 2304, 41)] {
         for (name, w) in every_kind(n, k, random.next()) {
-            let w = gpu().upload_packed(&w).unwrap();
+            let w = gpu.upload_packed(&w).unwrap();
             let (x, bias) = (random.vec(m * k), random.vec(n));
-            let all = product(&x, &w, Some(&bias));
+            let all = product(gpu, &x, &w, Some(&bias));
             for rows in [1, 8, 13, 32, 33] {
                 for first in [0, m - rows, random.below(m - rows)] {
-                    let some = product(&x[first * k..(first + rows) * k], &w, Some(&bias));
+                    let some = product(gpu, &x[first * k..(first + rows) * k], &w, Some(&bias));
                     let what = format!("{name} {n}x{k} rows {first}+{rows} of {m}");
                     assert_same_bits(&some, &all[first * n..(first + rows) * n], &what);
                 }
@@ -174,48 +178,51 @@ fn a_row_is_the_same_bit_for_bit_in_every_batch() {
 /// Of rows quantised together the first can be multiplied alone.
 #[test]
 fn multiplies_fewer_rows_than_are_quantised() {
+    let gpu = &*gpu();
     let (m, n, k) = (20, 17, 96);
     let x = Random(4).vec(m * k);
-    let w = gpu().upload_packed(&packed(&Cpu::new(1), n, k, Bits::Four, ScaleKind::F16, 5)).unwrap();
-    let all = product(&x, &w, None);
-    let mut a = DeviceActivations::new(gpu(), m, k).unwrap();
-    let rows = Scattered::dense(&x, k, Dtype::F32);
-    gpu().quantize(rows.rows(), m, k, &mut a).unwrap();
+    let w = gpu.upload_packed(&packed(&Cpu::new(1), n, k, Bits::Four, ScaleKind::F16, 5)).unwrap();
+    let all = product(gpu, &x, &w, None);
+    let mut a = DeviceActivations::new(gpu, m, k).unwrap();
+    let rows = Scattered::dense(gpu, &x, k, Dtype::F32);
+    gpu.quantize(rows.rows(), m, k, &mut a).unwrap();
     for rows in [0, 1, 11] {
-        let y = Scattered::room(rows, n, Dtype::F32, 0, n);
-        gpu().matmul_packed(&a, rows, &w, None, y.rows()).unwrap();
-        assert_same_bits(&y.read(), &all[..rows * n], &format!("{rows} rows"));
+        let y = Scattered::room(gpu, rows, n, Dtype::F32, 0, n);
+        gpu.matmul_packed(&a, rows, &w, None, y.rows()).unwrap();
+        assert_same_bits(&y.read(gpu), &all[..rows * n], &format!("{rows} rows"));
     }
 }
 
 #[test]
 fn results_are_rounded_to_their_type() {
+    let gpu = &*gpu();
     let (n, k) = (17, 96);
-    let w = gpu().upload_packed(&packed(&Cpu::new(1), n, k, Bits::Eight, ScaleKind::F32, 5)).unwrap();
+    let w = gpu.upload_packed(&packed(&Cpu::new(1), n, k, Bits::Eight, ScaleKind::F32, 5)).unwrap();
     for m in [3, 20, 40] {
         let x = Random(6).vec(m * k);
-        let single = product(&x, &w, None);
+        let single = product(gpu, &x, &w, None);
         for dtype in [Dtype::F16, Dtype::Bf16] {
-            let mut a = DeviceActivations::new(gpu(), m, k).unwrap();
-            let rows = Scattered::dense(&x, k, Dtype::F32);
-            gpu().quantize(rows.rows(), m, k, &mut a).unwrap();
-            let y = Scattered::room(m, n, dtype, 1, n + 1);
-            gpu().matmul_packed(&a, m, &w, None, y.rows()).unwrap();
-            assert_same_bits(&y.read(), &rounded(&single, dtype), &format!("{dtype:?} m={m}"));
+            let mut a = DeviceActivations::new(gpu, m, k).unwrap();
+            let rows = Scattered::dense(gpu, &x, k, Dtype::F32);
+            gpu.quantize(rows.rows(), m, k, &mut a).unwrap();
+            let y = Scattered::room(gpu, m, n, dtype, 1, n + 1);
+            gpu.matmul_packed(&a, m, &w, None, y.rows()).unwrap();
+            assert_same_bits(&y.read(gpu), &rounded(&single, dtype), &format!("{dtype:?} m={m}"));
         }
     }
 }
 
 #[test]
 fn what_is_no_number_stays_in_its_row() {
+    let gpu = &*gpu();
     let (n, k) = (33, 160);
     for bits in [Bits::Four, Bits::Eight] {
-        let w = gpu().upload_packed(&packed(&Cpu::new(1), n, k, bits, ScaleKind::F16, 5)).unwrap();
+        let w = gpu.upload_packed(&packed(&Cpu::new(1), n, k, bits, ScaleKind::F16, 5)).unwrap();
         for m in [2, 9, 40] {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = Random(8).vec(m * k);
                 x[k + 70] = bad;
-                for (i, y) in product(&x, &w, None).iter().enumerate() {
+                for (i, y) in product(gpu, &x, &w, None).iter().enumerate() {
                     assert_eq!(y.is_finite(), i / n != 1, "{bits:?} m={m} {bad}: output {i} is {y}");
                 }
             }
@@ -225,41 +232,44 @@ fn what_is_no_number_stays_in_its_row() {
 
 #[test]
 fn a_recorded_product_does_what_it_did() {
+    let gpu = &*gpu();
     let (m, n, k) = (5, 48, 96);
-    let w = gpu().upload_packed(&packed(&Cpu::new(1), n, k, Bits::Four, ScaleKind::F16Centred, 5)).unwrap();
-    let mut a = DeviceActivations::new(gpu(), m, k).unwrap();
+    let w = gpu.upload_packed(&packed(&Cpu::new(1), n, k, Bits::Four, ScaleKind::F16Centred, 5)).unwrap();
+    let mut a = DeviceActivations::new(gpu, m, k).unwrap();
     let mut random = Random(9);
-    let rows = Scattered::dense(&random.vec(m * k), k, Dtype::F32);
-    let y = Scattered::room(m, n, Dtype::F32, 0, n);
-    let graph = gpu()
+    let rows = Scattered::dense(gpu, &random.vec(m * k), k, Dtype::F32);
+    let y = Scattered::room(gpu, m, n, Dtype::F32, 0, n);
+    let graph = gpu
         .capture(|| {
-            gpu().quantize(rows.rows(), m, k, &mut a)?;
-            gpu().matmul_packed(&a, m, &w, None, y.rows())
+            gpu.quantize(rows.rows(), m, k, &mut a)?;
+            gpu.matmul_packed(&a, m, &w, None, y.rows())
         })
         .unwrap();
     for _ in 0..2 {
         let x = random.vec(m * k);
-        gpu().write(&rows.buffer, 0, &crate::device::bytes_of(&x, Dtype::F32)).unwrap();
+        gpu.write(&rows.buffer, 0, &crate::device::bytes_of(&x, Dtype::F32)).unwrap();
         graph.launch().unwrap();
-        assert_same_bits(&y.read(), &product(&x, &w, None), "recorded");
+        assert_same_bits(&y.read(gpu), &product(gpu, &x, &w, None), "recorded");
     }
 }
 
 #[test]
 #[should_panic(expected = "k differs, 64 and 32")]
 fn refuses_rows_of_another_length() {
-    let w = gpu().upload_packed(&packed(&Cpu::new(1), 16, 32, Bits::Four, ScaleKind::F16, 5)).unwrap();
-    let mut a = DeviceActivations::new(gpu(), 1, 64).unwrap();
-    let x = Scattered::dense(&[0.0; 64], 64, Dtype::F32);
-    gpu().quantize(x.rows(), 1, 64, &mut a).unwrap();
-    let y = Scattered::room(1, 16, Dtype::F32, 0, 16);
-    gpu().matmul_packed(&a, 1, &w, None, y.rows()).unwrap();
+    let gpu = &*gpu();
+    let w = gpu.upload_packed(&packed(&Cpu::new(1), 16, 32, Bits::Four, ScaleKind::F16, 5)).unwrap();
+    let mut a = DeviceActivations::new(gpu, 1, 64).unwrap();
+    let x = Scattered::dense(gpu, &[0.0; 64], 64, Dtype::F32);
+    gpu.quantize(x.rows(), 1, 64, &mut a).unwrap();
+    let y = Scattered::room(gpu, 1, 16, Dtype::F32, 0, 16);
+    gpu.matmul_packed(&a, 1, &w, None, y.rows()).unwrap();
 }
 
 #[test]
 #[should_panic(expected = "too far from the centre 4")]
 fn refuses_weights_that_have_no_sign() {
+    let gpu = &*gpu();
     let kind = ("12 - 4 is over 7", Bits::Four, SuperKind::HALVES_CENTRED_4, 15);
     let w = super_packed(&Cpu::new(1), 16, 256, kind, 1);
-    gpu().upload_packed(&w).unwrap();
+    gpu.upload_packed(&w).unwrap();
 }

@@ -1,7 +1,8 @@
 //! Quantising on the device gives the CPU's bits.
 
 use crate::common::Random;
-use crate::device::{Scattered, gpu, rounded};
+use crate::device::gpu;
+use crate::scattered::{Scattered, rounded};
 use obol_kernels::cuda::{DeviceActivations, Dtype, HostActivations};
 use obol_kernels::{Activations, Cpu, GROUP};
 
@@ -26,6 +27,7 @@ fn expected(x: &[f32], k: usize) -> HostActivations {
 
 #[test]
 fn gives_the_bits_of_the_cpu() {
+    let gpu = &*gpu();
     let mut random = Random(1);
     for dtype in Dtype::ALL {
         for (m, k) in [(1, 32), (2, 64), (7, 96), (9, 288), (33, 576), (3, 2080)] {
@@ -43,11 +45,11 @@ fn gives_the_bits_of_the_cpu() {
             let expected = expected(&x, k);
             // Aligned, and not.
             for (start, stride) in [(0, k), (3, k + 5)] {
-                let rows = Scattered::new(&x, k, dtype, start, stride);
-                let mut a = DeviceActivations::new(gpu(), m, k).unwrap();
-                gpu().quantize(rows.rows(), m, k, &mut a).unwrap();
+                let rows = Scattered::new(gpu, &x, k, dtype, start, stride);
+                let mut a = DeviceActivations::new(gpu, m, k).unwrap();
+                gpu.quantize(rows.rows(), m, k, &mut a).unwrap();
                 assert_eq!((a.rows(), a.k()), (m, k));
-                let got = a.download(gpu()).unwrap();
+                let got = a.download(gpu).unwrap();
                 assert_eq!(got, expected, "{dtype:?} ({m}, {k}) from {start} at a distance of {stride}");
             }
         }
@@ -56,26 +58,28 @@ fn gives_the_bits_of_the_cpu() {
 
 #[test]
 fn room_serves_other_shapes() {
+    let gpu = &*gpu();
     let mut random = Random(2);
-    let mut a = DeviceActivations::new(gpu(), 8, 576).unwrap();
+    let mut a = DeviceActivations::new(gpu, 8, 576).unwrap();
     for (m, k) in [(8, 576), (1, 32), (64, 64), (3, 96)] {
         let x = random.vec(m * k);
-        let rows = Scattered::dense(&x, k, Dtype::F32);
-        gpu().quantize(rows.rows(), m, k, &mut a).unwrap();
-        assert_eq!(a.download(gpu()).unwrap(), expected(&x, k), "({m}, {k})");
+        let rows = Scattered::dense(gpu, &x, k, Dtype::F32);
+        gpu.quantize(rows.rows(), m, k, &mut a).unwrap();
+        assert_eq!(a.download(gpu).unwrap(), expected(&x, k), "({m}, {k})");
     }
 }
 
 #[test]
 fn what_is_no_number_shows() {
+    let gpu = &*gpu();
     let k = 96;
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut x = Random(3).vec(2 * k);
         x[k + 40] = bad;
-        let rows = Scattered::dense(&x, k, Dtype::F32);
-        let mut a = DeviceActivations::new(gpu(), 2, k).unwrap();
-        gpu().quantize(rows.rows(), 2, k, &mut a).unwrap();
-        let got = a.download(gpu()).unwrap();
+        let rows = Scattered::dense(gpu, &x, k, Dtype::F32);
+        let mut a = DeviceActivations::new(gpu, 2, k).unwrap();
+        gpu.quantize(rows.rows(), 2, k, &mut a).unwrap();
+        let got = a.download(gpu).unwrap();
         for (group, scale) in got.scales.iter().enumerate() {
             assert_eq!(scale.is_nan(), group == 4, "group {group} of {bad}");
             assert_eq!(got.sums[group].is_nan(), group == 4, "group {group} of {bad}");
@@ -86,15 +90,17 @@ fn what_is_no_number_shows() {
 #[test]
 #[should_panic(expected = "k = 48 is no multiple of 32")]
 fn refuses_part_of_a_group() {
-    let rows = Scattered::dense(&[0.0; 48], 48, Dtype::F32);
-    let mut a = DeviceActivations::new(gpu(), 1, 64).unwrap();
-    gpu().quantize(rows.rows(), 1, 48, &mut a).unwrap();
+    let gpu = &*gpu();
+    let rows = Scattered::dense(gpu, &[0.0; 48], 48, Dtype::F32);
+    let mut a = DeviceActivations::new(gpu, 1, 64).unwrap();
+    gpu.quantize(rows.rows(), 1, 48, &mut a).unwrap();
 }
 
 #[test]
 #[should_panic(expected = "no room for (9, 64)")]
 fn refuses_more_than_there_is_room_for() {
-    let rows = Scattered::dense(&[0.0; 9 * 64], 64, Dtype::F32);
-    let mut a = DeviceActivations::new(gpu(), 8, 64).unwrap();
-    gpu().quantize(rows.rows(), 9, 64, &mut a).unwrap();
+    let gpu = &*gpu();
+    let rows = Scattered::dense(gpu, &[0.0; 9 * 64], 64, Dtype::F32);
+    let mut a = DeviceActivations::new(gpu, 8, 64).unwrap();
+    gpu.quantize(rows.rows(), 9, 64, &mut a).unwrap();
 }
