@@ -29,8 +29,8 @@ def start(tmp_path):
     """`start("--queue-depth", "1")` is a server of the test's own, over one data directory."""
     started: list[harness.Server] = []
 
-    def make(*flags: str) -> harness.Server:
-        own = harness.Server(tmp_path / f"data{len(started)}", *flags)
+    def make(*flags: str, **environment: str) -> harness.Server:
+        own = harness.Server(tmp_path / f"data{len(started)}", *flags, **environment)
         started.append(own)
         return own.start()
 

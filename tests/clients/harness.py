@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -38,6 +39,11 @@ def model() -> str:
 def clean_environment() -> dict[str, str]:
     """Ours without OBOL_*: a test's server is configured by its flags alone."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OBOL_")}
+
+
+def flags_of_all() -> list[str]:
+    """More flags for every server, from OBOL_TEST_FLAGS: the device under test, say."""
+    return shlex.split(os.environ.get("OBOL_TEST_FLAGS", ""))
 
 
 def free_port() -> int:
@@ -152,6 +158,7 @@ class Server:
             f"127.0.0.1:{self.port}",
             "--data-dir",
             str(self.data_dir),
+            *flags_of_all(),
             *self.flags,
             *more,
         ]

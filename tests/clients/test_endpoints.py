@@ -27,6 +27,7 @@ OBOL_NAMES = [
 
 
 # Ids as llama.cpp gives them: no space is put before the text, digits stand alone.
+@pytest.mark.real_model
 @pytest.mark.parametrize(
     ("text", "ids"),
     [
@@ -40,12 +41,14 @@ def test_tokenize_and_back(server, text, ids):
     assert server.ok("/detokenize", {"model": "default", "tokens": ids})["prompt"] == text
 
 
+@pytest.mark.real_model
 def test_every_golden_prompt_tokenizes_as_llama_cpp_does(server, golden):
     for case in golden:
         text = case.get("rendered", case.get("prompt"))
         assert server.ok("/tokenize", {"model": "default", "prompt": text})["tokens"] == case["ids"], text
 
 
+@pytest.mark.real_model
 def test_the_chat_template_renders_as_llama_cpp_does(server, golden):
     for case in golden:
         if "messages" in case:

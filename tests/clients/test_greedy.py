@@ -2,6 +2,10 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+pytestmark = pytest.mark.real_model
+
 # Two implementations round differently; where their outputs part, the two tokens must be this close.
 NEAR_TIE = 0.3
 TOKENS = 64

@@ -15,6 +15,7 @@ def test_models_are_listed_and_found_by_id(client, name):
     assert client.models.retrieve(name).id == name
 
 
+@pytest.mark.real_model
 def test_chat(client, name, golden):
     messages = golden[0]["messages"]
     answer = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=32)

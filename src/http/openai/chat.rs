@@ -92,7 +92,7 @@ fn message(path: &str, value: Value, unknown: UnknownFields) -> Result<Value, In
     Ok(Value::Object(message))
 }
 
-/// A message's text: a string, or text parts put together with nothing between.
+/// A message's text: a string, or text parts with a line break between, as other servers put them together.
 fn text_of(path: &str, content: Value, unknown: UnknownFields) -> Result<String, Invalid> {
     let parts = match content {
         Value::String(text) => return Ok(text),
@@ -104,6 +104,9 @@ fn text_of(path: &str, content: Value, unknown: UnknownFields) -> Result<String,
     };
     let mut whole = String::new();
     for (i, part) in parts.into_iter().enumerate() {
+        if i > 0 {
+            whole.push('\n');
+        }
         let path = format!("{path}[{i}]");
         let mut fields = Fields::of(&path, part)?;
         let type_path = fields.path("type");
