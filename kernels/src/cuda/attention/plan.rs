@@ -328,7 +328,7 @@ pub struct DeviceBatch {
 pub(super) struct RowArguments {
     positions: u64,
     tables: u64,
-    block_tables: u64,
+    pub(super) block_tables: u64,
 }
 
 impl DeviceBatch {
@@ -352,6 +352,18 @@ impl DeviceBatch {
 
     fn address(&self, section: &Range<usize>) -> u64 {
         self.buffer.address() + (section.start * size_of::<u32>()) as u64
+    }
+
+    pub(super) fn spans(&self) -> u64 {
+        self.address(&self.sections.spans)
+    }
+
+    pub(super) fn split_tiles(&self) -> u64 {
+        self.address(&self.sections.split)
+    }
+
+    pub(super) fn tiles(&self) -> u64 {
+        self.address(&self.sections.tiles)
     }
 
     pub(super) fn rows(&self) -> RowArguments {
