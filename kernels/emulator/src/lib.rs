@@ -34,6 +34,13 @@
 //! memory that is read too early holds stale data, always and not just sometimes. Events carry the real
 //! time at which they were reached.
 //!
+//! # What is not there
+//!
+//! Managed and external memory, memory of the host in kernels, of one device in kernels of another, pools
+//! besides each device's default, textures, clusters, cooperative launches, graphs built node by node,
+//! compressed fat binaries; in NCCL sends, receives and splits. Streams do not run side by side, so
+//! nothing is learnt of speed or of races between streams.
+//!
 //! # Environment
 //!
 //! | variable | meaning | default |

@@ -38,10 +38,9 @@ impl Driver {
             36 => 2_000_000,
             14 => 512,
             16 => MULTIPROCESSORS,
-            // Overlap of copies and kernels, mapped host memory, concurrent kernels, unified addresses,
-            // priorities, cached loads, preemption, registered host pointers, cooperative launches,
-            // registered host memory, pools.
-            15 | 19 | 31 | 41 | 78 | 79 | 80 | 90 | 91 | 95 | 99 | 115 => 1,
+            // Overlap of copies and kernels, concurrent kernels, unified addresses, priorities, cached
+            // loads, preemption, registered host memory, pools.
+            15 | 31 | 41 | 78 | 79 | 80 | 90 | 99 | 115 => 1,
             33 => device as u32 + 1,
             37 => 256,
             38 => 32 << 20,

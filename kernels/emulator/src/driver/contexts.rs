@@ -162,14 +162,6 @@ impl Driver {
         self.lock().retained[device] > 0
     }
 
-    /// The device of a context.
-    pub(super) fn device_of_context(&self, handle: u64) -> Result<usize> {
-        let state = self.lock();
-        let device = state.contexts.get(&handle).ok_or(Error::INVALID_CONTEXT)?.device;
-        state.healthy(device)?;
-        Ok(device)
-    }
-
     /// `cuCtxSynchronize`.
     pub(super) fn synchronize(&self, device: usize) -> Result<()> {
         self.lock().check_safe(Safety::WaitsForDevice(device))?;

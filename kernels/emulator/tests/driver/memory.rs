@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 
 use obol_emulator::driver::Config;
+use obol_emulator::driver::api::graphs::cuGraphInstantiateWithFlags;
 use obol_emulator::driver::api::memory::*;
 use obol_emulator::driver::api::{contexts, cuGetErrorName, cuGetProcAddress_v2, cuInit};
 
@@ -241,6 +242,8 @@ fn functions_are_found_by_their_unversioned_names() {
     let (mut address, mut found) = (std::ptr::null(), 9);
     ok!(cuGetProcAddress_v2, c"cuMemAlloc".as_ptr(), &raw mut address, 13_000, 0, &raw mut found);
     assert_eq!((address, found), (cuMemAlloc_v2 as *const c_void, 0));
+    ok!(cuGetProcAddress_v2, c"cuGraphInstantiate".as_ptr(), &raw mut address, 13_000, 0, &raw mut found);
+    assert_eq!(address, cuGraphInstantiateWithFlags as *const c_void);
     assert_eq!(
         code!(cuGetProcAddress_v2, c"cuNoSuch".as_ptr(), &raw mut address, 13_000, 0, &raw mut found),
         500

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use obol_emulator::driver::Config;
 use obol_emulator::driver::api::contexts::cuCtxSynchronize;
-use obol_emulator::driver::api::memory::cuMemsetD8Async;
+use obol_emulator::driver::api::memory::{cuMemcpyDtoHAsync_v2, cuMemsetD8Async, cuMemsetD32Async};
 use obol_emulator::driver::api::streams::*;
 
 use crate::support::*;
@@ -167,6 +167,53 @@ fn threads_use_streams_of_one_machine() {
     });
     for (value, target) in (1..).zip(targets) {
         assert_eq!(read::<u8>(target, 1000), [value; 1000]);
+    }
+}
+
+/// Each thread has a stream and an event. Again and again it puts a number into its memory, waits for an
+/// event of another thread and copies that one's number, which can then only have grown.
+#[test]
+fn threads_that_wait_for_each_others_events_all_get_on() {
+    const THREADS: usize = 3;
+    const TURNS: u32 = 200;
+    let machine = machine();
+    let numbers: Vec<u64> = (0..THREADS).map(|_| device_of(&[0_u32])).collect();
+    let events: Vec<u64> = (0..THREADS).map(|_| event()).collect();
+    let turns = |own: usize| {
+        let _entered = machine.driver.enter();
+        use_device(0);
+        let (stream, seen) = (stream(), Pinned::of(&[0; TURNS as usize]));
+        let mut random = own as u32 + 1;
+        for turn in 0..TURNS {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let other = (own + 1 + random as usize / 7 % (THREADS - 1)) % THREADS;
+            ok!(cuMemsetD32Async, numbers[own], turn + 1, 1, stream);
+            ok!(cuEventRecord, events[own], stream);
+            ok!(cuStreamWaitEvent, stream, events[other], 0);
+            // SAFETY: the turn is one of those there is room for.
+            let to = unsafe { seen.address().cast::<u32>().add(turn as usize) };
+            ok!(cuMemcpyDtoHAsync_v2, to.cast(), numbers[(own + 1) % THREADS], 4, stream);
+            if random.is_multiple_of(5) {
+                synchronize(stream);
+            }
+        }
+        synchronize(stream);
+        assert!(seen.values().is_sorted(), "{:?}", seen.values());
+        assert!(seen.values().iter().all(|&number| number <= TURNS));
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|own| {
+                scope.spawn({
+                    let turns = &turns;
+                    move || turns(own)
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    });
+    for number in numbers {
+        assert_eq!(read::<u32>(number, 1), [TURNS]);
     }
 }
 

@@ -217,12 +217,6 @@ exports! {
         driver.synchronize(device)
     }
 
-    /// Waits for all work of the context's device.
-    fn cuCtxSynchronize_v2(context: u64) |driver| {
-        let device = driver.device_of_context(context)?;
-        driver.synchronize(device)
-    }
-
     /// A device by its bus address.
     fn cuDeviceGetByPCIBusId(device: *mut c_int, address: *const c_char) |driver| {
         driver.is_started()?;

@@ -1,8 +1,6 @@
 //! Graphs.
 
-use std::ffi::{c_char, c_uint};
-
-use super::{exports, set, set_if};
+use super::{exports, set};
 use crate::driver::Error;
 
 /// What an update of a graph says: done, or the graphs differ in their shape.
@@ -23,13 +21,6 @@ exports! {
     fn cuGraphInstantiateWithFlags(exec: *mut u64, graph: u64, flags: u64) |driver| {
         driver.device_here()?;
         set(exec, driver.instantiate(graph, flags)?)
-    }
-
-    /// Makes a graph launchable; the log stays empty.
-    fn cuGraphInstantiate_v2(exec: *mut u64, graph: u64, node: *mut u64, _log: *mut c_char, _bytes: usize) |driver| {
-        driver.device_here()?;
-        set_if(node, 0)?;
-        set(exec, driver.instantiate(graph, 0)?)
     }
 
     /// Puts a graph into a stream.
@@ -72,11 +63,5 @@ exports! {
             return Err(Error::NOT_SUPPORTED);
         }
         set(count, driver.graph_nodes(graph)?)
-    }
-
-    /// Turns off the debug output of a graph: there is none.
-    fn cuGraphDebugDotPrint(graph: u64, _path: *const c_char, _flags: c_uint) |driver| {
-        driver.graph_nodes(graph)?;
-        Err(Error::NOT_SUPPORTED)
     }
 }

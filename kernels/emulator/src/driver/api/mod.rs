@@ -117,7 +117,11 @@ exports! {
 
     /// Address of the newest version of a function.
     fn cuGetProcAddress_v2(name: *const c_char, address: *mut *const c_void, _version: c_int, _flags: u64, found: *mut u32) |_| {
-        let name = text(name)?;
+        // The header renames this one to another name, and not to a version of it.
+        let name = match text(name)? {
+            "cuGraphInstantiate" => "cuGraphInstantiateWithFlags",
+            name => name,
+        };
         let versions = ["_v4", "_v3", "_v2", ""];
         let function = versions.iter().find_map(|version| find_any(&format!("{name}{version}")));
         set(address, function.unwrap_or(std::ptr::null()))?;
