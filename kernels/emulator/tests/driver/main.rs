@@ -3,6 +3,7 @@
 mod capture;
 mod kernels;
 mod launches;
+mod library;
 mod memory;
 mod modules;
 mod nccl;
