@@ -494,7 +494,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_keep(Work work) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample_pick(Work work) {
+// One block a draw: registers matter more than blocks side by side.
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_pick(Work work) {
     __shared__ float logits[CHUNK];
     __shared__ Scratch scratch;
     Block block(work, blockIdx.x, 0, scratch);

@@ -27,7 +27,7 @@ pub use event::Event;
 pub use gpu::{DeviceFacts, Gpu};
 pub use graph::Graph;
 pub use products::{DeviceActivations, DeviceDense, DevicePacked, DevicePick, DeviceTable, HostActivations};
-pub use rows::{DeviceNorm, Feeds, NormKind};
+pub use rows::{DeviceNorm, DeviceRouting, ExpertChoice, Feeds, NormKind};
 pub use sampling::{
     DeviceDraw, DeviceSampler, DrawLayout, DrawLists, DrawRecord, PackedDraws, RECORD_BYTES, SamplingPasses,
     StepTokens, TOP_MAX,

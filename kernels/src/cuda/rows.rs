@@ -1,10 +1,14 @@
 //! Operations on single rows and elements: norms, activations, sums, copies, feeding.
 
 mod elements;
+mod experts;
 mod norms;
 
 pub use elements::Feeds;
+pub use experts::{DeviceRouting, ExpertChoice};
 pub use norms::{DeviceNorm, NormKind};
+
+use experts::ExpertKernels;
 
 use super::gpu::{Kernel, Modules, Shape};
 use super::{DeviceRows, Dtype, GpuError};
@@ -28,17 +32,14 @@ pub(crate) struct RowKernels {
     /// Of elements of 2 and of 4 bytes.
     gather: [Kernel; 2],
     feed: Kernel,
+    experts: ExpertKernels,
 }
 
 const ACTS: [(Act, &str); 3] = [(Act::Silu, "silu"), (Act::GeluTanh, "gelu_tanh"), (Act::Gelu, "gelu")];
 
 impl RowKernels {
     pub(crate) fn load(modules: &Modules) -> Result<Self, GpuError> {
-        let each = |module: &str, name: &str| -> Result<EachDtype, GpuError> {
-            let [f32, f16, bf16] =
-                Dtype::ALL.map(|dtype| modules.kernel(module, &format!("{name}_{}", dtype.name()), 0));
-            Ok([f32?, f16?, bf16?])
-        };
+        let each = |module: &str, name: &str| each_dtype(modules, module, name);
         let acts = |suffix: &str| -> Result<[EachDtype; 3], GpuError> {
             let [silu, gelu_tanh, gelu] = ACTS.map(|(_, name)| each("act", &format!("{name}{suffix}")));
             Ok([silu?, gelu_tanh?, gelu?])
@@ -56,8 +57,15 @@ impl RowKernels {
             softcap: modules.kernel("rows", "softcap", 0)?,
             gather: [modules.kernel("rows", "gather_2", 0)?, modules.kernel("rows", "gather_4", 0)?],
             feed: modules.kernel("rows", "feed", 0)?,
+            experts: ExpertKernels::load(modules)?,
         })
     }
+}
+
+fn each_dtype(modules: &Modules, module: &str, name: &str) -> Result<EachDtype, GpuError> {
+    let [f32, f16, bf16] =
+        Dtype::ALL.map(|dtype| modules.kernel(module, &format!("{name}_{}", dtype.name()), 0));
+    Ok([f32?, f16?, bf16?])
 }
 
 fn act_index(act: Act) -> usize {
