@@ -79,6 +79,34 @@ impl Weight {
         }
     }
 
+    /// The packed matrix, should it be one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        match self {
+            Self::Packed(weight) => Some(weight),
+            Self::Dense(_) => None,
+        }
+    }
+
+    /// The dense matrix, should it be one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dense(&self) -> Option<&Dense> {
+        match self {
+            Self::Packed(_) => None,
+            Self::Dense(weight) => Some(weight),
+        }
+    }
+
+    /// Whether both are kept in the same way.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_alike(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Packed(ours), Self::Packed(theirs)) => obol_kernels::cuda::packed_alike(ours, theirs),
+            (Self::Dense(_), Self::Dense(_)) => true,
+            _ => false,
+        }
+    }
+
     pub(crate) fn out_features(&self) -> usize {
         match self {
             Self::Packed(weight) => weight.n(),

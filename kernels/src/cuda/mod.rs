@@ -26,7 +26,9 @@ pub use error::GpuError;
 pub use event::Event;
 pub use gpu::{DeviceFacts, Gpu};
 pub use graph::Graph;
-pub use products::{DeviceActivations, DeviceDense, DevicePacked, DevicePick, DeviceTable, HostActivations};
+pub use products::{
+    DeviceActivations, DeviceDense, DevicePacked, DevicePick, DeviceTable, HostActivations, packed_alike,
+};
 pub use rows::{DeviceNorm, DeviceRouting, ExpertChoice, Feeds, NormKind};
 pub use sampling::{
     DeviceDraw, DeviceSampler, DrawLayout, DrawLists, DrawRecord, PackedDraws, RECORD_BYTES, SamplingPasses,

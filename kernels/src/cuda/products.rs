@@ -11,7 +11,7 @@ mod packed;
 pub use activations::{DeviceActivations, HostActivations};
 pub use dense::DeviceDense;
 pub use embed::{DevicePick, DeviceTable};
-pub use packed::DevicePacked;
+pub use packed::{DevicePacked, packed_alike};
 
 use super::gpu::{Kernel, Modules, Shape};
 use super::{Buffer, DeviceRows, Dtype, GpuError};

@@ -15,7 +15,7 @@ mod work;
 
 use obol_kernels::cuda::{
     AttentionLimits, AttentionPlan, AttentionWorkspace, DecodeBucket, DeviceBatch, DeviceFacts, DeviceKv,
-    DeviceRope, DrawLayout, Dtype, Gpu, GpuError,
+    DeviceRope, DrawLayout, Dtype, ExpertChoice, Gpu, GpuError,
 };
 use obol_kernels::{DenseData, KvDtype, KvShape};
 
@@ -145,8 +145,17 @@ impl CudaDecoder {
         let widest = |of: &dyn Fn(&DeviceLayer) -> usize| weights.layers.iter().map(of).max().unwrap_or(0);
         let widths = Widths {
             qkv: widest(&|layer| layer.qkv.out_features()),
-            gate_up: widest(&|layer| layer.ffn.up.out_features()),
-            ffn: widest(&|layer| layer.ffn.width),
+            gate_up: widest(&|layer| layer.used() * layer.ffn.up.out_features()),
+            ffn: widest(&|layer| layer.used() * layer.ffn.width),
+            experts: {
+                let mut choices: Vec<ExpertChoice> = Vec::new();
+                for (_, choice) in weights.layers.iter().filter_map(|layer| layer.router.as_ref()) {
+                    if !choices.contains(choice) {
+                        choices.push(*choice);
+                    }
+                }
+                choices
+            },
         };
         let (work, pool, logits) = (None, None, Vec::new());
         Ok(Self { gpu, spec, kv_dtype, dtype, graphs: options.graphs, weights, widths, work, pool, logits })
@@ -268,7 +277,7 @@ impl CausalLm for CudaDecoder {
         let sizes = self.pool.as_ref().map(|pool| (pool.blocks, pool.block_size));
         // The old memory goes first: both together may not fit.
         (self.work, self.pool) = (None, None);
-        let work = Work::new(&self.gpu, &self.spec, self.widths, limits, self.dtype);
+        let work = Work::new(&self.gpu, &self.spec, &self.widths, limits, self.dtype);
         self.work = Some(work.map_err(failed)?);
         if let Some((blocks, block_size)) = sizes {
             self.allocate_kv(blocks, block_size)?;

@@ -39,16 +39,11 @@ enum On {
 }
 
 impl On {
-    /// Every instruction set of this machine, and in a CUDA build the CUDA device, which must be there, for the
-    /// families that run on it.
-    fn everywhere(_family: &str) -> Vec<Self> {
+    /// Every instruction set of this machine, and in a CUDA build the CUDA device, which must be there.
+    fn everywhere() -> Vec<Self> {
         let cpus = Isa::available().into_iter().map(Self::Cpu);
         #[cfg(feature = "cuda")]
-        if !_family.contains("mixtral") && !_family.contains("moe") {
-            return cpus.chain([Self::Cuda]).collect();
-        }
-        #[cfg(feature = "cuda")]
-        return cpus.collect();
+        return cpus.chain([Self::Cuda]).collect();
         #[cfg(not(feature = "cuda"))]
         cpus.collect()
     }
@@ -114,7 +109,7 @@ fn every_family_equals_transformers() {
     for name in families() {
         let expected = expected(&name, "expected.json");
         for path in files(&name) {
-            for on in On::everywhere(&name) {
+            for on in On::everywhere() {
                 let mut model = load(&path, 2, on, POOL);
                 let off = worst(&alone(model.as_mut(), &expected.tokens), &expected.logits);
                 println!("{name} ({}) on {on:?}: off by {off:.1e}", path.extension().is_some());
@@ -136,7 +131,7 @@ fn every_family_gives_the_same_bits_in_every_batch() {
     for name in families() {
         let tokens = expected(&name, "expected.json").tokens;
         let others: Vec<u32> = tokens.iter().rev().copied().collect();
-        for on in On::everywhere(&name) {
+        for on in On::everywhere() {
             let path = &files(&name)[0];
             let alone_in_one = alone(load(path, 1, on, POOL).as_mut(), &tokens);
             let mut model = load(path, 3, on, 3 * POOL);

@@ -45,6 +45,11 @@ impl Kind {
     }
 }
 
+/// Whether the matrices of two experts can be multiplied at once: they have the same shape and kind.
+pub fn packed_alike(one: &Packed, other: &Packed) -> bool {
+    Like::of(one) == Like::of(other)
+}
+
 /// What experts' matrices have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Like {

@@ -2,11 +2,11 @@
 //! the stream one after another.
 
 use obol_kernels::cuda::{
-    AttentionWorkspace, BatchShape, DeviceAttention, DeviceBatch, DeviceKv, DeviceQkv, DeviceRope,
+    AttentionWorkspace, BatchShape, Buffer, DeviceAttention, DeviceBatch, DeviceKv, DeviceQkv, DeviceRope,
     DeviceRows, Dtype, Gpu, GpuError,
 };
 
-use super::weights::{DeviceLayer, DeviceLinear, NormWeights};
+use super::weights::{DeviceLayer, DeviceLinear, DeviceMlp, NormWeights};
 use super::work::Work;
 use crate::spec::ModelSpec;
 
@@ -50,7 +50,7 @@ impl Stage<'_> {
             // ---- attention ----
             let pending = (index > 0).then(|| work.delta());
             let x = self.read(layer.attention_norm.as_ref(), work.residual(), pending, rows)?;
-            layer.qkv.forward(gpu, x, rows, &work.quantized, &work.qkv, work.dtype)?;
+            layer.qkv.forward(gpu, x, rows, &work.quantized, (&work.qkv, work.dtype))?;
             let [q, k, v] = [0, 1, 2].map(|output| layer.qkv.place(output, rows, &work.qkv, work.dtype));
             if let Some(norms) = &layer.qk_norm {
                 for (x, width, norm) in [(q, spec.q_width(), &norms[0]), (k, spec.kv_width(), &norms[1])] {
@@ -76,7 +76,7 @@ impl Stage<'_> {
                 (attended, residual, rows) = (work.kept_attended(), work.kept_residual(), logit_rows);
             }
             let delta = work.delta();
-            layer.attention_out.forward(gpu, attended, rows, &work.quantized, delta.buffer, work.dtype)?;
+            layer.attention_out.forward(gpu, attended, rows, &work.quantized, (delta.buffer, work.dtype))?;
             self.settle(layer.attention_post_norm.as_ref(), rows)?;
             // ---- MLP ----
             let x = self.read(layer.ffn_norm.as_ref(), residual, Some(delta), rows)?;
@@ -96,7 +96,7 @@ impl Stage<'_> {
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         let normed = work.normed();
         let x = DeviceRows { start: first * normed.stride, ..normed };
-        head.forward(gpu, x, rows, &work.quantized, &work.logits, Dtype::F32)?;
+        head.forward(gpu, x, rows, &work.quantized, (&work.logits, Dtype::F32))?;
         if spec.logits_scale != 1.0 {
             gpu.scale(work.logits(), rows, spec.vocab, spec.logits_scale)?;
         }
@@ -161,17 +161,44 @@ impl Stage<'_> {
 
     fn feed_forward(&self, layer: &DeviceLayer, x: DeviceRows<'_>, rows: usize) -> Result<(), GpuError> {
         let Self { gpu, spec, work, .. } = *self;
-        let ffn = &layer.ffn;
-        ffn.up.forward(gpu, x, rows, &work.quantized, &work.gate_up, work.dtype)?;
+        let Some((router, choice)) = &layer.router else {
+            return self.mlp(&layer.ffn, x, rows, None, work.delta().buffer);
+        };
+        let Some(experts) = work.experts(choice) else {
+            unreachable!("there is room for every layer's experts")
+        };
+        router.forward(gpu, x, rows, &work.quantized, (&experts.logits, Dtype::F32))?;
+        let logits = DeviceRows::new(&experts.logits, Dtype::F32, choice.count);
+        gpu.route(&experts.routing, logits, rows)?;
+        let places = rows * choice.used;
+        let gathered = DeviceRows::new(&experts.gathered, work.dtype, spec.hidden);
+        gpu.gather_rows(x, rows, experts.routing.rows_of(), places, spec.hidden, gathered)?;
+        self.mlp(&layer.ffn, gathered, places, Some(experts.routing.ends()), &experts.output)?;
+        let output = DeviceRows::new(&experts.output, work.dtype, spec.hidden);
+        gpu.combine_experts(&experts.routing, output, rows, spec.hidden, work.delta())
+    }
+
+    /// One MLP, or those of experts whose rows end where `ends` says.
+    fn mlp(
+        &self,
+        ffn: &DeviceMlp,
+        x: DeviceRows<'_>,
+        rows: usize,
+        ends: Option<&Buffer>,
+        out: &Buffer,
+    ) -> Result<(), GpuError> {
+        let Self { gpu, spec, work, .. } = *self;
+        ffn.up.multiply(gpu, x, rows, &work.quantized, ends, (&work.gate_up, work.dtype))?;
         let place = |output| ffn.up.place(output, rows, &work.gate_up, work.dtype);
         let activated = if spec.gated {
-            gpu.act_mul(spec.act, place(0), place(1), rows, ffn.width, work.activated())?;
-            work.activated()
+            let activated = DeviceRows::new(&work.activated, work.dtype, ffn.width);
+            gpu.act_mul(spec.act, place(0), place(1), rows, ffn.width, activated)?;
+            activated
         } else {
             gpu.act(spec.act, place(0), rows, ffn.width)?;
             place(0)
         };
-        ffn.down.forward(gpu, activated, rows, &work.quantized, work.delta().buffer, work.dtype)
+        ffn.down.multiply(gpu, activated, rows, &work.quantized, ends, (out, work.dtype))
     }
 }
 

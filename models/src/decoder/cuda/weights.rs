@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use obol_kernels::cuda::{
     Buffer, DeviceActivations, DeviceDense, DeviceNorm, DevicePacked, DevicePick, DeviceRows, DeviceTable,
-    Dtype, Gpu, GpuError, NormKind,
+    Dtype, ExpertChoice, Gpu, GpuError, NormKind,
 };
 
 use super::not_loaded;
@@ -15,7 +15,7 @@ use crate::linear::Linear;
 use crate::spec;
 use crate::weight::Weight;
 
-/// As [`Linear`], on a device.
+/// As [`Linear`], on a device; or the same matrices of several experts.
 pub(super) struct DeviceLinear {
     pub(super) in_features: usize,
     products: Vec<Product>,
@@ -66,11 +66,39 @@ impl DeviceLinear {
                 Ok(Product { weight, bias, first, columns })
             })
             .collect::<Result<_, _>>()?;
-        let output = |output| {
-            let (none, one) = (linear.place(output, 0), linear.place(output, 1));
-            Output { first: one.start - none.start, column: none.start, stride: none.stride }
-        };
-        Ok(Self { in_features, products, outputs: (0..outputs).map(output).collect() })
+        Ok(Self { in_features, products, outputs: outputs_of(linear, outputs) })
+    }
+
+    /// The matrices of all experts, which have the same shapes and, product by product, the same kind of weights.
+    ///
+    /// # Errors
+    /// When the device has no memory, or the kinds differ.
+    pub(super) fn upload_experts(
+        gpu: &Gpu,
+        experts: &[&Linear],
+        outputs: usize,
+        in_features: usize,
+        dtype: Dtype,
+    ) -> Result<Self, LoadError> {
+        let differ = || LoadError::Device("experts of different kinds of weights need --device cpu".into());
+        let mut products = Vec::new();
+        for (at, (weight, bias, first)) in experts[0].products().enumerate() {
+            let all = || experts.iter().filter_map(|linear| linear.products().nth(at));
+            if all().count() != experts.len() || all().any(|(other, ..)| !other.is_alike(weight)) {
+                return Err(differ());
+            }
+            let packed = || all().filter_map(|(weight, ..)| weight.packed()).collect::<Vec<_>>();
+            let dense = || all().filter_map(|(weight, ..)| weight.dense()).collect::<Vec<_>>();
+            let columns = weight.out_features();
+            let weight = match weight {
+                Weight::Packed(_) => gpu.upload_packed_experts(&packed()).map(DeviceWeight::Packed),
+                Weight::Dense(_) => gpu.upload_dense_experts(&dense(), dtype).map(DeviceWeight::Dense),
+            };
+            let biases: Vec<f32> = all().filter_map(|(_, bias, _)| bias).flatten().copied().collect();
+            let bias = bias.map(|_| upload_vector(gpu, &biases)).transpose().map_err(not_loaded)?;
+            products.push(Product { weight: weight.map_err(not_loaded)?, bias, first, columns });
+        }
+        Ok(Self { in_features, products, outputs: outputs_of(experts[0], outputs) })
     }
 
     /// Columns of all outputs together.
@@ -109,8 +137,20 @@ impl DeviceLinear {
         x: DeviceRows<'_>,
         rows: usize,
         quantized: &RefCell<DeviceActivations>,
-        y: &Buffer,
-        dtype: Dtype,
+        y: (&Buffer, Dtype),
+    ) -> Result<(), GpuError> {
+        self.multiply(gpu, x, rows, quantized, None, y)
+    }
+
+    /// As [`DeviceLinear::forward`]; of experts, the rows of each of which end where `ends` says.
+    pub(super) fn multiply(
+        &self,
+        gpu: &Gpu,
+        x: DeviceRows<'_>,
+        rows: usize,
+        quantized: &RefCell<DeviceActivations>,
+        ends: Option<&Buffer>,
+        (y, dtype): (&Buffer, Dtype),
     ) -> Result<(), GpuError> {
         if self.products.iter().any(|product| matches!(product.weight, DeviceWeight::Packed(_))) {
             gpu.quantize(x, rows, self.in_features, &mut quantized.borrow_mut())?;
@@ -118,11 +158,17 @@ impl DeviceLinear {
         for product in &self.products {
             let y = DeviceRows { buffer: y, dtype, start: rows * product.first, stride: product.columns };
             let bias = product.bias.as_ref();
-            match &product.weight {
-                DeviceWeight::Packed(weight) => {
+            match (&product.weight, ends) {
+                (DeviceWeight::Packed(weight), None) => {
                     gpu.matmul_packed(&quantized.borrow(), rows, weight, bias, y)?;
                 }
-                DeviceWeight::Dense(weight) => gpu.matmul_dense(x, rows, weight, bias, y)?,
+                (DeviceWeight::Packed(weight), Some(ends)) => {
+                    gpu.matmul_packed_experts(&quantized.borrow(), rows, ends, weight, bias, y)?;
+                }
+                (DeviceWeight::Dense(weight), None) => gpu.matmul_dense(x, rows, weight, bias, y)?,
+                (DeviceWeight::Dense(weight), Some(ends)) => {
+                    gpu.matmul_dense_experts(x, rows, ends, weight, bias, y)?;
+                }
             }
         }
         Ok(())
@@ -136,6 +182,14 @@ impl DeviceLinear {
         };
         DevicePick { table, indices, start: 0 }
     }
+}
+
+fn outputs_of(linear: &Linear, outputs: usize) -> Vec<Output> {
+    let output = |output| {
+        let (none, one) = (linear.place(output, 0), linear.place(output, 1));
+        Output { first: one.start - none.start, column: none.start, stride: none.stride }
+    };
+    (0..outputs).map(output).collect()
 }
 
 fn upload_vector(gpu: &Gpu, values: &[f32]) -> Result<Buffer, GpuError> {
@@ -191,6 +245,8 @@ pub(super) struct DeviceLayer {
     pub(super) attention_post_norm: Option<NormWeights>,
     pub(super) ffn_norm: Option<NormWeights>,
     pub(super) ffn: DeviceMlp,
+    /// The MLP is of several experts, and this chooses among them: the router, and how.
+    pub(super) router: Option<(DeviceLinear, ExpertChoice)>,
     pub(super) ffn_post_norm: Option<NormWeights>,
 }
 
@@ -222,15 +278,20 @@ impl DeviceLayer {
         let qk_norm = |QkNorms { q, k }: &QkNorms| -> Result<_, GpuError> {
             Ok([NormWeights::rms(gpu, q, spec.norm_eps)?, NormWeights::rms(gpu, k, spec.norm_eps)?])
         };
-        let ffn = match &layer.ffn {
-            Ffn::Dense(Mlp { width, up, down, .. }) => DeviceMlp {
-                width: *width,
-                up: linear(up, 1 + usize::from(spec.gated), spec.hidden)?,
-                down: linear(down, 1, *width)?,
-            },
-            Ffn::Experts(_) => {
-                let said = "a mixture of experts does not run on CUDA devices yet; use --device cpu";
-                return Err(LoadError::Device(said.into()));
+        let (ffn, router) = match &layer.ffn {
+            Ffn::Dense(Mlp { width, up, down, .. }) => {
+                let up = linear(up, 1 + usize::from(spec.gated), spec.hidden)?;
+                (DeviceMlp { width: *width, up, down: linear(down, 1, *width)? }, None)
+            }
+            Ffn::Experts(experts) => {
+                let spec::ExpertsSpec { count, used, width, normalized } = experts.spec;
+                let all = |part: fn(&Mlp) -> &Linear| experts.experts.iter().map(part).collect::<Vec<_>>();
+                let (up, down) = (all(|expert| &expert.up), all(|expert| &expert.down));
+                let outputs = 1 + usize::from(spec.gated);
+                let up = DeviceLinear::upload_experts(gpu, &up, outputs, spec.hidden, dtype)?;
+                let down = DeviceLinear::upload_experts(gpu, &down, 1, width, dtype)?;
+                let router = linear(&experts.router, 1, spec.hidden)?;
+                (DeviceMlp { width, up, down }, Some((router, ExpertChoice { count, used, normalized })))
             }
         };
         Ok(Self {
@@ -241,14 +302,23 @@ impl DeviceLayer {
             attention_post_norm: norm(&layer.attention_post_norm)?,
             ffn_norm: norm(&layer.ffn_norm)?,
             ffn,
+            router,
             ffn_post_norm: norm(&layer.ffn_post_norm)?,
         })
+    }
+
+    /// Experts that a row takes; 1 without experts.
+    pub(super) fn used(&self) -> usize {
+        self.router.as_ref().map_or(1, |(_, choice)| choice.used)
     }
 
     pub(super) fn bytes(&self) -> usize {
         let norms = [&self.attention_norm, &self.attention_post_norm, &self.ffn_norm, &self.ffn_post_norm];
         let norms = norms.into_iter().flatten().chain(self.qk_norm.iter().flatten());
         let linears = [&self.qkv, &self.attention_out, &self.ffn.up, &self.ffn.down];
-        norms.map(NormWeights::bytes).sum::<usize>() + linears.map(DeviceLinear::bytes).iter().sum::<usize>()
+        let router = self.router.as_ref().map_or(0, |(router, _)| router.bytes());
+        router
+            + norms.map(NormWeights::bytes).sum::<usize>()
+            + linears.map(DeviceLinear::bytes).iter().sum::<usize>()
     }
 }

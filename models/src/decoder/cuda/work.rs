@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 
-use obol_kernels::cuda::{Buffer, DeviceActivations, DeviceRows, Dtype, Gpu, GpuError};
+use obol_kernels::cuda::{
+    Buffer, DeviceActivations, DeviceRouting, DeviceRows, Dtype, ExpertChoice, Gpu, GpuError,
+};
 
 use crate::queue::StepLimits;
 use crate::spec::ModelSpec;
@@ -12,13 +14,28 @@ use crate::spec::ModelSpec;
 const LOGIT_ROWS: usize = 64;
 
 /// Widths of a model's buffers, beyond what its spec says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Widths {
     /// Of q, k and v.
     pub(super) qkv: usize,
-    /// Of gate and up.
+    /// Of gate and up, of all experts that a row takes.
     pub(super) gate_up: usize,
+    /// Of an MLP's activations, likewise.
     pub(super) ffn: usize,
+    /// The ways in which layers choose experts; mostly one or none.
+    pub(super) experts: Vec<ExpertChoice>,
+}
+
+/// What layers with experts need.
+pub(super) struct ExpertWork {
+    choice: ExpertChoice,
+    pub(super) routing: DeviceRouting,
+    /// (rows, experts) f32
+    pub(super) logits: Buffer,
+    /// The experts' inputs, (rows * used, hidden).
+    pub(super) gathered: Buffer,
+    /// Their outputs.
+    pub(super) output: Buffer,
 }
 
 /// Buffers between operations, (rows, width) for the most rows of a step.
@@ -47,12 +64,12 @@ pub(super) struct Work {
     /// What a layer's half adds to the residual: hidden.
     delta: Buffer,
     pub(super) gate_up: Buffer,
-    activated: Buffer,
+    pub(super) activated: Buffer,
+    experts: Vec<ExpertWork>,
     /// ([`Work::logit_rows_most`], vocab) f32
     pub(super) logits: Buffer,
     hidden: usize,
     q_width: usize,
-    ffn: usize,
     vocab: usize,
 }
 
@@ -60,7 +77,7 @@ impl Work {
     pub(super) fn new(
         gpu: &Gpu,
         spec: &ModelSpec,
-        widths: Widths,
+        widths: &Widths,
         limits: StepLimits,
         dtype: Dtype,
     ) -> Result<Self, GpuError> {
@@ -68,7 +85,18 @@ impl Work {
         let (hidden, q_width) = (spec.hidden, spec.q_width());
         let of = |width: usize| gpu.allocate(rows * width * dtype.bytes());
         let single = |rows: usize, width: usize| gpu.allocate(rows * width * Dtype::F32.bytes());
-        let widest = hidden.max(q_width).max(widths.ffn);
+        let expert = |choice: &ExpertChoice| {
+            Ok(ExpertWork {
+                choice: *choice,
+                routing: gpu.routing(rows, *choice)?,
+                logits: single(rows, choice.count)?,
+                gathered: of(choice.used * hidden)?,
+                output: of(choice.used * hidden)?,
+            })
+        };
+        let experts = widths.experts.iter().map(expert).collect::<Result<Vec<_>, GpuError>>()?;
+        let used = widths.experts.iter().map(|choice| choice.used).max().unwrap_or(1);
+        let widest = (hidden * used).max(q_width).max(widths.ffn);
         Ok(Self {
             limits,
             dtype,
@@ -85,10 +113,10 @@ impl Work {
             delta: of(hidden)?,
             gate_up: of(widths.gate_up)?,
             activated: of(widths.ffn)?,
+            experts,
             logits: single(logit_rows_most(limits), spec.vocab)?,
             hidden,
             q_width,
-            ffn: widths.ffn,
             vocab: spec.vocab,
         })
     }
@@ -122,8 +150,9 @@ impl Work {
         DeviceRows::new(&self.delta, self.dtype, self.hidden)
     }
 
-    pub(super) fn activated(&self) -> DeviceRows<'_> {
-        DeviceRows::new(&self.activated, self.dtype, self.ffn)
+    /// What layers that choose so need.
+    pub(super) fn experts(&self, choice: &ExpertChoice) -> Option<&ExpertWork> {
+        self.experts.iter().find(|experts| experts.choice == *choice)
     }
 
     pub(super) fn logits(&self) -> DeviceRows<'_> {
