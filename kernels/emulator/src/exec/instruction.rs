@@ -136,17 +136,17 @@ pub(crate) fn host_is_fast() -> bool {
     return false;
 }
 
-/// Makes a [`Handler`] of a function of `(&mut Warp, &Instruction, mask)` that captures nothing: once
-/// for any host, and on x86-64 once more with AVX2 and FMA.
+/// Makes a [`Handler`] of code that is written like a closure of `(&mut Warp, &Instruction, mask)` but
+/// captures nothing: once for any host, and on x86-64 once more with AVX2 and FMA.
 macro_rules! handler {
-    ($code:expr) => {{
+    (|$warp:tt, $instruction:tt, $mask:tt| $code:expr) => {{
         #[inline(always)]
         fn code(
-            warp: &mut $crate::exec::warp::Warp<'_>,
-            instruction: &$crate::exec::instruction::Instruction,
-            mask: u32,
+            $warp: &mut $crate::exec::warp::Warp<'_>,
+            $instruction: &$crate::exec::instruction::Instruction,
+            $mask: u32,
         ) -> $crate::exec::instruction::Outcome {
-            ($code)(warp, instruction, mask)
+            $code
         }
         fn plain(
             warp: &mut $crate::exec::warp::Warp<'_>,
@@ -175,17 +175,13 @@ macro_rules! handler {
 /// A [`Handler`] that computes each lane of `d[0]` from that lane of `s[0]`, `s[1]`, ...
 macro_rules! map {
     (|$a:ident: $A:ty| $body:expr) => {
-        handler!(|w: &mut _, i: &_, m: u32| { $crate::exec::instruction::map1(w, i, m, |$a: $A| $body) })
+        handler!(|w, i, m| { $crate::exec::instruction::map1(w, i, m, |$a: $A| $body) })
     };
     (|$a:ident: $A:ty, $b:ident: $B:ty| $body:expr) => {
-        handler!(|w: &mut _, i: &_, m: u32| {
-            $crate::exec::instruction::map2(w, i, m, |$a: $A, $b: $B| $body)
-        })
+        handler!(|w, i, m| { $crate::exec::instruction::map2(w, i, m, |$a: $A, $b: $B| $body) })
     };
     (|$a:ident: $A:ty, $b:ident: $B:ty, $c:ident: $C:ty| $body:expr) => {
-        handler!(|w: &mut _, i: &_, m: u32| {
-            $crate::exec::instruction::map3(w, i, m, |$a: $A, $b: $B, $c: $C| $body)
-        })
+        handler!(|w, i, m| { $crate::exec::instruction::map3(w, i, m, |$a: $A, $b: $B, $c: $C| $body) })
     };
 }
 

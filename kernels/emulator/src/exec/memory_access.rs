@@ -2,7 +2,7 @@
 
 use super::builder::Address;
 use super::instruction::{Instruction, Space, Stop};
-use super::registers::{LANES, Row, lanes};
+use super::registers::{ALL, LANES, Row, lanes};
 use super::shared::Access;
 use super::warp::Warp;
 use crate::fault::FaultKind;
@@ -85,6 +85,9 @@ impl Warp<'_> {
         }
         match at.space {
             Space::Global => {
+                if mask == ALL && self.all_in_one_range(&addresses, bytes) {
+                    return Ok(addresses.map(|a| a as usize));
+                }
                 for lane in lanes(mask) {
                     let start = addresses[lane];
                     let end = start.wrapping_add(u64::from(bytes));
@@ -94,6 +97,12 @@ impl Warp<'_> {
                 }
             }
             Space::Shared => {
+                let highest = addresses.iter().fold(0, |high, &a| a.max(high));
+                let end = highest.saturating_add(u64::from(bytes));
+                if mask == ALL && end <= u64::from(self.shared.bytes()) && !self.shared.looks_for_races() {
+                    let start = self.shared.start();
+                    return Ok(addresses.map(|a| a as usize + start));
+                }
                 for lane in lanes(mask) {
                     addresses[lane] = self.shared_address(lane, addresses[lane], bytes, access)?;
                 }
@@ -126,6 +135,14 @@ impl Warp<'_> {
             }
         }
         Ok(addresses.map(|a| a as usize))
+    }
+
+    /// The most frequent case: one allocation holds what all lanes ask for.
+    #[inline(always)]
+    fn all_in_one_range(&mut self, addresses: &[u64; LANES], bytes: u32) -> bool {
+        let (lowest, highest) = addresses.iter().fold((u64::MAX, 0), |(l, h), &a| (a.min(l), a.max(h)));
+        let end = highest.saturating_add(u64::from(bytes));
+        self.ranges.ranges.iter().any(|r| r.0 <= lowest && end <= r.1)
     }
 
     /// Host address of `bytes` bytes at an offset in shared memory.

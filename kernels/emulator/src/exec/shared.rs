@@ -66,6 +66,11 @@ impl Shared {
         self.phase.set(self.phase.get() + 1);
     }
 
+    /// Accesses are noted, one by one.
+    pub(crate) fn looks_for_races(&self) -> bool {
+        self.touched.is_some()
+    }
+
     /// Notes an access by `warp`; the byte and the other warp where it races.
     pub(crate) fn touch(&self, offset: u32, bytes: u32, warp: u32, access: Access) -> Result<(), (u32, u32)> {
         let Some(touched) = &self.touched else { return Ok(()) };

@@ -45,6 +45,15 @@ impl Device {
         Self { memory, module, options }
     }
 
+    /// Address of a copy of `values` on the device.
+    pub(crate) fn put<T: Plain>(&self, values: &[T]) -> u64 {
+        let address = self.memory.alloc(size_of_val(values) as u64).expect("fits");
+        let to = std::ptr::with_exposed_provenance_mut::<T>(address as usize);
+        // SAFETY: the allocation is as large as the slice.
+        unsafe { to.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        address
+    }
+
     /// Address of fresh memory for `count` values.
     pub(crate) fn room<T: Plain>(&self, count: usize) -> u64 {
         self.memory.alloc((count * size_of::<T>()) as u64).expect("fits")

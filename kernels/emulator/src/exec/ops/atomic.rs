@@ -34,8 +34,7 @@ pub(super) fn decode<'a>(
     let returns = statement.name == "atom";
     let first = usize::from(returns);
     let operand = |k: usize| statement.operand(k).ok_or("an operand is missing");
-    let mut instruction =
-        Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| update(w, i, m)));
+    let mut instruction = Instruction::new(handler!(|w, i, m| update(w, i, m)));
     let address = builder.address(operand(first)?, statement)?;
     instruction.space = address.space;
     instruction.s[0] = address.base;

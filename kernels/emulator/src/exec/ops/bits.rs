@@ -45,7 +45,7 @@ pub(super) fn decode<'a>(
             (Some(map!(|a: u32, b: u32, c: u32| permute(a, b, c))), kind, &[word, word, word])
         }
         "lop3" if statement.modifiers == ["b32"] => {
-            (Some(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| look_up(w, i, m))), kind, &[word; 4])
+            (Some(handler!(|w, i, m| look_up(w, i, m))), kind, &[word; 4])
         }
         _ => (None, kind, &[]),
     };
@@ -116,7 +116,7 @@ fn extract(kind: Type) -> Option<Handler> {
 fn insert(kind: Type) -> Option<Handler> {
     macro_rules! insert {
         ($T:ty) => {
-            handler!(|warp: &mut Warp<'_>, i: &Instruction, mask: u32| {
+            handler!(|warp, i, mask| {
                 let a = warp.registers.row::<$T>(i.s[0]);
                 let b = warp.registers.row::<$T>(i.s[1]);
                 let (start, length) = (warp.words(i.s[2]), warp.words(i.s[3]));

@@ -15,7 +15,7 @@ pub(super) fn decode<'a>(
 ) -> Result<Instruction, Problem> {
     let word = Type::B32;
     if statement.name == "activemask" {
-        let code = handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        let code = handler!(|w, i, m| {
             w.registers.write(i.d[0], m, &[m; LANES]);
             Ok(())
         });
@@ -98,7 +98,7 @@ fn shuffle(statement: &Statement<'_>) -> Option<Handler> {
     }
     macro_rules! shuffle {
         ($mode:expr) => {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, group| {
+            handler!(|w, i, m| groups(w, i, m, |w, group| {
                 let (a, b, c) = (w.words(i.s[0]), w.words(i.s[1]), w.words(i.s[2]));
                 let mut values = [NOTHING; LANES];
                 let mut found = [0_u8; LANES];
@@ -130,7 +130,7 @@ fn yes(warp: &Warp<'_>, i: &Instruction, group: u32) -> u32 {
 }
 
 fn ballot() -> Handler {
-    handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, group| {
+    handler!(|w, i, m| groups(w, i, m, |w, group| {
         let votes = yes(w, i, group);
         w.registers.write(i.d[0], group, &[votes; LANES]);
     }))
@@ -139,7 +139,7 @@ fn ballot() -> Handler {
 fn vote(statement: &Statement<'_>) -> Option<Handler> {
     macro_rules! vote {
         (|$votes:ident, $group:ident| $body:expr) => {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, $group| {
+            handler!(|w, i, m| groups(w, i, m, |w, $group| {
                 let $votes = yes(w, i, $group);
                 w.registers.write(i.d[0], $group, &[u8::from($body); LANES]);
             }))
@@ -156,13 +156,13 @@ fn vote(statement: &Statement<'_>) -> Option<Handler> {
 /// `match.any`: the lanes with the same value; `match.all`: all lanes, if they have one value.
 fn matching(statement: &Statement<'_>) -> Handler {
     if statement.has("any") {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, group| {
+        handler!(|w, i, m| groups(w, i, m, |w, group| {
             let a = *w.words(i.s[0]);
             let same = |l: usize| lanes(group).filter(|&o| a[o] == a[l]).fold(0, |mask, o| mask | 1 << o);
             w.registers.write(i.d[0], group, &std::array::from_fn::<u32, LANES, _>(same));
         }))
     } else {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, group| {
+        handler!(|w, i, m| groups(w, i, m, |w, group| {
             let a = *w.words(i.s[0]);
             let same = lanes(group).all(|l| a[l] == a[group.trailing_zeros() as usize]);
             w.registers.write(i.d[0], group, &[if same { group } else { 0 }; LANES]);
@@ -176,7 +176,7 @@ fn matching(statement: &Statement<'_>) -> Handler {
 fn redux(statement: &Statement<'_>, kind: Type) -> Option<Handler> {
     macro_rules! redux {
         ($T:ty, $join:expr) => {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, group| {
+            handler!(|w, i, m| groups(w, i, m, |w, group| {
                 let a = *w.registers.row::<$T>(i.s[0]);
                 let join: fn($T, $T) -> $T = $join;
                 let value = lanes(group).map(|l| a[l]).reduce(join).unwrap_or_default();
@@ -199,7 +199,7 @@ fn redux(statement: &Statement<'_>, kind: Type) -> Option<Handler> {
 
 /// `elect.sync d|p, members`: one lane, the lowest, has the predicate.
 fn elect() -> Handler {
-    handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| groups(w, i, m, |w, group| {
+    handler!(|w, i, m| groups(w, i, m, |w, group| {
         let leader = group.trailing_zeros();
         if i.d[0] != Row::NONE {
             w.registers.write(i.d[0], group, &[leader; LANES]);

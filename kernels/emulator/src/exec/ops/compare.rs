@@ -126,11 +126,7 @@ fn set_predicate<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Re
     };
     let joined = statement.operand(3);
     let simple = joined.is_none() && second.is_none();
-    let mut instruction = Instruction::new(if simple {
-        compare
-    } else {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| join(w, i, m))
-    });
+    let mut instruction = Instruction::new(if simple { compare } else { handler!(|w, i, m| join(w, i, m)) });
     instruction.d[0] = builder.target(first, Type::Pred)?;
     if let Some(second) = second {
         instruction.d[1] = builder.target(second, Type::Pred)?;
@@ -203,8 +199,8 @@ fn set<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<Instr
         return Err("set with a predicate".to_owned());
     }
     let code = match halves {
-        Some(_) => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| set_pair(w, i, m)),
-        None => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| set_one(w, i, m)),
+        Some(_) => handler!(|w, i, m| set_pair(w, i, m)),
+        None => handler!(|w, i, m| set_one(w, i, m)),
     };
     let mut inner = Instruction::new(compare);
     let mut instruction = builder.operands(Instruction::new(code), statement, target, &[kind, kind])?;

@@ -30,7 +30,7 @@ pub(super) fn decode<'a>(
         "exit" => exit(),
         "ret" => leave(builder),
         "call" => return call(builder, statement),
-        "trap" | "brkpt" => Instruction::new(handler!(|_: &mut Warp<'_>, _: &Instruction, m: u32| {
+        "trap" | "brkpt" => Instruction::new(handler!(|_, _, m| {
             Err(Stop::at(m.trailing_zeros() as usize, FaultKind::Trap))
         })),
         "bar" | "barrier" => barrier(builder, statement)?,
@@ -49,7 +49,7 @@ pub(super) fn decode<'a>(
 }
 
 fn nothing() -> Instruction {
-    Instruction::new(handler!(|_: &mut Warp<'_>, _: &Instruction, _: u32| Ok(())))
+    Instruction::new(handler!(|_, _, _| Ok(())))
 }
 
 fn exit() -> Instruction {
@@ -83,7 +83,7 @@ fn call<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<Vec<
     let name = operand(1)?;
     let Some(frame) = builder.layout.frames.get(name) else {
         let mut instruction = Instruction::new(match name {
-            "__assertfail" => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| assertion(w, i, m)),
+            "__assertfail" => handler!(|w, i, m| assertion(w, i, m)),
             // What a kernel prints goes nowhere.
             "vprintf" => return Ok(vec![nothing()]),
             _ => return Err(format!("{name} is not in the module, or calls itself")),
@@ -95,7 +95,7 @@ fn call<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<Vec<
     if arguments.len() != callee.params.len() || results.len() != callee.returns.len() {
         return Err(format!("{name} takes other arguments"));
     }
-    let mut into = Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+    let mut into = Instruction::new(handler!(|w, i, m| {
         copy_locals(w, i, m);
         w.registers.write(i.d[0], m, &[w.current + 1; LANES]);
         Ok(())
@@ -105,7 +105,7 @@ fn call<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<Vec<
     into.d[0] = frame.return_to;
     let taken = arguments.iter().zip(&callee.params);
     into.wide = taken.flat_map(|(&from, p)| [Row(from), Row(frame.params + p.offset), Row(p.size)]).collect();
-    let mut back = Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+    let mut back = Instruction::new(handler!(|w, i, m| {
         copy_locals(w, i, m);
         Ok(())
     }));
@@ -153,7 +153,7 @@ fn barrier<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<I
         return Ok(instruction);
     }
     if statement.has("arrive") {
-        let mut instruction = Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        let mut instruction = Instruction::new(handler!(|w, i, m| {
             let lane = m.trailing_zeros() as usize;
             let barrier = w.words(i.s[0])[lane];
             check_number(barrier, lane)?;
@@ -163,8 +163,7 @@ fn barrier<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<I
         instruction.s[0] = builder.source(operand(0)?, word)?;
         return Ok(instruction);
     }
-    let mut instruction =
-        Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| wait(w, i, m)));
+    let mut instruction = Instruction::new(handler!(|w, i, m| wait(w, i, m)));
     instruction.kind = Kind::Barrier;
     let votes = statement.has("red");
     let first = usize::from(votes);

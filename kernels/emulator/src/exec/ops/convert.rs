@@ -32,7 +32,7 @@ pub(super) fn decode<'a>(
     };
     let exact = target_bytes == to.bytes() && source_bytes == from.bytes();
     let quick = if exact { quick(statement, to, from) } else { None };
-    let slow = || handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| any(w, i, m));
+    let slow = || handler!(|w, i, m| any(w, i, m));
     let mut instruction = Instruction::new(quick.unwrap_or_else(slow));
     instruction.d[0] = target;
     instruction.s[0] = source;
@@ -237,7 +237,7 @@ fn pair<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>, to: Type) -> R
         Type::Bf16x2 if nearest && !other => {
             map!(|a: f32, b: f32| [Bf16::from_f32(b), Bf16::from_f32(a)])
         }
-        _ => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        _ => handler!(|w, i, m| {
             let (a, b) = (*w.registers.row::<f32>(i.s[0]), *w.registers.row::<f32>(i.s[1]));
             let one = |v: f32| float(i, f64::from(v)) as u32;
             w.registers.write(i.d[0], m, &std::array::from_fn(|l| one(a[l]) << 16 | one(b[l])));

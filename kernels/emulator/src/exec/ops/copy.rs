@@ -15,20 +15,16 @@ pub(super) fn decode<'a>(
     statement: &Statement<'a>,
 ) -> Result<Instruction, Problem> {
     match statement.modifiers[..] {
-        ["async", "commit_group"] => {
-            Ok(Instruction::new(handler!(|w: &mut Warp<'_>, _: &Instruction, m: u32| {
-                w.copies.commit(m);
-                Ok(())
-            })))
-        }
-        ["async", "wait_all"] => {
-            Ok(Instruction::new(handler!(|w: &mut Warp<'_>, _: &Instruction, m: u32| {
-                w.copies.wait(m, None, w.shared);
-                Ok(())
-            })))
-        }
+        ["async", "commit_group"] => Ok(Instruction::new(handler!(|w, _, m| {
+            w.copies.commit(m);
+            Ok(())
+        }))),
+        ["async", "wait_all"] => Ok(Instruction::new(handler!(|w, _, m| {
+            w.copies.wait(m, None, w.shared);
+            Ok(())
+        }))),
         ["async", "wait_group"] => {
-            let mut instruction = Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+            let mut instruction = Instruction::new(handler!(|w, i, m| {
                 w.copies.wait(m, Some(i.immediate as u32), w.shared);
                 Ok(())
             }));
@@ -43,8 +39,7 @@ pub(super) fn decode<'a>(
 
 fn issue<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<Instruction, Problem> {
     let operand = |k: usize| statement.operand(k).ok_or("an operand is missing");
-    let mut instruction =
-        Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| copy(w, i, m)));
+    let mut instruction = Instruction::new(handler!(|w, i, m| copy(w, i, m)));
     let to = builder.address(operand(0)?, statement)?;
     let from = builder.address(operand(1)?, statement)?;
     instruction.s[0] = to.base;

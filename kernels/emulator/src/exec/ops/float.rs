@@ -4,7 +4,6 @@ use super::number::{add_to_odd, greatest, least, round_to_f32};
 use super::{Rounding, rounding};
 use crate::exec::builder::{Builder, Problem};
 use crate::exec::instruction::{Handler, Instruction, handler, map, map1, map2, map3};
-use crate::exec::warp::Warp;
 use crate::ptx::{Statement, Type};
 
 pub(super) fn decode<'a>(
@@ -71,7 +70,7 @@ macro_rules! single {
         if $plain {
             map!(|$a: f32| $body)
         } else {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| map1(w, i, m, |$a: f32| {
+            handler!(|w, i, m| map1(w, i, m, |$a: f32| {
                 let $a = i.enter($a);
                 i.finish($body)
             }))
@@ -81,7 +80,7 @@ macro_rules! single {
         if $plain {
             map!(|$a: f32, $b: f32| $body)
         } else {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| map2(w, i, m, |$a: f32, $b: f32| {
+            handler!(|w, i, m| map2(w, i, m, |$a: f32, $b: f32| {
                 let ($a, $b) = (i.enter($a), i.enter($b));
                 i.finish($body)
             }))
@@ -91,7 +90,7 @@ macro_rules! single {
         if $plain {
             map!(|$a: f32, $b: f32, $c: f32| $body)
         } else {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+            handler!(|w, i, m| {
                 map3(w, i, m, |$a: f32, $b: f32, $c: f32| {
                     let ($a, $b, $c) = (i.enter($a), i.enter($b), i.enter($c));
                     i.finish($body)

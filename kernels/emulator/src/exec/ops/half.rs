@@ -5,7 +5,6 @@ use super::number::{Bf16, F16, Half, fma_half, greatest, least};
 use super::{Rounding, rounding};
 use crate::exec::builder::{Builder, Problem};
 use crate::exec::instruction::{Handler, Instruction, handler, map1, map2, map3};
-use crate::exec::warp::Warp;
 use crate::ptx::{Statement, Type};
 
 pub(super) fn decode<'a>(
@@ -66,7 +65,7 @@ impl Instruction {
 /// Handlers of one operation, for a half or for both halves of a pair.
 macro_rules! one {
     ($H:ty, scalar, |$a:ident| $body:expr) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        handler!(|w, i, m| {
             let f = |$a: $H| {
                 let $a = i.enter_half($a);
                 i.finish_half($body)
@@ -75,7 +74,7 @@ macro_rules! one {
         })
     };
     ($H:ty, pair, |$a:ident| $body:expr) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        handler!(|w, i, m| {
             let f = |$a: $H| {
                 let $a = i.enter_half($a);
                 i.finish_half($body)
@@ -84,7 +83,7 @@ macro_rules! one {
         })
     };
     ($H:ty, scalar, |$a:ident, $b:ident| $body:expr) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        handler!(|w, i, m| {
             let f = |$a: $H, $b: $H| {
                 let ($a, $b) = (i.enter_half($a), i.enter_half($b));
                 i.finish_half($body)
@@ -93,7 +92,7 @@ macro_rules! one {
         })
     };
     ($H:ty, pair, |$a:ident, $b:ident| $body:expr) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        handler!(|w, i, m| {
             let f = |$a: $H, $b: $H| {
                 let ($a, $b) = (i.enter_half($a), i.enter_half($b));
                 i.finish_half($body)
@@ -102,7 +101,7 @@ macro_rules! one {
         })
     };
     ($H:ty, scalar, |$a:ident, $b:ident, $c:ident| $body:expr) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        handler!(|w, i, m| {
             let f = |$a: $H, $b: $H, $c: $H| {
                 let ($a, $b, $c) = (i.enter_half($a), i.enter_half($b), i.enter_half($c));
                 i.finish_half($body)
@@ -111,7 +110,7 @@ macro_rules! one {
         })
     };
     ($H:ty, pair, |$a:ident, $b:ident, $c:ident| $body:expr) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        handler!(|w, i, m| {
             let f = |$a: $H, $b: $H, $c: $H| {
                 let ($a, $b, $c) = (i.enter_half($a), i.enter_half($b), i.enter_half($c));
                 i.finish_half($body)

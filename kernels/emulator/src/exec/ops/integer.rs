@@ -220,7 +220,7 @@ fn carried<'a>(
 ) -> Result<Instruction, Problem> {
     macro_rules! carried {
         ($T:ty, $Double:ty) => {
-            handler!(|warp: &mut crate::exec::warp::Warp<'_>, i: &Instruction, mask: u32| {
+            handler!(|warp, i, mask| {
                 let read = |warp: &crate::exec::warp::Warp<'_>, k: usize| *warp.registers.row::<$T>(i.s[k]);
                 let (a, b) = (read(warp, 0), read(warp, 1));
                 let c = if i.count == MAD || i.count == MAD_HIGH { read(warp, 2) } else { [0; LANES] };

@@ -55,7 +55,7 @@ pub(super) fn decode<'a>(
 fn loads(kind: Type, width: u32) -> Option<Handler> {
     macro_rules! load {
         ($T:ty, $D:ty) => {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| load(w, i, m, |v: $T| v as $D))
+            handler!(|w, i, m| load(w, i, m, |v: $T| v as $D))
         };
     }
     Some(match (kind.bytes(), kind.is_signed(), width) {
@@ -82,7 +82,7 @@ fn loads(kind: Type, width: u32) -> Option<Handler> {
 fn stores(kind: Type, width: u32) -> Option<Handler> {
     macro_rules! store {
         ($S:ty, $T:ty) => {
-            handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| store(w, i, m, |v: $S| v as $T))
+            handler!(|w, i, m| store(w, i, m, |v: $S| v as $T))
         };
     }
     Some(match (kind.bytes(), width) {

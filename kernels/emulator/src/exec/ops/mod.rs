@@ -17,7 +17,6 @@ mod tensor;
 
 use super::builder::{Builder, Problem};
 use super::instruction::{Instruction, Stop, handler};
-use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ptx::{Statement, Type};
 
@@ -68,7 +67,7 @@ pub(crate) fn decode<'a>(
 
 /// An instruction that this interpreter does not have: it stops the warp that comes to it.
 pub(crate) fn unsupported() -> Instruction {
-    Instruction::new(handler!(|warp: &mut Warp<'_>, _: &Instruction, mask: u32| {
+    Instruction::new(handler!(|warp, _, mask| {
         let problem = warp.context.program.problem(warp.current).to_owned();
         Err(Stop::at(mask.trailing_zeros() as usize, FaultKind::Unsupported(problem)))
     }))

@@ -38,17 +38,17 @@ fn plain<'a>(
 ) -> Result<Instruction, Problem> {
     let source = statement.operand(1).ok_or("an operand is missing")?;
     let clock = match source {
-        "%clock" | "%clock64" => Some(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        "%clock" | "%clock64" => Some(handler!(|w, i, m| {
             // Instructions stand for cycles.
             let now = w.executed;
             write_lanes(w, i.d[0], i.bytes, m, &[now; LANES]);
             Ok(())
         })),
-        "%clock_hi" | "%globaltimer_hi" => Some(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        "%clock_hi" | "%globaltimer_hi" => Some(handler!(|w, i, m| {
             write_lanes(w, i.d[0], i.bytes, m, &[0; LANES]);
             Ok(())
         })),
-        "%globaltimer" | "%globaltimer_lo" => Some(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        "%globaltimer" | "%globaltimer_lo" => Some(handler!(|w, i, m| {
             write_lanes(w, i.d[0], i.bytes, m, &[nanoseconds(); LANES]);
             Ok(())
         })),
@@ -80,19 +80,19 @@ fn pack<'a>(
     let part = part(kind, parts.len())?;
     let rows = parts.into_iter().map(|name| builder.source(name, part)).collect::<Result<_, _>>()?;
     let code = match (kind.bytes(), part.bytes()) {
-        (8, 4) => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        (8, 4) => handler!(|w, i, m| {
             let (low, high) = (w.words(i.wide[0]), w.words(i.wide[1]));
             let values: [u64; LANES] = std::array::from_fn(|l| u64::from(high[l]) << 32 | u64::from(low[l]));
             w.registers.write(i.d[0], m, &values);
             Ok(())
         }),
-        (4, 2) => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        (4, 2) => handler!(|w, i, m| {
             let (low, high) = (w.registers.row::<u16>(i.wide[0]), w.registers.row::<u16>(i.wide[1]));
             let values: [u32; LANES] = std::array::from_fn(|l| u32::from(high[l]) << 16 | u32::from(low[l]));
             w.registers.write(i.d[0], m, &values);
             Ok(())
         }),
-        _ => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| pack_any(w, i, m)),
+        _ => handler!(|w, i, m| pack_any(w, i, m)),
     };
     let mut instruction = Instruction::new(code);
     instruction.d[0] = builder.target(statement.operands[0], kind)?;
@@ -121,7 +121,7 @@ fn unpack<'a>(
     let parts = Builder::list(statement.operands[0]);
     let part = part(kind, parts.len())?;
     let rows = parts.into_iter().map(|name| builder.target(name, part)).collect::<Result<_, _>>()?;
-    let mut instruction = Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+    let mut instruction = Instruction::new(handler!(|w, i, m| {
         let whole = read_lanes(w, i.s[0], i.count);
         for (k, &row) in i.wide.iter().enumerate().filter(|(_, row)| row.exists()) {
             write_lanes(w, row, i.bytes, m, &whole.map(|v| v >> (8 * k * i.bytes as usize)));
@@ -151,7 +151,7 @@ fn convert_address<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> 
     let space = space(statement)?;
     let code = match space {
         Space::Global => map!(|a: u64| a),
-        _ => handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+        _ => handler!(|w, i, m| {
             let mut values = *w.registers.row::<u64>(i.s[0]);
             for lane in lanes(m) {
                 let start = window(w, i.space, lane).0;
@@ -195,7 +195,7 @@ fn window(warp: &mut Warp<'_>, space: Space, lane: usize) -> (u64, u64) {
 }
 
 fn is_space<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<Instruction, Problem> {
-    let mut instruction = Instruction::new(handler!(|w: &mut Warp<'_>, i: &Instruction, m: u32| {
+    let mut instruction = Instruction::new(handler!(|w, i, m| {
         let addresses = *w.registers.row::<u64>(i.s[0]);
         let mut inside = [0_u8; LANES];
         for lane in lanes(m) {

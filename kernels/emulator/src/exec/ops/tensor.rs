@@ -24,7 +24,7 @@ pub(super) fn decode<'a>(
     let mut instruction = match statement.name {
         "mma" => product(builder, statement)?,
         "movmatrix" if statement.modifiers == ["sync", "aligned", "m8n8", "trans", "b16"] => {
-            let code = handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| {
+            let code = handler!(|w, i, _| {
                 let a = *w.words(i.s[0]);
                 let element =
                     |row: usize, column: usize| a[row * 4 + column / 2] >> (16 * (column % 2)) & 0xffff;
@@ -54,12 +54,12 @@ fn product<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<I
         (Type::F32, Type::F16, Type::F16) => Some(multiply!(f32, F16)),
         (Type::F16, Type::F16, Type::F16) => Some(multiply!(f16, F16)),
         (Type::F32, Type::Bf16, Type::Bf16) => Some(multiply!(f32, Bf16)),
-        (Type::F32, Type::Tf32, Type::Tf32) => Some(handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| {
+        (Type::F32, Type::Tf32, Type::Tf32) => Some(handler!(|w, i, _| {
             // What an f32 has beyond tf32 is not looked at.
             multiply_floats::<1>(w, i, |word| [f32::from_bits(word >> 13 << 13)], false)
         })),
         (Type::S32, Type::S8 | Type::U8, Type::S8 | Type::U8) => {
-            Some(handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| multiply_bytes(w, i)))
+            Some(handler!(|w, i, _| multiply_bytes(w, i)))
         }
         _ => None,
     };
@@ -97,10 +97,10 @@ fn product<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Result<I
 /// The handler for halves, with accumulators of f32 or f16.
 macro_rules! multiply {
     (f32, $H:ty) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| multiply_floats::<2>(w, i, halves::<$H>, false))
+        handler!(|w, i, _| multiply_floats::<2>(w, i, halves::<$H>, false))
     };
     (f16, $H:ty) => {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| multiply_floats::<2>(w, i, halves::<$H>, true))
+        handler!(|w, i, _| multiply_floats::<2>(w, i, halves::<$H>, true))
     };
 }
 use multiply;
@@ -246,11 +246,8 @@ fn matrix_move<'a>(builder: &mut Builder<'a>, statement: &Statement<'a>) -> Resu
     if !statement.has("m8n8") || !statement.has("b16") {
         return Err("this shape".to_owned());
     }
-    let code = if load {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| load_matrices(w, i))
-    } else {
-        handler!(|w: &mut Warp<'_>, i: &Instruction, _: u32| store_matrices(w, i))
-    };
+    let code =
+        if load { handler!(|w, i, _| load_matrices(w, i)) } else { handler!(|w, i, _| store_matrices(w, i)) };
     let operand = |k: usize| statement.operand(k).ok_or("an operand is missing");
     let (registers, place) = if load { (operand(0)?, operand(1)?) } else { (operand(1)?, operand(0)?) };
     let names = Builder::list(registers);
