@@ -17,7 +17,8 @@
 // both score all keys.
 //
 // The products' numbers have the cache's type: q is rounded to it, which is exact for f16 of bf16 within f16's
-// range. int8 is widened: K to f16, and V to bf16, as weights times V's scales may be below what f16 holds.
+// range. int8 is widened to f16. Scales of K multiply scores, and scales of V weights, which are then rounded to f16:
+// times 64, so that scales from 1e-6 to 1e3 keep their digits.
 //
 // Roofline. Bytes: each tile of queries reads K and V of what it sees: 2 * context * head_dim * sizeof(KV) for each
 // kv head (with 64 / group rows to a tile), q and out count little. Operations: 4 * rows * heads * context *
@@ -137,6 +138,16 @@ __device__ __forceinline__ float merged(float x, float x2, float2 factors) {
     return __fmaf_rn(x, factors.x, __fmul_rn(x2, factors.y));
 }
 
+// The factor on weights of int8, and the greatest f16.
+constexpr float LIFT = 64.0f;
+constexpr float F16_MOST = 65504.0f;
+
+// The factor that makes sums results.
+__device__ __forceinline__ float inverse_of(float total, unsigned dtype) {
+    float inverse = __frcp_rn(total);
+    return dtype == INT8 ? __fmul_rn(inverse, 1.0f / LIFT) : inverse;
+}
+
 // A sum of V, weighted, as the result: with zeros positive.
 __device__ __forceinline__ float result(float sum, float inverse) {
     return __fadd_rn(__fmul_rn(sum, inverse), 0.0f);
@@ -190,13 +201,6 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
 __device__ __forceinline__ unsigned bytes_f16(unsigned bytes) {
     unsigned x = (bytes & 0x00ff00ff) ^ 0x64806480, y;
     asm("sub.f16x2 %0, %1, %2;" : "=r"(y) : "r"(x), "r"(0x64806480));
-    return y;
-}
-
-// The bytes 0 and 2 of `bytes`, signed, as bf16: 128 + (x mod 128), less 128, or 256 where x is negative.
-__device__ __forceinline__ unsigned bytes_bf16(unsigned bytes) {
-    unsigned x = (bytes & 0x007f007f) | 0x43004300, less = (bytes & 0x00800080) | 0xc300c300, y;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(x), "r"(0x3f803f80), "r"(less));
     return y;
 }
 
@@ -415,8 +419,9 @@ struct Attention {
                     float weight = exp2_fast(__fsub_rn(scores[n][2 * r + i], base));
                     total = __fadd_rn(total, weight);
                     if constexpr (KV == INT8) {
-                        float scaled = __fmul_rn(weight, v_scales[n * 8 + lane % 4 * 2 + i]);
-                        weight = weight == 0.0f ? 0.0f : scaled;
+                        float scale = __fmul_rn(v_scales[n * 8 + lane % 4 * 2 + i], LIFT);
+                        // Scales of keys that are not seen may be anything.
+                        weight = weight == 0.0f ? 0.0f : fminf(__fmul_rn(weight, scale), F16_MOST);
                     }
                     scores[n][2 * r + i] = weight;
                 }
@@ -431,7 +436,7 @@ struct Attention {
                 for (unsigned i = 0; i < 4; i++) sums.dims[n][i] = __fmul_rn(sums.dims[n][i], factors[i / 2]);
             }
         }
-        constexpr bool BRAIN = KV != F16;
+        constexpr bool BRAIN = KV == BF16;
         unsigned weights[2][4];
 #pragma unroll
         for (unsigned h = 0; h < 2; h++) {
@@ -451,8 +456,8 @@ struct Attention {
 #pragma unroll
                 for (unsigned h = 0; h < 2; h++) {
                     unsigned y0 = y[2 * h], y1 = y[2 * h + 1];
-                    multiply<true>(sums.dims[n], weights[h], bytes_bf16(y0), bytes_bf16(y1));
-                    multiply<true>(sums.dims[n + 1], weights[h], bytes_bf16(y0 >> 8), bytes_bf16(y1 >> 8));
+                    multiply<BRAIN>(sums.dims[n], weights[h], bytes_f16(y0), bytes_f16(y1));
+                    multiply<BRAIN>(sums.dims[n + 1], weights[h], bytes_f16(y0 >> 8), bytes_f16(y1 >> 8));
                 }
             } else {
 #pragma unroll
@@ -490,7 +495,7 @@ struct Attention {
             unsigned i = query(r);
             if (i >= queries.end) continue;
             size_t at = head_of(i, a.out_stride);
-            float inverse = __frcp_rn(sums.total[r]);
+            float inverse = inverse_of(sums.total[r], KV);
             each_pair(sums, r, [&](unsigned dim, float2 x) {
                 store2(a.out, a.dtype, at + dim, make_float2(result(x.x, inverse), result(x.y, inverse)));
             });

@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_merge(const A
             for (unsigned j = 0; j < LANE_DIMS; j++) sums[j] = merged(sums[j], part_sums[i][j], factors);
         }
     }
-    float inverse = __frcp_rn(total);
+    float inverse = inverse_of(total, a.kv.dtype);
     size_t at = (queries.row + row) * a.out_stride + head * head_dim;
 #pragma unroll
     for (unsigned j = 0; j < LANE_DIMS; j++) {

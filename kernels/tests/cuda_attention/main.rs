@@ -45,14 +45,22 @@ fn takes_groups_of_any_size() {
 
 #[test]
 fn takes_every_head_size_block_size_and_type() {
-    for (i, head_dim) in [64, 80, 96, 128, 256, 48, 34].into_iter().enumerate() {
-        for kv in KvDtype::ALL {
+    for (i, head_dim) in [64, 80, 96, 128, 256, 34].into_iter().enumerate() {
+        for (j, kv) in [KvDtype::F16, KvDtype::Bf16, KvDtype::Int8].into_iter().enumerate() {
             for dtype in HALVES {
-                let block_size = if (i + kv.bytes()) % 2 == 0 { 16 } else { 32 };
-                let shape = KvShape { kv_heads: 2, head_dim, block_size, dtype: kv };
-                check(4, Case { dtype, shape, heads: 4, ..SMOL }, &[(261, 3), (18, 18), (290, 1)]);
+                let block_size = if (i + j) % 2 == 0 { 16 } else { 32 };
+                let shape = KvShape { kv_heads: 1, head_dim, block_size, dtype: kv };
+                check(4, Case { dtype, shape, ..SMOL }, &[(258, 2), (18, 18), (40, 1)]);
             }
         }
+    }
+}
+
+#[test]
+fn takes_a_cache_of_f32_with_halves() {
+    for dtype in HALVES {
+        let case = SMOL.kv(dtype, KvDtype::F32);
+        check(4, case, &[(40, 3), (18, 18)]);
     }
 }
 
@@ -69,9 +77,9 @@ fn takes_f32_with_every_type_of_cache() {
 
 #[test]
 fn a_window_hides_what_is_older() {
-    for window in [1, 2, 17, 100, 256, 300, 4096] {
+    for window in [1, 17, 256, 300] {
         let case = Case { window: Some(window), ..SMOL };
-        check(6, case, &[(600, 30), (300, 1), (20, 20), (529, 1), (513, 5)]);
+        check(6, case, &[(530, 24), (300, 1), (20, 20), (513, 3)]);
     }
     for kv in [KvDtype::Bf16, KvDtype::Int8] {
         let case = Case { window: Some(40), ..SMOL.kv(Dtype::Bf16, kv) };
