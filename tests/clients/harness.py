@@ -46,6 +46,11 @@ def flags_of_all() -> list[str]:
     return shlex.split(os.environ.get("OBOL_TEST_FLAGS", ""))
 
 
+def long(tokens: int) -> int:
+    """The length of an answer that should take long: shorter where the device is emulated, and slow."""
+    return tokens // 5 if "OBOL_TEST_EMULATED" in os.environ else tokens
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -27,7 +27,7 @@ def test_a_full_queue_is_a_rate_limit_error(start):
     def ask(number: int) -> None:
         try:
             client.chat.completions.create(
-                model="default", messages=messages(number), max_tokens=200, extra_body={"ignore_eos": True}
+                model="default", messages=messages(number), max_tokens=harness.long(200), extra_body={"ignore_eos": True}
             )
             served.append(number)
         except openai.RateLimitError as error:
@@ -50,7 +50,7 @@ def test_64_streams_of_which_20_hang_up(start):
 
     def ask(number: int) -> str:
         leaves = number in leavers
-        body = {"model": "default", "messages": messages(number), "max_tokens": 400 if leaves else 24}
+        body = {"model": "default", "messages": messages(number), "max_tokens": harness.long(400) if leaves else harness.long(24)}
         stream = own.stream(CHAT, {**body, "ignore_eos": True})
         last = None
         for seen, event in enumerate(stream.events()):
@@ -60,7 +60,7 @@ def test_64_streams_of_which_20_hang_up(start):
                 break
         if not leaves:
             assert stream.done, "a stream ends with [DONE]"
-            assert last["usage"]["completion_tokens"] == 24
+            assert last["usage"]["completion_tokens"] == harness.long(24)
         stream.close()
         return stream.headers["x-request-id"]
 
@@ -137,7 +137,7 @@ def test_kill_9_loses_no_acknowledged_receipt(tmp_path, say):
 
 def test_sigterm_drains(start):
     own = start("--max-model-len", "1024")
-    request = {"model": "default", "max_tokens": 150, "ignore_eos": True}
+    request = {"model": "default", "max_tokens": harness.long(150), "ignore_eos": True}
     streams = [own.stream(CHAT, {**request, "messages": messages(number)}) for number in range(4)]
     events = [stream.events() for stream in streams]
     for stream in events:
@@ -152,14 +152,14 @@ def test_sigterm_drains(start):
     assert error["type"] == "unavailable_error" and error["code"] == "draining"
     for stream, rest in zip(streams, events, strict=True):
         *_, last = rest
-        assert stream.done and last["usage"]["completion_tokens"] == 150
+        assert stream.done and last["usage"]["completion_tokens"] == harness.long(150)
     assert own.process.wait(60) == 0, own.log()
     own.audit()
 
 
 def test_preemption_changes_no_token_and_the_books_add_up(start):
     """Blocks for about two of the eight requests: the rest are preempted and computed again."""
-    request = {"model": "default", "temperature": 0, "max_tokens": 160, "ignore_eos": True}
+    request = {"model": "default", "temperature": 0, "max_tokens": harness.long(160), "ignore_eos": True}
 
     def texts(server: harness.Server, at_once: int) -> list[str]:
         def ask(number: int) -> str:
@@ -169,15 +169,16 @@ def test_preemption_changes_no_token_and_the_books_add_up(start):
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(ask, range(8)))
 
-    roomy = start("--max-model-len", "512")
+    roomy = start("--max-model-len", "256")
     alone = texts(roomy, 1)
     answer = roomy.ok(CHAT, {**request, "messages": messages(0)})
     receipt = answer["usage"]["obol"]
     # The last token is never read, so its KV is not kept.
     held = answer["usage"]["total_tokens"] - 1
-    block = receipt["kv_peak_bytes"] // -(-held // 16)
+    blocks = -(-held // 16)
+    enough_for_two = max(16, 9 * blocks // 4) * (receipt["kv_peak_bytes"] // blocks)
     roomy.kill()
-    tight = start("--max-model-len", "512", "--kv-memory", str(44 * block))
+    tight = start("--max-model-len", "256", "--kv-memory", str(enough_for_two))
     crowded = texts(tight, 8)
     metrics = tight.wait_idle()
     assert metrics.total("vllm:num_preemptions_total") > 0
@@ -188,7 +189,7 @@ def test_preemption_changes_no_token_and_the_books_add_up(start):
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_cancelled_stream_frees_its_blocks(start, n):
     own = start("--max-model-len", "1024")
-    stream = own.stream(CHAT, {"model": "default", "messages": messages(1), "max_tokens": 800, "n": n})
+    stream = own.stream(CHAT, {"model": "default", "messages": messages(1), "max_tokens": harness.long(800), "n": n})
     next(stream.events())
     stream.close()
     own.wait_idle()
