@@ -23,7 +23,7 @@ use obol_models::queue::Seen;
 use crate::request::{Sampling, TokenLogprobs};
 
 use row::{PIECE, Patch, Row};
-use weigh::Scale;
+use weigh::{Scale, UNITS, units};
 
 /// Where in which random sequence the draw is.
 #[derive(Debug, Clone, Copy)]
@@ -108,8 +108,8 @@ pub struct Scratch {
     patch: Patch,
     /// The highest logit of each piece.
     highest: Vec<f32>,
-    /// The sum of weights of each piece.
-    masses: Vec<f64>,
+    /// The sum of weights of each piece, in units.
+    masses: Vec<u64>,
     ranked: Vec<f32>,
     kept: Vec<(u32, f32)>,
 }
@@ -136,7 +136,7 @@ pub fn sample(
         best
     } else {
         let drawer = Drawer { row, highest, scale: scale(logit, sampling) };
-        drawer.draw(sampling, philox::uniform(draw), masses, ranked, kept).unwrap_or(best)
+        drawer.draw(sampling, philox::bits(draw), masses, ranked, kept).unwrap_or(best)
     };
     let logprobs = sampling.logprobs.map(|top| {
         if !patch.is_empty() {
@@ -203,29 +203,28 @@ impl Drawer<'_> {
     fn draw(
         &self,
         sampling: &Sampling,
-        uniform: f64,
-        masses: &mut Vec<f64>,
+        bits: u64,
+        masses: &mut Vec<u64>,
         ranked: &mut Vec<f32>,
         kept: &mut Vec<(u32, f32)>,
     ) -> Option<u32> {
         if sampling.top_k == 0 && sampling.top_p >= 1.0 {
             let total = self.weigh(masses);
-            return self.pick_of_all(uniform * total, masses);
+            return self.pick_of_all(philox::below(total, bits), masses);
         }
         self.filter(sampling, masses, ranked, kept);
-        pick(kept, uniform)
+        pick(kept, bits)
     }
 
     /// Keeps what top-k and top-p leave, as (token, weight) in token order.
     fn filter(
         &self,
         sampling: &Sampling,
-        masses: &mut Vec<f64>,
+        masses: &mut Vec<u64>,
         ranked: &mut Vec<f32>,
         kept: &mut Vec<(u32, f32)>,
     ) {
         let top_k = sampling.top_k as usize;
-        let top_p = f64::from(sampling.top_p);
         if top_k > 0 {
             // A little lower: weights are rounded, and ties among them go to the lower id.
             let least = self.scale.exponent(least_of_top(self.highest, top_k, ranked)) - 1e-4;
@@ -234,62 +233,48 @@ impl Drawer<'_> {
                 kept.select_nth_unstable_by(top_k - 1, by_weight);
                 kept.truncate(top_k);
             }
-            if top_p < 1.0 {
-                let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
-                keep_mass(kept, top_p * total);
+            if sampling.top_p < 1.0 {
+                keep_mass(kept, share(sampling.top_p, mass(kept)));
             }
         } else {
-            let total = self.weigh(masses);
-            self.gather_mass(top_p * total, kept);
-            keep_mass(kept, top_p * total);
+            let target = share(sampling.top_p, self.weigh(masses));
+            self.gather_mass(target, kept);
+            keep_mass(kept, target);
         }
         kept.sort_unstable_by_key(|(token, _)| *token);
     }
 
     /// The sum of the weights of each piece, and of all.
-    fn weigh(&self, masses: &mut Vec<f64>) -> f64 {
+    fn weigh(&self, masses: &mut Vec<u64>) -> u64 {
         masses.clear();
         masses.extend(self.highest.iter().enumerate().map(|(piece, highest)| {
             let counts = self.scale.exponent(*highest) >= self.scale.floor;
-            if counts { self.scale.mass(self.row.piece(piece)) } else { 0.0 }
+            if counts { self.scale.mass(self.row.piece(piece)) } else { 0 }
         }));
         masses.iter().sum()
     }
 
     /// The token of the whole vocabulary at which the sum of weights passes `target`.
-    fn pick_of_all(&self, target: f64, masses: &[f64]) -> Option<u32> {
-        let mut before = 0.0;
-        let mut last = None;
-        for (piece, mass) in masses.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
-            last = Some((piece, before));
-            if target < before + mass {
-                break;
-            }
-            before += mass;
-        }
-        let (piece, mut sum) = last?;
-        let mut token = None;
-        for (at, logit) in self.row.piece(piece).iter().enumerate() {
-            let weight = self.scale.weight(*logit);
-            if weight > 0.0 {
-                token = Some((piece * PIECE + at) as u32);
-                sum += f64::from(weight);
-                if target < sum {
-                    break;
-                }
-            }
-        }
-        token
+    fn pick_of_all(&self, target: u64, masses: &[u64]) -> Option<u32> {
+        let mut sum = 0;
+        let piece = masses.iter().position(|mass| {
+            sum += mass;
+            target < sum
+        })?;
+        sum -= masses[piece];
+        let within = self.row.piece(piece).iter().position(|logit| {
+            sum += units(self.scale.weight(*logit));
+            target < sum
+        });
+        Some((piece * PIECE + within.expect("the piece's sum passes the target")) as u32)
     }
 
     /// Some of the most likely tokens, as few as are quickly known to weigh `target`.
-    fn gather_mass(&self, target: f64, kept: &mut Vec<(u32, f32)>) {
+    fn gather_mass(&self, target: u64, kept: &mut Vec<(u32, f32)>) {
         let mut least = -LEVEL;
         loop {
             self.gather(least, kept);
-            let mass: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
-            // Sums in another order differ in their last bits: a millionth is not worth a wrong cut.
-            if mass * (1.0 - 1e-6) >= target || least <= self.scale.floor {
+            if mass(kept) >= target || least <= self.scale.floor {
                 break;
             }
             least -= LEVEL;
@@ -323,7 +308,7 @@ fn least_of_top(highest: &[f32], k: usize, ranked: &mut Vec<f32>) -> f32 {
 }
 
 /// Keeps the most likely of `kept` whose weights reach `target`, at least one, in any order.
-fn keep_mass(kept: &mut Vec<(u32, f32)>, mut target: f64) {
+fn keep_mass(kept: &mut Vec<(u32, f32)>, mut target: u64) {
     // The cut is between `low` and `high`; halves are ordered against each other, and only the last few
     // inside themselves.
     let (mut low, mut high) = (0, kept.len());
@@ -331,7 +316,7 @@ fn keep_mass(kept: &mut Vec<(u32, f32)>, mut target: f64) {
         let middle = (high - low) / 2;
         let range = &mut kept[low..high];
         range.select_nth_unstable_by(middle, by_weight);
-        let upper: f64 = range[..middle].iter().map(|(_, weight)| f64::from(*weight)).sum();
+        let upper = mass(&range[..middle]);
         if upper >= target {
             high = low + middle;
         } else {
@@ -340,26 +325,33 @@ fn keep_mass(kept: &mut Vec<(u32, f32)>, mut target: f64) {
         }
     }
     kept[low..high].sort_unstable_by(by_weight);
-    let mut sum = 0.0;
+    let mut sum = 0;
     let enough = kept[low..high].iter().position(|(_, weight)| {
-        sum += f64::from(*weight);
+        sum += units(*weight);
         sum >= target
     });
     kept.truncate(enough.map_or(high, |at| low + at + 1));
 }
 
+/// The sum of the weights, in units.
+fn mass(kept: &[(u32, f32)]) -> u64 {
+    kept.iter().map(|(_, weight)| units(*weight)).sum()
+}
+
+/// What top-p keeps of a total, in units.
+fn share(top_p: f32, total: u64) -> u64 {
+    (f64::from(top_p) * total as f64) as u64
+}
+
 /// Inverse CDF over the candidates in token order.
-fn pick(kept: &[(u32, f32)], uniform: f64) -> Option<u32> {
-    let total: f64 = kept.iter().map(|(_, p)| f64::from(*p)).sum();
-    let target = uniform * total;
-    let mut sum = 0.0;
-    for (token, p) in kept {
-        sum += f64::from(*p);
-        if target < sum {
-            return Some(*token);
-        }
-    }
-    kept.last().map(|(token, _)| *token)
+fn pick(kept: &[(u32, f32)], bits: u64) -> Option<u32> {
+    let target = philox::below(mass(kept), bits);
+    let mut sum = 0;
+    let found = kept.iter().find(|(_, weight)| {
+        sum += units(*weight);
+        target < sum
+    });
+    found.map(|(token, _)| *token)
 }
 
 /// Of the plain row, whose pieces' highest logits are `highest`.
@@ -374,8 +366,8 @@ fn logprobs(
     let best = highest.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     // All that is more than nothing in an f32.
     let scale = Scale { best, inverse: 1.0, floor: -80.0 };
-    let sum: f64 = (0..row.pieces()).map(|piece| scale.mass(row.piece(piece))).sum();
-    let log_sum = best + sum.ln() as f32;
+    let sum: u64 = (0..row.pieces()).map(|piece| scale.mass(row.piece(piece))).sum();
+    let log_sum = best + (sum as f64 / UNITS).ln() as f32;
     let mut most = Vec::new();
     if top > 0 {
         let least = least_of_top(highest, top, ranked);

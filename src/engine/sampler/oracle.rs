@@ -8,7 +8,7 @@ pub(super) fn sample(
     sampling: &Sampling,
     history: &History,
     forbidden: &[u32],
-    uniform: f64,
+    bits: u64,
     exp: fn(f32) -> f32,
 ) -> Option<u32> {
     let mut row = logits.to_vec();
@@ -21,7 +21,7 @@ pub(super) fn sample(
     if sampling.temperature < TEMPERATURE_MIN || sampling.top_k == 1 {
         return Some(best as u32);
     }
-    Some(pick(&filter(&row, max, sampling, exp), uniform).unwrap_or(best as u32))
+    Some(pick(&filter(&row, max, sampling, exp), bits).unwrap_or(best as u32))
 }
 
 fn adjust(row: &mut [f32], sampling: &Sampling, history: &History, forbidden: &[u32]) {
@@ -61,11 +61,11 @@ pub(super) fn filter(row: &[f32], max: f32, sampling: &Sampling, exp: fn(f32) ->
         kept.truncate(sampling.top_k as usize);
     }
     if sampling.top_p < 1.0 {
-        let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
-        let mut sum = 0.0;
+        let target = share(sampling.top_p, mass(&kept));
+        let mut sum = 0;
         let enough = kept.iter().position(|(_, weight)| {
-            sum += f64::from(*weight);
-            sum >= f64::from(sampling.top_p) * total
+            sum += units(*weight);
+            sum >= target
         });
         kept.truncate(enough.map_or(kept.len(), |at| at + 1));
     }

@@ -1,13 +1,17 @@
-//! Uniform numbers by place instead of by turn: Philox4x32-10 (Salmon et al., SC'11).
+//! Random numbers by place instead of by turn: Philox4x32-10 (Salmon et al., SC'11).
 
 use super::Draw;
 
-/// Uniform in [0, 1) with 53 bits.
-pub(super) fn uniform(draw: Draw) -> f64 {
+/// 53 random bits.
+pub(super) fn bits(draw: Draw) -> u64 {
     let counter = [draw.position as u32, (draw.position >> 32) as u32, draw.choice, 0];
     let [a, b, ..] = philox(counter, [draw.seed as u32, (draw.seed >> 32) as u32]);
-    let bits = u64::from(a) << 32 | u64::from(b);
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+    (u64::from(a) << 32 | u64::from(b)) >> 11
+}
+
+/// Uniform in 0..total.
+pub(super) fn below(total: u64, bits: u64) -> u64 {
+    ((u128::from(total) * u128::from(bits)) >> 53) as u64
 }
 
 /// Philox4x32-10.
@@ -37,5 +41,13 @@ mod tests {
             philox([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    #[test]
+    fn random_bits_become_a_number_below_the_total() {
+        assert_eq!(below(10, 0), 0);
+        assert_eq!(below(10, 1 << 52), 5);
+        assert_eq!(below(1 << 62, (1 << 53) - 1), (1 << 62) - (1 << 9));
+        assert_eq!(below(3, (1 << 53) - 1), 2);
     }
 }

@@ -149,8 +149,8 @@ fn draws_are_those_of_the_definition() {
         (0..3 * some).for_each(|_| history.push(token(&mut random)));
         for position in 0..4 {
             let draw = Draw { seed: case, choice: 0, position };
-            let uniform = philox::uniform(draw);
-            let expected = oracle::sample(&row, &sampling, &history, &forbidden, uniform, f32::exp);
+            let bits = philox::bits(draw);
+            let expected = oracle::sample(&row, &sampling, &history, &forbidden, bits, f32::exp);
             let got = sample(&row, &sampling, &history, &forbidden, draw, &mut scratch);
             assert_eq!(got.ok().map(|(token, _)| token), expected, "case {case}: {sampling:?}");
         }

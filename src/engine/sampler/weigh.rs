@@ -1,7 +1,8 @@
 //! A logit's weight against the best one: e^((logit - best) / temperature), and sums of it.
 //!
 //! Plain multiplications and additions, so that a compiler puts several logits in a register and every
-//! machine gets the same bits: a draw is repeated anywhere from its seed.
+//! machine gets the same bits: a draw is repeated anywhere from its seed. Sums are of whole numbers, so that
+//! they are exact and no order of addition, not a GPU's either, can be seen in them.
 
 use super::row::PIECE;
 
@@ -24,6 +25,18 @@ pub(super) fn exp(x: f32) -> f32 {
     let y = p * (r * r) + (r + 1.0);
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     y * f32::from_bits(exponent << 23)
+}
+
+/// Units of a weight of 1. A sum over 2^20 tokens fits in 64 bits, and the least weight that counts in a
+/// draw, e^-30, is more than one unit.
+pub(super) const UNITS: f64 = 17_592_186_044_416.0;
+
+/// A weight, 0 to 1, in units, to nearest, ties to even.
+#[inline(always)]
+pub(super) fn units(weight: f32) -> u64 {
+    // Added to a number under it, this leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f64 = 4_503_599_627_370_496.0;
+    (f64::from(weight) * UNITS + ROUND).to_bits().wrapping_sub(ROUND.to_bits())
 }
 
 /// Turns logits into weights.
@@ -60,18 +73,19 @@ impl Scale {
         weights
     }
 
-    /// The sum of the weights, in one order for all machines: eight running sums, then those.
-    pub(super) fn mass(&self, logits: &[f32]) -> f64 {
+    /// The sum of the weights, in units.
+    pub(super) fn mass(&self, logits: &[f32]) -> u64 {
+        // Eight at a time that do not wait for each other.
         let (eights, rest) = logits.as_chunks::<8>();
-        let sums = eights.iter().fold([0.0; 8], |sums, eight| self.add(sums, eight));
-        let rest = rest.iter().map(|logit| f64::from(self.weight(*logit)));
+        let sums = eights.iter().fold([0; 8], |sums, eight| self.add(sums, eight));
+        let rest = rest.iter().map(|logit| units(self.weight(*logit)));
         sums.into_iter().chain(rest).sum()
     }
 
     #[inline(always)]
-    fn add(&self, sums: [f64; 8], logits: &[f32; 8]) -> [f64; 8] {
+    fn add(&self, sums: [u64; 8], logits: &[f32; 8]) -> [u64; 8] {
         let weights: [f32; 8] = std::array::from_fn(|lane| self.weight(logits[lane]));
-        std::array::from_fn(|lane| sums[lane] + f64::from(weights[lane]))
+        std::array::from_fn(|lane| sums[lane].wrapping_add(units(weights[lane])))
     }
 }
 
@@ -92,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn a_weight_is_a_whole_number_of_units() {
+        assert_eq!(units(0.0), 0);
+        assert_eq!(units(1.0), 1 << 44);
+        assert_eq!(units(f32::EPSILON), 1 << 21);
+        assert_eq!(units(1.0 - f32::EPSILON / 2.0), (1 << 44) - (1 << 20));
+        for (halves, expected) in [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)] {
+            assert_eq!(units(halves as f32 * 2f32.powi(-45)), expected, "{halves} halves");
+        }
+        assert_eq!(units(exp(-30.0)), 2);
+    }
+
+    #[test]
     fn what_is_no_finite_number_weighs_nothing() {
         let scale = Scale { best: 3.0, inverse: 1.0, floor: -30.0 };
         for logit in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN, -28.0] {
@@ -100,6 +126,6 @@ mod tests {
         assert_eq!(scale.weight(3.0), 1.0);
         let logits: Vec<f32> = (0..21).map(|i| 3.0 - i as f32).collect();
         let right: f64 = logits.iter().map(|logit| f64::from(scale.weight(*logit))).sum();
-        assert!((scale.mass(&logits) - right).abs() < 1e-12);
+        assert!((scale.mass(&logits) as f64 / UNITS - right).abs() < 1e-12);
     }
 }
