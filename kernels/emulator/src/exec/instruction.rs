@@ -1,7 +1,7 @@
 //! A decoded instruction: whom to call, and which rows to give it.
 
 use super::ops::Rounding;
-use super::registers::{LANES, Row, Word};
+use super::registers::Row;
 use super::warp::Warp;
 use crate::fault::FaultKind;
 use crate::ptx::Type;
@@ -172,59 +172,53 @@ macro_rules! handler {
     }};
 }
 
-/// A [`Handler`] that computes each lane of `d[0]` from that lane of `s[0]`, `s[1]`, ...
+/// A [`Handler`] that computes each lane of `d[0]` from that lane of `s[0]`, `s[1]`, ... What stands
+/// before a semicolon names the instruction. The code is put into the loop itself, not into a closure:
+/// only there is it sure to be compiled for the host's vectors.
 macro_rules! map {
-    (|$a:ident: $A:ty| $body:expr) => {
-        handler!(|w, i, m| { $crate::exec::instruction::map1(w, i, m, |$a: $A| $body) })
+    (|$($x:ident: $T:ty),+| $body:expr) => { map!(_i; |$($x: $T),+| $body) };
+    ($i:ident; |$a:ident: $A:ty| $body:expr) => {
+        handler!(|warp, instruction, mask| {
+            let $i = instruction;
+            let a = warp.registers.row::<$A>(instruction.s[0]);
+            let mut values = [$crate::exec::registers::Word::zero(); $crate::exec::registers::LANES];
+            for lane in 0..$crate::exec::registers::LANES {
+                let $a = a[lane];
+                values[lane] = $body;
+            }
+            warp.registers.write(instruction.d[0], mask, &values);
+            Ok(())
+        })
     };
-    (|$a:ident: $A:ty, $b:ident: $B:ty| $body:expr) => {
-        handler!(|w, i, m| { $crate::exec::instruction::map2(w, i, m, |$a: $A, $b: $B| $body) })
+    ($i:ident; |$a:ident: $A:ty, $b:ident: $B:ty| $body:expr) => {
+        handler!(|warp, instruction, mask| {
+            let $i = instruction;
+            let a = warp.registers.row::<$A>(instruction.s[0]);
+            let b = warp.registers.row::<$B>(instruction.s[1]);
+            let mut values = [$crate::exec::registers::Word::zero(); $crate::exec::registers::LANES];
+            for lane in 0..$crate::exec::registers::LANES {
+                let ($a, $b) = (a[lane], b[lane]);
+                values[lane] = $body;
+            }
+            warp.registers.write(instruction.d[0], mask, &values);
+            Ok(())
+        })
     };
-    (|$a:ident: $A:ty, $b:ident: $B:ty, $c:ident: $C:ty| $body:expr) => {
-        handler!(|w, i, m| { $crate::exec::instruction::map3(w, i, m, |$a: $A, $b: $B, $c: $C| $body) })
+    ($i:ident; |$a:ident: $A:ty, $b:ident: $B:ty, $c:ident: $C:ty| $body:expr) => {
+        handler!(|warp, instruction, mask| {
+            let $i = instruction;
+            let a = warp.registers.row::<$A>(instruction.s[0]);
+            let b = warp.registers.row::<$B>(instruction.s[1]);
+            let c = warp.registers.row::<$C>(instruction.s[2]);
+            let mut values = [$crate::exec::registers::Word::zero(); $crate::exec::registers::LANES];
+            for lane in 0..$crate::exec::registers::LANES {
+                let ($a, $b, $c) = (a[lane], b[lane], c[lane]);
+                values[lane] = $body;
+            }
+            warp.registers.write(instruction.d[0], mask, &values);
+            Ok(())
+        })
     };
 }
 
 pub(crate) use {handler, map};
-
-#[inline(always)]
-pub(crate) fn map1<A: Word, D: Word>(
-    warp: &mut Warp<'_>,
-    i: &Instruction,
-    mask: u32,
-    f: impl Fn(A) -> D,
-) -> Outcome {
-    let a = warp.registers.row::<A>(i.s[0]);
-    let values: [D; LANES] = std::array::from_fn(|l| f(a[l]));
-    warp.registers.write(i.d[0], mask, &values);
-    Ok(())
-}
-
-#[inline(always)]
-pub(crate) fn map2<A: Word, B: Word, D: Word>(
-    warp: &mut Warp<'_>,
-    i: &Instruction,
-    mask: u32,
-    f: impl Fn(A, B) -> D,
-) -> Outcome {
-    let a = warp.registers.row::<A>(i.s[0]);
-    let b = warp.registers.row::<B>(i.s[1]);
-    let values: [D; LANES] = std::array::from_fn(|l| f(a[l], b[l]));
-    warp.registers.write(i.d[0], mask, &values);
-    Ok(())
-}
-
-#[inline(always)]
-pub(crate) fn map3<A: Word, B: Word, C: Word, D: Word>(
-    warp: &mut Warp<'_>,
-    i: &Instruction,
-    mask: u32,
-    f: impl Fn(A, B, C) -> D,
-) -> Outcome {
-    let a = warp.registers.row::<A>(i.s[0]);
-    let b = warp.registers.row::<B>(i.s[1]);
-    let c = warp.registers.row::<C>(i.s[2]);
-    let values: [D; LANES] = std::array::from_fn(|l| f(a[l], b[l], c[l]));
-    warp.registers.write(i.d[0], mask, &values);
-    Ok(())
-}

@@ -51,15 +51,19 @@ impl Warp<'_> {
     /// What the lanes state as their address, before any check.
     #[inline(always)]
     fn stated(&self, at: Address) -> [u64; LANES] {
-        if at.base == Row::NONE {
-            [at.offset as u64; LANES]
-        } else if at.base_64 {
+        let mut stated = [at.offset as u64; LANES];
+        if at.base_64 && at.base != Row::NONE {
             let base = self.registers.row::<u64>(at.base);
-            std::array::from_fn(|l| base[l].wrapping_add(at.offset as u64))
-        } else {
+            for lane in 0..LANES {
+                stated[lane] = base[lane].wrapping_add(at.offset as u64);
+            }
+        } else if at.base != Row::NONE {
             let base = self.registers.row::<u32>(at.base);
-            std::array::from_fn(|l| u64::from(base[l]).wrapping_add(at.offset as u64))
+            for lane in 0..LANES {
+                stated[lane] = u64::from(base[lane]).wrapping_add(at.offset as u64);
+            }
         }
+        stated
     }
 
     /// Host addresses of `bytes` bytes for each lane of `mask`; those of other lanes mean nothing.
@@ -73,7 +77,7 @@ impl Warp<'_> {
         mask: u32,
         bytes: u32,
         access: Access,
-    ) -> Result<[usize; LANES], Box<Stop>> {
+    ) -> Result<[u64; LANES], Box<Stop>> {
         let mut addresses = self.stated(at);
         let unaligned = addresses.iter().fold(0, |all, a| all | a) & u64::from(bytes - 1);
         if unaligned != 0 {
@@ -86,7 +90,7 @@ impl Warp<'_> {
         match at.space {
             Space::Global => {
                 if mask == ALL && self.all_in_one_range(&addresses, bytes) {
-                    return Ok(addresses.map(|a| a as usize));
+                    return Ok(addresses);
                 }
                 for lane in lanes(mask) {
                     let start = addresses[lane];
@@ -100,8 +104,9 @@ impl Warp<'_> {
                 let highest = addresses.iter().fold(0, |high, &a| a.max(high));
                 let end = highest.saturating_add(u64::from(bytes));
                 if mask == ALL && end <= u64::from(self.shared.bytes()) && !self.shared.looks_for_races() {
-                    let start = self.shared.start();
-                    return Ok(addresses.map(|a| a as usize + start));
+                    let start = self.shared.start() as u64;
+                    addresses.iter_mut().for_each(|address| *address += start);
+                    return Ok(addresses);
                 }
                 for lane in lanes(mask) {
                     addresses[lane] = self.shared_address(lane, addresses[lane], bytes, access)?;
@@ -134,7 +139,7 @@ impl Warp<'_> {
                 }
             }
         }
-        Ok(addresses.map(|a| a as usize))
+        Ok(addresses)
     }
 
     /// The most frequent case: one allocation holds what all lanes ask for.

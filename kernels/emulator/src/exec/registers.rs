@@ -23,13 +23,20 @@ impl Row {
 ///
 /// # Safety
 /// Every pattern of bits is a value, there is no padding, and the alignment is at most 32.
-pub(crate) unsafe trait Word: Copy + Send + 'static {}
+pub(crate) unsafe trait Word: Copy + Send + 'static {
+    fn zero() -> Self;
+}
 
 macro_rules! words {
     ($($word:ty),*) => {
         $(
             // SAFETY: numbers have no padding and no invalid patterns.
-            unsafe impl Word for $word {}
+            unsafe impl Word for $word {
+                #[inline(always)]
+                fn zero() -> Self {
+                    0 as $word
+                }
+            }
         )*
     };
 }

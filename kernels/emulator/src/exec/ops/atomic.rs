@@ -61,7 +61,7 @@ fn update(warp: &mut Warp<'_>, i: &Instruction, mask: u32) -> Outcome {
     for lane in lanes(mask) {
         macro_rules! update {
             ($Atomic:ty, $T:ty) => {{
-                let place = with_exposed_provenance_mut::<$T>(addresses[lane]);
+                let place = with_exposed_provenance_mut::<$T>(addresses[lane] as usize);
                 // SAFETY: `resolve` found the bytes in live memory, aligned.
                 let place = unsafe { <$Atomic>::from_ptr(place) };
                 let change = |old: $T| Some(changed(i, u64::from(old), b[lane], c[lane]) as $T);

@@ -79,11 +79,11 @@ fn copy(warp: &mut Warp<'_>, i: &Instruction, mask: u32) -> Outcome {
         let mut data = [0; BYTES_MAX];
         if reading >> lane & 1 != 0 {
             let size = sizes[lane].min(bytes) as usize;
-            let place = with_exposed_provenance::<u8>(from[lane]);
+            let place = with_exposed_provenance::<u8>(from[lane] as usize);
             // SAFETY: `resolve` found `bytes` bytes there in live memory.
             unsafe { place.copy_to_nonoverlapping(data.as_mut_ptr(), size) };
         }
-        warp.copies.issue(lane, to[lane] - start, &data[..bytes as usize]);
+        warp.copies.issue(lane, to[lane] as usize - start, &data[..bytes as usize]);
     }
     Ok(())
 }

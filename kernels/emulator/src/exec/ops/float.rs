@@ -3,7 +3,7 @@
 use super::number::{add_to_odd, greatest, least, round_to_f32};
 use super::{Rounding, rounding};
 use crate::exec::builder::{Builder, Problem};
-use crate::exec::instruction::{Handler, Instruction, handler, map, map1, map2, map3};
+use crate::exec::instruction::{Handler, Instruction, handler, map};
 use crate::ptx::{Statement, Type};
 
 pub(super) fn decode<'a>(
@@ -66,35 +66,13 @@ impl Instruction {
 
 /// The handler of an f32 operation, with `.ftz` and `.sat` where they are asked for.
 macro_rules! single {
-    ($plain:expr, |$a:ident| $body:expr) => {
+    ($plain:expr, |$($x:ident),+| $body:expr) => {
         if $plain {
-            map!(|$a: f32| $body)
+            map!(|$($x: f32),+| $body)
         } else {
-            handler!(|w, i, m| map1(w, i, m, |$a: f32| {
-                let $a = i.enter($a);
+            map!(i; |$($x: f32),+| {
+                $(let $x = i.enter($x);)+
                 i.finish($body)
-            }))
-        }
-    };
-    ($plain:expr, |$a:ident, $b:ident| $body:expr) => {
-        if $plain {
-            map!(|$a: f32, $b: f32| $body)
-        } else {
-            handler!(|w, i, m| map2(w, i, m, |$a: f32, $b: f32| {
-                let ($a, $b) = (i.enter($a), i.enter($b));
-                i.finish($body)
-            }))
-        }
-    };
-    ($plain:expr, |$a:ident, $b:ident, $c:ident| $body:expr) => {
-        if $plain {
-            map!(|$a: f32, $b: f32, $c: f32| $body)
-        } else {
-            handler!(|w, i, m| {
-                map3(w, i, m, |$a: f32, $b: f32, $c: f32| {
-                    let ($a, $b, $c) = (i.enter($a), i.enter($b), i.enter($c));
-                    i.finish($body)
-                })
             })
         }
     };

@@ -4,7 +4,7 @@
 use super::number::{Bf16, F16, Half, fma_half, greatest, least};
 use super::{Rounding, rounding};
 use crate::exec::builder::{Builder, Problem};
-use crate::exec::instruction::{Handler, Instruction, handler, map1, map2, map3};
+use crate::exec::instruction::{Handler, Instruction, handler, map};
 use crate::ptx::{Statement, Type};
 
 pub(super) fn decode<'a>(
@@ -62,60 +62,22 @@ impl Instruction {
     }
 }
 
-/// Handlers of one operation, for a half or for both halves of a pair.
+/// The handler of one operation, for a half or for both halves of a pair.
 macro_rules! one {
-    ($H:ty, scalar, |$a:ident| $body:expr) => {
-        handler!(|w, i, m| {
-            let f = |$a: $H| {
-                let $a = i.enter_half($a);
-                i.finish_half($body)
-            };
-            map1(w, i, m, f)
+    ($H:ty, scalar, |$($x:ident),+| $body:expr) => {
+        map!(i; |$($x: $H),+| {
+            $(let $x = i.enter_half($x);)+
+            i.finish_half($body)
         })
     };
-    ($H:ty, pair, |$a:ident| $body:expr) => {
-        handler!(|w, i, m| {
-            let f = |$a: $H| {
-                let $a = i.enter_half($a);
+    ($H:ty, pair, |$($x:ident),+| $body:expr) => {
+        map!(i; |$($x: [$H; 2]),+| {
+            let low = {
+                $(let $x = i.enter_half($x[0]);)+
                 i.finish_half($body)
             };
-            map1(w, i, m, |a: [$H; 2]| [f(a[0]), f(a[1])])
-        })
-    };
-    ($H:ty, scalar, |$a:ident, $b:ident| $body:expr) => {
-        handler!(|w, i, m| {
-            let f = |$a: $H, $b: $H| {
-                let ($a, $b) = (i.enter_half($a), i.enter_half($b));
-                i.finish_half($body)
-            };
-            map2(w, i, m, f)
-        })
-    };
-    ($H:ty, pair, |$a:ident, $b:ident| $body:expr) => {
-        handler!(|w, i, m| {
-            let f = |$a: $H, $b: $H| {
-                let ($a, $b) = (i.enter_half($a), i.enter_half($b));
-                i.finish_half($body)
-            };
-            map2(w, i, m, |a: [$H; 2], b: [$H; 2]| [f(a[0], b[0]), f(a[1], b[1])])
-        })
-    };
-    ($H:ty, scalar, |$a:ident, $b:ident, $c:ident| $body:expr) => {
-        handler!(|w, i, m| {
-            let f = |$a: $H, $b: $H, $c: $H| {
-                let ($a, $b, $c) = (i.enter_half($a), i.enter_half($b), i.enter_half($c));
-                i.finish_half($body)
-            };
-            map3(w, i, m, f)
-        })
-    };
-    ($H:ty, pair, |$a:ident, $b:ident, $c:ident| $body:expr) => {
-        handler!(|w, i, m| {
-            let f = |$a: $H, $b: $H, $c: $H| {
-                let ($a, $b, $c) = (i.enter_half($a), i.enter_half($b), i.enter_half($c));
-                i.finish_half($body)
-            };
-            map3(w, i, m, |a: [$H; 2], b: [$H; 2], c: [$H; 2]| [f(a[0], b[0], c[0]), f(a[1], b[1], c[1])])
+            $(let $x = i.enter_half($x[1]);)+
+            [low, i.finish_half($body)]
         })
     };
 }

@@ -109,8 +109,8 @@ fn load<T: Word, D: Word>(
 ) -> Outcome {
     let addresses = warp.resolve(Address::of(i), mask, u32::from(i.bytes), Access::Read)?;
     for (k, &row) in i.wide.iter().enumerate().filter(|(_, row)| row.exists()) {
-        let read = |address: usize| {
-            let place = with_exposed_provenance::<T>(address + k * size_of::<T>());
+        let read = |address: u64| {
+            let place = with_exposed_provenance::<T>(address as usize + k * size_of::<T>());
             // SAFETY: `resolve` found the bytes of this lane in live memory, aligned.
             widen(unsafe { place.read() })
         };
@@ -137,7 +137,7 @@ fn store<S: Word, T: Word>(
     for (k, &row) in i.wide.iter().enumerate() {
         let values = warp.registers.row::<S>(row);
         for lane in lanes(mask) {
-            let place = with_exposed_provenance_mut::<T>(addresses[lane] + k * size_of::<T>());
+            let place = with_exposed_provenance_mut::<T>(addresses[lane] as usize + k * size_of::<T>());
             // SAFETY: `resolve` found the bytes of this lane in live memory, aligned.
             unsafe { place.write(narrow(values[lane])) };
         }

@@ -26,14 +26,18 @@ pub(crate) struct F16(u16);
 #[repr(transparent)]
 pub(crate) struct Bf16(u16);
 
-// SAFETY: 16 bits, all of them values; a pair of them has no padding.
-unsafe impl Word for F16 {}
-// SAFETY: as above.
-unsafe impl Word for Bf16 {}
-// SAFETY: as above.
-unsafe impl Word for [F16; 2] {}
-// SAFETY: as above.
-unsafe impl Word for [Bf16; 2] {}
+macro_rules! words {
+    ($($T:ty: $zero:expr),*) => {$(
+        // SAFETY: 16 bits, all of them values, or a pair of them without padding.
+        unsafe impl Word for $T {
+            #[inline(always)]
+            fn zero() -> Self {
+                $zero
+            }
+        }
+    )*};
+}
+words!(F16: F16(0), Bf16: Bf16(0), [F16; 2]: [F16(0); 2], [Bf16; 2]: [Bf16(0); 2]);
 
 const NAN: u16 = 0x7fff;
 

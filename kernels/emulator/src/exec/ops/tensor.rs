@@ -281,7 +281,7 @@ fn load_matrices(warp: &mut Warp<'_>, i: &Instruction) -> Outcome {
     let addresses = warp.resolve(Address::of(i), pointing(i), 16, Access::Read)?;
     for (matrix, &target) in i.wide.iter().enumerate() {
         let rows: [[u16; 8]; 8] = std::array::from_fn(|row| {
-            let place = with_exposed_provenance::<[u16; 8]>(addresses[8 * matrix + row]);
+            let place = with_exposed_provenance::<[u16; 8]>(addresses[8 * matrix + row] as usize);
             // SAFETY: `resolve` found 16 bytes there in live memory, aligned.
             unsafe { place.read() }
         });
@@ -303,7 +303,7 @@ fn store_matrices(warp: &mut Warp<'_>, i: &Instruction) -> Outcome {
         for (lane, &word) in warp.words(source).iter().enumerate() {
             for e in 0..2 {
                 let (row, column) = element(i, lane, e);
-                let start = with_exposed_provenance_mut::<u16>(addresses[8 * matrix + row]);
+                let start = with_exposed_provenance_mut::<u16>(addresses[8 * matrix + row] as usize);
                 // SAFETY: `resolve` found 16 bytes there in live memory, aligned.
                 unsafe { start.add(column).write((word >> (16 * e)) as u16) };
             }
