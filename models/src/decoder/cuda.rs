@@ -70,7 +70,8 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(decoder: &CudaDecoder, blocks: usize, block_size: usize) -> Result<Self, GpuError> {
+    fn new(decoder: &CudaDecoder, kv: DeviceKv) -> Result<Self, GpuError> {
+        let (blocks, block_size) = (kv.blocks(), kv.shape().block_size);
         let CudaDecoder { gpu, spec, .. } = decoder;
         let StepLimits { rows, sequences, table_entries } = decoder.limits();
         let parts = DecodeBucket::parts_of(spec.context);
@@ -84,7 +85,6 @@ impl Pool {
             block_size,
             partials: (sequences * parts).min(PARTIALS_MOST.max(parts)),
         };
-        let kv = DeviceKv::new(gpu, decoder.kv_shape(block_size), spec.layers.len(), blocks)?;
         let plan = AttentionPlan::new(limits);
         let cache = Cache {
             kv,
@@ -192,26 +192,33 @@ impl CudaDecoder {
         self.work.as_ref().map_or(default, |work| work.limits)
     }
 
-    /// Checks a batch; has the memory for it, should it be larger than what was reserved.
-    fn admit(&mut self, batch: &Batch) -> Result<(), ForwardError> {
+    /// Works with these blocks from now on.
+    fn use_pool(&mut self, kv: DeviceKv) -> Result<(), ForwardError> {
+        self.pool = Some(Pool::new(self, kv).map_err(failed)?);
+        self.record();
+        Ok(())
+    }
+
+    /// What a batch is checked against.
+    fn batch_limits(&self) -> Result<BatchLimits, ForwardError> {
         let Some(pool) = &self.pool else { return Err(ForwardError("there is no KV pool yet".into())) };
-        let (blocks, block_size) = (pool.blocks, pool.block_size);
-        batch.check(BatchLimits {
+        Ok(BatchLimits {
             vocab_size: self.spec.vocab,
             context_length: self.spec.context,
-            blocks,
-            block_size,
-        })?;
+            blocks: pool.blocks,
+            block_size: pool.block_size,
+        })
+    }
+
+    /// Has the memory for a batch that is larger than what was reserved; nothing may be in flight.
+    fn make_room(&mut self, batch: &Batch) -> Result<(), ForwardError> {
         let StepLimits { rows, sequences, table_entries } = self.limits();
         let larger = StepLimits {
             rows: rows.max(batch.tokens.len()),
             sequences: sequences.max(batch.spans.len()),
             table_entries: table_entries.max(batch.block_tables.len()),
         };
-        if larger != self.limits() {
-            self.reserve(larger)?;
-        }
-        Ok(())
+        if larger == self.limits() { Ok(()) } else { self.reserve(larger) }
     }
 
     fn stage(&self) -> Stage<'_> {
@@ -274,15 +281,12 @@ fn dtype_of(dtype: ComputeDtype) -> Dtype {
 
 impl CausalLm for CudaDecoder {
     fn reserve(&mut self, limits: StepLimits) -> Result<(), ForwardError> {
-        let sizes = self.pool.as_ref().map(|pool| (pool.blocks, pool.block_size));
-        // The old memory goes first: both together may not fit.
-        (self.work, self.pool) = (None, None);
+        // The old memory goes first, as both together may not fit; K and V stay.
+        let kv = self.pool.take().map(|pool| pool.cache.kv);
+        self.work = None;
         let work = Work::new(&self.gpu, &self.spec, &self.widths, limits, self.dtype);
         self.work = Some(work.map_err(failed)?);
-        if let Some((blocks, block_size)) = sizes {
-            self.allocate_kv(blocks, block_size)?;
-        }
-        Ok(())
+        kv.map_or(Ok(()), |kv| self.use_pool(kv))
     }
 
     fn device_memory(&self) -> Result<Option<DeviceMemory>, ForwardError> {
@@ -312,13 +316,13 @@ impl CausalLm for CudaDecoder {
         if self.work.is_none() {
             self.reserve(self.limits())?;
         }
-        self.pool = Some(Pool::new(self, blocks, block_size).map_err(failed)?);
-        self.record();
-        Ok(())
+        let kv = DeviceKv::new(&self.gpu, self.kv_shape(block_size), self.spec.layers.len(), blocks);
+        self.use_pool(kv.map_err(failed)?)
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
-        self.admit(batch)?;
+        batch.check(self.batch_limits()?)?;
+        self.make_room(batch)?;
         self.logits.clear();
         if !batch.tokens.is_empty() {
             self.run(batch).map_err(failed)?;

@@ -121,13 +121,9 @@ impl Queue {
         Ok(())
     }
 
-    pub(super) fn in_flight(&self) -> usize {
-        self.flights.len()
-    }
-
-    /// Draws of the step submitted last, which the next one may be fed from.
-    pub(super) fn ahead(&self) -> Option<usize> {
-        self.chained.then_some(self.draws)
+    /// Steps in flight, and draws of the step submitted last, which the next one may be fed from.
+    pub(super) fn position(&self) -> (usize, Option<usize>) {
+        (self.flights.len(), self.chained.then_some(self.draws))
     }
 
     /// The slot of the step to be submitted.

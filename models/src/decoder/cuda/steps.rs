@@ -5,7 +5,7 @@ use obol_kernels::cuda::{BatchShape, DecodeBucket, GpuError, SamplingPasses};
 use super::graphs::Graphs;
 use super::queue::DEPTH;
 use super::{CudaDecoder, Pool, failed};
-use crate::batch::{BatchLimits, ForwardError};
+use crate::batch::ForwardError;
 use crate::queue::{Step, StepOutput, StepQueue};
 
 impl CudaDecoder {
@@ -85,6 +85,16 @@ impl CudaDecoder {
         pool.queue.finish(&self.gpu, step.draws.len())
     }
 
+    /// Whether there is room for a step beside the one in flight.
+    fn check_room(&self, step: &Step) -> Result<(), ForwardError> {
+        let (batch, limits) = (&step.batch, self.limits());
+        let fits = batch.tokens.len() <= limits.rows
+            && batch.spans.len() <= limits.sequences
+            && batch.block_tables.len() <= limits.table_entries
+            && step.draws.len() <= limits.sequences;
+        if fits { Ok(()) } else { Err(ForwardError(format!("a step is over what was reserved, {limits:?}"))) }
+    }
+
     /// A step operation by operation.
     fn launch(&self, shape: BatchShape, draws: usize, passes: SamplingPasses) -> Result<(), GpuError> {
         let stage = self.stage();
@@ -114,33 +124,15 @@ impl StepQueue for CudaDecoder {
     }
 
     fn submit(&mut self, step: &Step) -> Result<(), ForwardError> {
-        let limits = self.limits();
-        let Some(pool) = &self.pool else { return Err(ForwardError("there is no KV pool yet".into())) };
-        assert!(pool.queue.in_flight() < DEPTH, "a step too many in flight; this is a bug");
-        let checked = step.check(
-            BatchLimits {
-                vocab_size: self.spec.vocab,
-                context_length: self.spec.context,
-                blocks: pool.blocks,
-                block_size: pool.block_size,
-            },
-            pool.queue.ahead(),
-        );
-        let batch = &step.batch;
-        let fits = batch.tokens.len() <= limits.rows
-            && batch.spans.len() <= limits.sequences
-            && batch.block_tables.len() <= limits.table_entries
-            && step.draws.len() <= limits.sequences
-            && !batch.tokens.is_empty();
-        let checked = checked.and_then(|()| match fits {
-            true => Ok(()),
-            false => Err(ForwardError(format!(
-                "a step of {} rows, {} sequences, {} draws and {} blocks; reserved were {limits:?}",
-                batch.tokens.len(),
-                batch.spans.len(),
-                step.draws.len(),
-                batch.block_tables.len()
-            ))),
+        let (in_flight, ahead) = self.pool.as_ref().map_or((0, None), |pool| pool.queue.position());
+        assert!(in_flight < DEPTH, "a step too many in flight; this is a bug");
+        let checked = self.batch_limits().and_then(|limits| step.check(limits, ahead));
+        let checked = checked.and_then(|()| {
+            // What was drawn before would be lost with the old memory.
+            if in_flight == 0 && step.feeds.is_empty() {
+                self.make_room(&step.batch)?;
+            }
+            self.check_room(step)
         });
         if let Err(error) = checked {
             if let Some(pool) = &mut self.pool {
