@@ -26,7 +26,7 @@ use crate::meter::partition::Partition;
 
 use super::files::{self, Format};
 use super::parts::{self, Early};
-use super::values::{CLIENTS_MAX, between, clients, percent};
+use super::values::{CLIENTS_MAX, DeviceFlags, between, clients, percent};
 use super::{Directories, Failure, model, print, serve};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -156,6 +156,8 @@ pub(super) struct BenchFlags {
     /// Memory for the KV cache, like 512MiB or 4GiB [default: a quarter of what is free]
     #[arg(long, help_heading = "Engine in this process", env = "OBOL_KV_MEMORY", value_name = "BYTES")]
     kv_memory: Option<String>,
+    #[command(flatten)]
+    place: DeviceFlags,
 
     /// Instead of a load: time single steps against batch and context, beside the cost model's fit
     #[arg(long, help_heading = "Results", conflicts_with_all = ["url", "gate"])]
@@ -302,6 +304,8 @@ fn config(
         revision: flags.revision.clone(),
         threads: flags.threads,
         kv_memory: flags.kv_memory.clone(),
+        device: flags.place.device.clone(),
+        dtype: flags.place.dtype,
         queue_depth: Some(CLIENTS_MAX),
         insecure_open: Some(true), // nobody listens
         ..ServeFlags::default()

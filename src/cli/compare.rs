@@ -19,7 +19,7 @@ use crate::meter::partition::Partition;
 
 use super::files::{self, Format};
 use super::parts::{self, Early};
-use super::values::{CLIENTS_MAX, at_least, clients, percent};
+use super::values::{CLIENTS_MAX, DeviceFlags, at_least, clients, percent};
 use super::{Directories, Failure, model, print, serve};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,6 +99,8 @@ pub(super) struct CompareFlags {
     /// Memory for each variant's KV cache, like 512MiB or 4GiB [default: a quarter of what is free]
     #[arg(long, env = "OBOL_KV_MEMORY", value_name = "BYTES")]
     kv_memory: Option<String>,
+    #[command(flatten)]
+    place: DeviceFlags,
 }
 
 fn nats(text: &str) -> Result<f64, String> {
@@ -116,6 +118,8 @@ pub(super) fn run(
         revision: flags.revision.clone(),
         threads: flags.threads,
         kv_memory: flags.kv_memory.clone(),
+        device: flags.place.device.clone(),
+        dtype: flags.place.dtype,
         queue_depth: Some(CLIENTS_MAX),
         insecure_open: Some(true), // nobody listens
         ..ServeFlags::default()

@@ -1,5 +1,10 @@
 //! How flags of several commands are read: each says what it takes.
 
+use clap::Args;
+use obol_models::device::ComputeDtype;
+
+use crate::config::Devices;
+
 /// More clients at once than any measurement here needs; the engine's queue holds them all.
 pub(super) const CLIENTS_MAX: usize = 1024;
 
@@ -28,4 +33,15 @@ pub(super) fn percent(text: &str) -> Result<f64, String> {
     percent
         .map(|number| number / 100.0)
         .ok_or_else(|| format!("`{text}` is no percentage; write one like 2%"))
+}
+
+/// Where an engine in this process computes.
+#[derive(Debug, Clone, Args)]
+pub(super) struct DeviceFlags {
+    /// Device that computes: auto, cpu or cuda:0 [default: auto, a CUDA device if there is one]
+    #[arg(long, env = "OBOL_DEVICE", value_name = "DEVICE")]
+    pub(super) device: Option<Devices>,
+    /// Type of activations on a CUDA device: f32, f16 or bf16 [default: the weights' own, bf16 with int8 and int4]
+    #[arg(long, env = "OBOL_DTYPE", value_name = "TYPE")]
+    pub(super) dtype: Option<ComputeDtype>,
 }
