@@ -79,8 +79,8 @@ struct Sizes {
     static constexpr unsigned THREADS = 32 * QUERY_WARPS * SHARES;
     // As many as the registers allow, 255 to a thread: shared memory does not let more run at once.
     static constexpr unsigned BLOCKS = 65536 / 256 / THREADS;
-    // Tiles in shared memory: one being computed, the others on the way.
-    static constexpr unsigned STAGES = SPLIT ? 3 : 2;
+    // Tiles in shared memory: one being computed, the others on the way. Some devices give a block 99 kB.
+    static constexpr unsigned STAGES = SPLIT && D <= 128 ? 3 : 2;
     // 16 bytes each. An odd number of them from row to row keeps 8 rows in different banks.
     static constexpr unsigned CHUNKS = D * ELEMENT / 16;
     static constexpr unsigned ROW = (CHUNKS | 1) * 16;

@@ -56,7 +56,7 @@ impl FastKernel {
         let dim = number(head_dim);
         let query_warps = if is_split { 1 } else { 4 };
         let shares = if dim > 128 { 2 } else { 1 };
-        let stages = if is_split { 3 } else { 2 };
+        let stages = if is_split && dim <= 128 { 3 } else { 2 };
         let (chunks, scales) = match kv {
             KvDtype::Int8 => (dim / 16, 4 * TILE_KEYS),
             _ => (dim / 8, 0),
