@@ -32,7 +32,7 @@ use layer::{Norm, QkNorms};
 use mlp::MlpWork;
 
 #[cfg(feature = "cuda")]
-pub use cuda::CudaDecoder;
+pub use cuda::{CudaDecoder, CudaTensorParallel};
 pub use tensor_parallel::TensorParallel;
 pub use weights::Weights;
 

@@ -33,7 +33,7 @@ pub mod tokenizer;
 mod weight;
 
 #[cfg(feature = "cuda")]
-pub use decoder::CudaDecoder;
+pub use decoder::{CudaDecoder, CudaTensorParallel};
 pub use decoder::{Decoder, TensorParallel, Weights};
 pub use model_files::ModelFiles;
 pub use obol_kernels::KvDtype;

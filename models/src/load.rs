@@ -27,7 +27,7 @@ const THREADS_MAX: usize = 1024;
 pub struct LoadOptions {
     /// Threads that compute, the caller's included: divided among the devices, each of which has at least one.
     pub threads: usize,
-    /// Devices that compute each layer together.
+    /// Devices that compute each layer together; of CUDA devices `device` and those behind it.
     pub tensor_parallel: usize,
     /// Largest number of positions in a sequence, if less than the model's.
     pub max_model_len: Option<usize>,
@@ -153,6 +153,13 @@ fn on_cuda(
     options: &LoadOptions,
     info: &mut ModelInfo,
 ) -> Result<Box<dyn CausalLm>, LoadError> {
+    if options.tensor_parallel > 1 {
+        let ordinals: Vec<usize> = (ordinal..ordinal + options.tensor_parallel).collect();
+        let model = crate::decoder::CudaTensorParallel::new(weights, &ordinals, options)?;
+        info.weight_bytes = model.weight_bytes();
+        info.device = model.device();
+        return Ok(Box::new(model));
+    }
     let model = crate::decoder::CudaDecoder::new(weights, ordinal, options)?;
     info.weight_bytes = model.weight_bytes();
     info.device = model.device();

@@ -81,6 +81,16 @@ impl Step {
         self.seen.clear();
     }
 
+    /// Makes this the same step, in the memory that it has where that is enough.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.batch.copy_from(&other.batch);
+        self.feeds.clone_from(&other.feeds);
+        self.draws.clone_from(&other.draws);
+        self.biases.clone_from(&other.biases);
+        self.forbidden.clone_from(&other.forbidden);
+        self.seen.clone_from(&other.seen);
+    }
+
     /// Whether a device with these limits can run this step behind one of `ahead` draws; none: behind none.
     ///
     /// # Errors

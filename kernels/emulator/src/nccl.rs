@@ -217,8 +217,11 @@ nccl! {
     /// Leaves a clique.
     fn ncclCommDestroy(handle: u64) |driver| { leave(driver, handle) }
 
-    /// Leaves a clique.
-    fn ncclCommAbort(handle: u64) |driver| { leave(driver, handle) }
+    /// Leaves a clique, none of whose collectives is done any more.
+    fn ncclCommAbort(handle: u64) |driver| {
+        driver.give_up(communicator(driver, handle)?.clique);
+        leave(driver, handle)
+    }
 
     /// Number of ranks.
     fn ncclCommCount(handle: u64, count: *mut c_int) |driver| {

@@ -49,6 +49,23 @@ pub struct Gpu {
     kernels: Kernels,
 }
 
+/// A device's memory, to be asked for from any thread.
+pub struct MemoryView(Arc<CudaContext>);
+
+impl MemoryView {
+    /// Free and total memory in bytes, all processes' use considered. Makes the device the calling thread's.
+    ///
+    /// # Errors
+    /// When the device does not answer.
+    pub fn memory(&self) -> Result<(u64, u64), GpuError> {
+        let (free, total) = self
+            .0
+            .mem_get_info()
+            .map_err(|error| GpuError::of("asking for the device's free memory", 0, error))?;
+        Ok((free as u64, total as u64))
+    }
+}
+
 /// All kernels, by the files of their operations.
 pub(crate) struct Kernels {
     pub(crate) products: ProductKernels,
@@ -215,11 +232,11 @@ impl Gpu {
     /// # Errors
     /// When the device does not answer.
     pub fn memory(&self) -> Result<(u64, u64), GpuError> {
-        let (free, total) = self
-            .context
-            .mem_get_info()
-            .map_err(|error| GpuError::of("asking for the device's free memory", 0, error))?;
-        Ok((free as u64, total as u64))
+        self.memory_view().memory()
+    }
+
+    pub fn memory_view(&self) -> MemoryView {
+        MemoryView(self.context.clone())
     }
 
     /// Makes the device the calling thread's. Every thread that uses a device does it first.

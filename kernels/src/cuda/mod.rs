@@ -9,6 +9,7 @@
 
 mod attention;
 mod buffer;
+mod collective;
 mod error;
 mod event;
 mod gpu;
@@ -22,9 +23,10 @@ pub use attention::{
     DeviceBatch, DeviceKv, DeviceQkv, DeviceRope,
 };
 pub use buffer::{Buffer, Pinned};
+pub use collective::{Communicator, GroupId};
 pub use error::GpuError;
 pub use event::Event;
-pub use gpu::{DeviceFacts, Gpu};
+pub use gpu::{DeviceFacts, Gpu, MemoryView};
 pub use graph::Graph;
 pub use products::{
     DeviceActivations, DeviceDense, DevicePacked, DevicePick, DeviceTable, HostActivations, packed_alike,

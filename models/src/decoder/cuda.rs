@@ -10,6 +10,7 @@ mod graphs;
 mod inputs;
 mod queue;
 mod steps;
+mod tensor_parallel;
 mod weights;
 mod work;
 
@@ -20,6 +21,7 @@ use obol_kernels::cuda::{
 use obol_kernels::{DenseData, KvDtype, KvShape};
 
 use super::Weights as HostWeights;
+use super::layer::Layer;
 use crate::batch::{Batch, BatchLimits, CausalLm, DeviceMemory, EachSpan, ForwardError};
 use crate::device::ComputeDtype;
 use crate::error::LoadError;
@@ -32,8 +34,11 @@ use crate::weight::Weight;
 use forward::{Cache, Stage, Weights};
 use graphs::Graphs;
 use queue::Queue;
+use tensor_parallel::Member;
 use weights::{DeviceLayer, DeviceLinear, NormWeights};
 use work::{Widths, Work};
+
+pub use tensor_parallel::CudaTensorParallel;
 
 /// Steps are of so many rows and sequences, and blocks so large, until it is said.
 const ROWS: usize = 512;
@@ -57,6 +62,8 @@ pub struct CudaDecoder {
     pool: Option<Pool>,
     /// (logit rows, vocab), on the host.
     logits: Vec<f32>,
+    /// With others that share each layer's work. Behind the graphs, which are dropped before it.
+    member: Option<Member>,
 }
 
 /// What depends on the number of blocks.
@@ -117,13 +124,27 @@ impl CudaDecoder {
     ///
     /// # Errors
     /// When the device cannot be used, has no memory, or does not run such models.
-    pub fn new(host: HostWeights, ordinal: usize, options: &LoadOptions) -> Result<Self, LoadError> {
-        if host.ranks() != 1 {
-            return Err(LoadError::Options("tensor parallel does not run on CUDA devices yet".into()));
-        }
+    ///
+    /// # Panics
+    /// When the weights are cut for several ranks: those are [`CudaTensorParallel`]'s.
+    pub fn new(mut host: HostWeights, ordinal: usize, options: &LoadOptions) -> Result<Self, LoadError> {
+        assert_eq!(host.ranks(), 1, "weights of one device");
+        let layers = host.ranks.remove(0);
+        let spec = host.spec.clone();
+        Self::of_rank(&host, spec, layers, ordinal, options)
+    }
+
+    /// As [`CudaDecoder::new`], of the layers of a rank, with its spec; the rest of `host` is what all ranks have.
+    fn of_rank(
+        host: &HostWeights,
+        spec: ModelSpec,
+        host_layers: Vec<Layer>,
+        ordinal: usize,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
         let gpu = Gpu::open(ordinal).map_err(not_loaded)?;
-        let HostWeights { spec, kv_dtype, embedding, positions, final_norm, head, mut ranks } = host;
-        let host_layers = ranks.remove(0);
+        let HostWeights { kv_dtype, embedding, positions, final_norm, head, .. } = host;
+        let kv_dtype = *kv_dtype;
         let dtype = options.dtype.map_or_else(|| own_dtype(&host_layers[0].qkv), dtype_of);
         let mut layers = Vec::with_capacity(host_layers.len());
         for layer in host_layers {
@@ -138,7 +159,7 @@ impl CudaDecoder {
             embedding: upload(embedding.part(0)).map_err(not_loaded)?,
             positions: positions.as_ref().map(upload).transpose().map_err(not_loaded)?,
             layers,
-            final_norm: NormWeights::upload(&gpu, &final_norm, spec.norm_eps).map_err(not_loaded)?,
+            final_norm: NormWeights::upload(&gpu, final_norm, spec.norm_eps).map_err(not_loaded)?,
             head: head.transpose().map_err(not_loaded)?,
             ropes,
         };
@@ -157,8 +178,9 @@ impl CudaDecoder {
                 choices
             },
         };
-        let (work, pool, logits) = (None, None, Vec::new());
-        Ok(Self { gpu, spec, kv_dtype, dtype, graphs: options.graphs, weights, widths, work, pool, logits })
+        let (graphs, logits) = (options.graphs, Vec::new());
+        let (work, pool, member) = (None, None, None);
+        Ok(Self { gpu, spec, kv_dtype, dtype, graphs, weights, widths, work, pool, logits, member })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -221,12 +243,24 @@ impl CudaDecoder {
         if larger == self.limits() { Ok(()) } else { self.reserve(larger) }
     }
 
+    /// Gives `each` the logits of each span of the batch that was run last.
+    fn give_each(&self, batch: &Batch, each: EachSpan<'_>) {
+        let vocab = self.spec.vocab;
+        for span in 0..batch.spans.len() {
+            let rows = batch.logits_of(span);
+            if !rows.is_empty() {
+                each(0, span, &self.logits[rows.start * vocab..rows.end * vocab]);
+            }
+        }
+    }
+
     fn stage(&self) -> Stage<'_> {
         let (Some(work), Some(pool)) = (&self.work, &self.pool) else {
             unreachable!("a batch is admitted before it runs")
         };
         let Self { gpu, spec, weights, .. } = self;
-        Stage { gpu, spec, weights, cache: &pool.cache, work }
+        let others = self.member.as_ref().and_then(Member::communicator);
+        Stage { gpu, spec, weights, cache: &pool.cache, work, others }
     }
 
     /// Runs a batch and reads its logits.
@@ -346,13 +380,7 @@ impl CausalLm for CudaDecoder {
     ) -> Result<(), ForwardError> {
         meanwhile();
         self.forward(batch)?;
-        let vocab = self.spec.vocab;
-        for span in 0..batch.spans.len() {
-            let rows = batch.logits_of(span);
-            if !rows.is_empty() {
-                each(0, span, &self.logits[rows.start * vocab..rows.end * vocab]);
-            }
-        }
+        self.give_each(batch, each);
         Ok(())
     }
 }

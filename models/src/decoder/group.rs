@@ -15,6 +15,25 @@ use crate::communicator::{Bell, Communicator};
 /// What a rank does with an order `O`.
 pub(super) type Work<O> = Box<dyn FnMut(&O) -> Result<(), ForwardError> + Send>;
 
+/// What the ranks of a group wait for each other at.
+pub(super) trait Meetings: Send + Sync {
+    /// Forgets what was given up; for when no rank is at work.
+    fn reset(&self);
+
+    /// Lets all ranks that wait, and that come later, give up.
+    fn abort(&self);
+}
+
+impl Meetings for Communicator {
+    fn reset(&self) {
+        self.reset();
+    }
+
+    fn abort(&self) {
+        self.abort();
+    }
+}
+
 /// The ranks after the first.
 pub(super) struct Group<O> {
     shared: Arc<Shared<O>>,
@@ -22,7 +41,7 @@ pub(super) struct Group<O> {
 }
 
 struct Shared<O> {
-    communicator: Arc<Communicator>,
+    meetings: Arc<dyn Meetings>,
     /// Written while no rank is at work.
     order: RwLock<O>,
     /// Rings for each order.
@@ -41,9 +60,9 @@ impl<O: Default + Send + Sync + 'static> Group<O> {
     ///
     /// # Panics
     /// When the system refuses a thread.
-    pub(super) fn new(communicator: Arc<Communicator>, others: Vec<Work<O>>) -> Self {
+    pub(super) fn new(meetings: Arc<impl Meetings + 'static>, others: Vec<Work<O>>) -> Self {
         let shared = Arc::new(Shared {
-            communicator,
+            meetings,
             order: RwLock::default(),
             given: Bell::default(),
             pending: AtomicUsize::new(0),
@@ -72,7 +91,7 @@ impl<O: Default + Send + Sync + 'static> Group<O> {
         first: impl FnOnce() -> Result<(), ForwardError>,
     ) -> Result<(), ForwardError> {
         let shared = &*self.shared;
-        shared.communicator.reset();
+        shared.meetings.reset();
         write(&mut shared.order.write().unwrap_or_else(PoisonError::into_inner));
         shared.pending.store(self.threads.len(), Ordering::SeqCst);
         let mut seen = shared.done.count();
@@ -122,7 +141,7 @@ impl<O> Shared<O> {
             Err(panic) => ForwardError(format!("rank {rank} panicked: {}", message(&*panic))),
         };
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
-        self.communicator.abort();
+        self.meetings.abort();
     }
 }
 

@@ -4,6 +4,7 @@
 use obol_kernels::{Cpu, KvDtype};
 
 use crate::cut::{Rank, divisors};
+use crate::device::DeviceId;
 use crate::error::LoadError;
 use crate::linear::{Linear, Loader, Named};
 use crate::load::LoadOptions;
@@ -25,10 +26,10 @@ pub struct Weights {
     pub(super) ranks: Vec<Vec<Layer>>,
 }
 
-/// A matrix of a row a token, cut by tokens: each rank computes its part of the logits, and as all can read all
-/// of it, an embedding is looked up where it is.
+/// A matrix of a row a token. For CPUs it is cut by tokens: each rank computes its part of the logits, and as all
+/// can read all of it, an embedding is looked up where it is.
 pub(super) struct Vocabulary {
-    /// One for each rank, its tokens following those of the one before.
+    /// One for each rank, or for all together, its tokens following those of the one before.
     parts: Vec<Linear>,
 }
 
@@ -60,13 +61,15 @@ impl Weights {
         let weights = files.checkpoint(&spec)?;
         let loader = Loader { cpu, weights: &weights, quant: options.quant, rank: Rank::ALONE };
         let of_rank = |rank| Loader { rank, ..loader };
+        // CUDA devices have the whole vocabulary each: all have the logits then, and draw for themselves.
+        let shares = if matches!(options.device, DeviceId::Cuda(_)) { 1 } else { ranks };
         let vocabulary = |name: &str| {
             let part = |rank: Rank| {
                 let part = rank.rows(spec.vocab);
                 let named = Named { name, out_features: spec.vocab, bias: false, part };
                 Linear::load(&of_rank(rank), spec.hidden, &[named])
             };
-            Ok::<_, LoadError>(Vocabulary { parts: Rank::all(ranks).map(part).collect::<Result<_, _>>()? })
+            Ok::<_, LoadError>(Vocabulary { parts: Rank::all(shares).map(part).collect::<Result<_, _>>()? })
         };
         let embedding = vocabulary("token_embd")?;
         let positions = spec.learned_positions.map(|rows| {

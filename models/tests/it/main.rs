@@ -3,6 +3,8 @@
 mod bad_configs;
 mod bad_directories;
 mod bad_files;
+#[cfg(feature = "cuda")]
+mod cuda_tensor_parallel;
 mod decoder;
 mod families;
 mod load;

@@ -29,6 +29,8 @@ pub(crate) struct Clique {
     calls: Vec<u64>,
     /// Calls that not all ranks have made or come to, by number.
     open: BTreeMap<u64, Vec<Option<Arrival>>>,
+    /// A rank gave up: nobody waits for another any more.
+    aborted: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -112,11 +114,13 @@ pub(super) enum Meeting {
     Complete(Vec<StreamId>),
     /// These streams have calls that others wait for.
     Waiting(Vec<StreamId>),
+    /// A rank gave up, or all have left: it will not be done.
+    Over,
 }
 
 impl Clique {
     pub(crate) fn of_size(size: usize) -> Self {
-        Self { devices: vec![None; size], calls: vec![0; size], open: Default::default() }
+        Self { devices: vec![None; size], calls: vec![0; size], open: Default::default(), aborted: false }
     }
 }
 
@@ -135,10 +139,10 @@ impl State {
 
     /// A rank's entry is the first of its stream.
     pub(super) fn arrive(&mut self, clique: CliqueId, number: u64, rank: usize) -> Meeting {
-        let Some(arrivals) = self.cliques.get_mut(&clique).and_then(|clique| clique.open.get_mut(&number))
-        else {
-            return Meeting::Waiting(Vec::new());
+        let Some(clique) = self.cliques.get_mut(&clique).filter(|clique| !clique.aborted) else {
+            return Meeting::Over;
         };
+        let Some(arrivals) = clique.open.get_mut(&number) else { return Meeting::Waiting(Vec::new()) };
         if let Some(own) = &mut arrivals[rank] {
             own.ready = true;
         }
@@ -178,6 +182,14 @@ impl Driver {
         let handle = state.handle();
         let State { cliques, communicators, .. } = &mut *state;
         change(cliques, communicators, handle)
+    }
+
+    /// Lets all ranks of a clique go on without what they wait for.
+    pub(crate) fn give_up(&self, clique: CliqueId) {
+        if let Some(clique) = self.lock().cliques.get_mut(&clique) {
+            clique.aborted = true;
+        }
+        self.changed.notify_all();
     }
 
     /// Does a collective for all ranks; `calls` are in the order of ranks.

@@ -193,15 +193,16 @@ impl State {
                 Next::Moved
             }
             Some(&Entry::Wait(point)) => self.next(point.stream, asked),
-            Some(&Entry::Meet { clique, number, rank }) => self.next_meeting(clique, number, rank, asked),
+            Some(&Entry::Meet { clique, number, rank }) => {
+                self.next_meeting(id, (clique, number, rank), asked)
+            }
         }
     }
 
     fn next_meeting(
         &mut self,
-        clique: CliqueId,
-        number: u64,
-        rank: usize,
+        id: StreamId,
+        (clique, number, rank): (CliqueId, u64, usize),
         asked: &mut BTreeSet<StreamId>,
     ) -> Next {
         match self.arrive(clique, number, rank) {
@@ -219,6 +220,10 @@ impl State {
                     }
                 }
                 Next::Blocked
+            }
+            Meeting::Over => {
+                self.done(id);
+                Next::Moved
             }
         }
     }

@@ -209,3 +209,18 @@ fn a_clique_has_each_rank_and_device_once() {
     assert_eq!(code!(ncclCommInitRank, &raw mut other, 2, UniqueId { bytes: [0; 128] }, 1), 4);
     ok!(contexts::cuCtxSynchronize);
 }
+
+#[test]
+fn a_rank_that_gives_up_lets_the_others_go_on() {
+    let _machine = devices(2);
+    let ranks = ranks::<f32>(&[&[1.0], &[2.0]], 1);
+    assert_eq!(all_reduce(&ranks[0], 1, F32, SUM), 0);
+    use_device(0);
+    assert_eq!(code!(streams::cuStreamQuery, ranks[0].stream), NOT_READY);
+    ok!(ncclCommAbort, ranks[1].communicator);
+    synchronize(ranks[0].stream);
+    assert_eq!(all_reduce(&ranks[0], 1, F32, SUM), 0);
+    ok!(ncclCommAbort, ranks[0].communicator);
+    synchronize(ranks[0].stream);
+    assert_eq!(read::<f32>(ranks[0].receive, 1), [1.0], "nothing was added");
+}

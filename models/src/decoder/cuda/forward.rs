@@ -2,8 +2,8 @@
 //! the stream one after another.
 
 use obol_kernels::cuda::{
-    AttentionWorkspace, BatchShape, Buffer, DeviceAttention, DeviceBatch, DeviceKv, DeviceQkv, DeviceRope,
-    DeviceRows, Dtype, Gpu, GpuError,
+    AttentionWorkspace, BatchShape, Buffer, Communicator, DeviceAttention, DeviceBatch, DeviceKv, DeviceQkv,
+    DeviceRope, DeviceRows, Dtype, Gpu, GpuError,
 };
 
 use super::weights::{DeviceLayer, DeviceLinear, DeviceMlp, NormWeights};
@@ -36,6 +36,8 @@ pub(super) struct Stage<'a> {
     pub(super) weights: &'a Weights,
     pub(super) cache: &'a Cache,
     pub(super) work: &'a Work,
+    /// With those that share each layer's work, if it is shared.
+    pub(super) others: Option<&'a Communicator>,
 }
 
 impl Stage<'_> {
@@ -77,10 +79,12 @@ impl Stage<'_> {
             }
             let delta = work.delta();
             layer.attention_out.forward(gpu, attended, rows, &work.quantized, (delta.buffer, work.dtype))?;
+            self.add_up(rows)?;
             self.settle(layer.attention_post_norm.as_ref(), rows)?;
             // ---- MLP ----
             let x = self.read(layer.ffn_norm.as_ref(), residual, Some(delta), rows)?;
             self.feed_forward(layer, x, rows)?;
+            self.add_up(rows)?;
             self.settle(layer.ffn_post_norm.as_ref(), rows)?;
         }
         Ok(())
@@ -130,6 +134,12 @@ impl Stage<'_> {
             (None, None) => gpu.cast(residual, rows, spec.hidden, out)?,
         }
         Ok(out)
+    }
+
+    /// Adds up what all devices have of a layer's half.
+    fn add_up(&self, rows: usize) -> Result<(), GpuError> {
+        let Self { gpu, spec, work, others, .. } = *self;
+        others.map_or(Ok(()), |others| gpu.all_reduce(others, work.delta(), rows, spec.hidden))
     }
 
     /// What a layer's half adds to the residual, as the family has it.

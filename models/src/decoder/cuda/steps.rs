@@ -33,6 +33,9 @@ impl CudaDecoder {
             tracing::warn!("decode steps are not recorded as graphs: {error}");
             Graphs::none()
         });
+        // Devices that share a step pad it alike.
+        let agreed = self.member.as_ref().is_none_or(|member| member.agree(graphs.len()));
+        let graphs = if agreed { graphs } else { Graphs::none() };
         tracing::debug!("{} decode graphs are recorded", graphs.len());
         if let Some(pool) = &mut self.pool {
             pool.graphs = graphs;
@@ -85,6 +88,20 @@ impl CudaDecoder {
         pool.queue.finish(&self.gpu, step.draws.len())
     }
 
+    /// Whether the step can be submitted now.
+    pub(super) fn check(&self, step: &Step) -> Result<(), ForwardError> {
+        let (in_flight, ahead) = self.pool.as_ref().map_or((0, None), |pool| pool.queue.position());
+        assert!(in_flight < DEPTH, "a step too many in flight; this is a bug");
+        step.check(self.batch_limits()?, ahead)?;
+        if self.can_grow(step) { Ok(()) } else { self.check_room(step) }
+    }
+
+    /// Whether there may be other memory for the step: what was drawn before is lost with the old.
+    fn can_grow(&self, step: &Step) -> bool {
+        let in_flight = self.pool.as_ref().map_or(0, |pool| pool.queue.position().0);
+        in_flight == 0 && step.feeds.is_empty()
+    }
+
     /// Whether there is room for a step beside the one in flight.
     fn check_room(&self, step: &Step) -> Result<(), ForwardError> {
         let (batch, limits) = (&step.batch, self.limits());
@@ -107,11 +124,16 @@ impl CudaDecoder {
         pool.queue.sample(stage.gpu, stage.work, shape.rows as usize, draws, passes)
     }
 
-    /// After an error nothing is in flight.
-    fn abandon(&mut self, error: GpuError) -> ForwardError {
+    /// Nothing is in flight.
+    pub(super) fn forget(&mut self) {
         if let Some(pool) = &mut self.pool {
             pool.queue.clear();
         }
+    }
+
+    /// After an error nothing is in flight.
+    fn abandon(&mut self, error: GpuError) -> ForwardError {
+        self.forget();
         // Whether that works or not: the error is the one to be told.
         let _waited = self.gpu.synchronize();
         failed(error)
@@ -124,20 +146,14 @@ impl StepQueue for CudaDecoder {
     }
 
     fn submit(&mut self, step: &Step) -> Result<(), ForwardError> {
-        let (in_flight, ahead) = self.pool.as_ref().map_or((0, None), |pool| pool.queue.position());
-        assert!(in_flight < DEPTH, "a step too many in flight; this is a bug");
-        let checked = self.batch_limits().and_then(|limits| step.check(limits, ahead));
-        let checked = checked.and_then(|()| {
-            // What was drawn before would be lost with the old memory.
-            if in_flight == 0 && step.feeds.is_empty() {
+        let checked = self.check(step).and_then(|()| {
+            if self.can_grow(step) {
                 self.make_room(&step.batch)?;
             }
             self.check_room(step)
         });
         if let Err(error) = checked {
-            if let Some(pool) = &mut self.pool {
-                pool.queue.clear();
-            }
+            self.forget();
             return Err(error);
         }
         self.enqueue(step).map_err(|error| self.abandon(error))
