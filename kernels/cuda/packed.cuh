@@ -12,15 +12,16 @@
 // Without minima weights are kept signed (q - centre), 4-bit ones in the upper halves of bytes, times 16.
 //
 // Bytes: n k (b / 8 + s) of weights, with b bits and s bytes of scales a weight (f16 1/16, f16 and min 1/8, f32 1/4,
-// two-step 0.074 and more), read once by the variant for few rows and m / 64 times (mostly from the second-level
+// two-step 0.07 to 0.14), read once by the variant for few rows and m / 64 times (mostly from the second-level
 // cache) by the other; m k (1 + 1/8 + 1/8) of activations; m n t of results. Operations: 2 m n k on tensor cores,
 // and for each 16 x 8 x 32 of them 12 (16 with minima) multiplications and additions in a lane.
 //
 // Llama-3.1-8B's gate_up (28,672 x 4,096) with 4 bits and f16 scales on an H100 SXM (3.35 TB/s):
-// - m = 1: 66 MB, 20 us; bound by memory. A warp has 2 KiB of weights under way, a multiprocessor 64 KiB.
+// - m = 1: 66 MB, 20 us; bound by memory. A warp has up to 2 KiB of weights under way, the 24 of a multiprocessor
+//   48 KiB, where 18 KiB would hide 700 ns. Rows of activations come from the first-level cache.
 // - m = 32: the same 66 MB; each 32 outputs read the rows' 160 kB from the second-level cache, 140 MB in all, about
 //   as long as the weights take: 25 to 30 us.
-// - m = 512: 120 GOP. The tensor cores could do that in 0.1 ms (about 60 % of 1,979 TOPS by mma.sync); but a warp
+// - m = 512: 120 Gop. The tensor cores could do that in 0.1 ms (about 60 % of 1,979 TOPS by mma.sync); but a warp
 //   gives 16 or so instructions to scales for each one of theirs, which bounds the kernel at 0.3 to 0.35 ms.
 #pragma once
 

@@ -10,6 +10,9 @@ use crate::{Dense, DenseData};
 /// Elements along k of a block of 16-bit weights.
 const BLOCK: usize = 32;
 
+/// Bytes of a panel's block.
+const BLOCK_BYTES: usize = PANEL * BLOCK * 2;
+
 /// Rows of a panel that lanes number; the others are 8 further on.
 const HALF: usize = PANEL / 2;
 
@@ -96,11 +99,7 @@ impl Gpu {
                 w.n(),
                 w.k()
             );
-            let bytes = match dtype {
-                Dtype::F32 => single_bytes(w),
-                Dtype::F16 => repack(w, |x| f16::from_f32(x).to_bits()),
-                Dtype::Bf16 => repack(w, |x| bf16::from_f32(x).to_bits()),
-            };
+            let bytes = bytes_of(w, dtype);
             if data.is_none() {
                 data = Some(self.allocate(matrices.len() * bytes.len())?);
             }
@@ -199,6 +198,20 @@ impl Gpu {
     }
 }
 
+/// The matrix as its kernels read it.
+fn bytes_of(w: &Dense, dtype: Dtype) -> Vec<u8> {
+    let (half, brain) = (|x: f32| f16::from_f32(x).to_bits(), |x: f32| bf16::from_f32(x).to_bits());
+    match (dtype, w.data()) {
+        (Dtype::F32, _) => single_bytes(w),
+        (Dtype::F16, DenseData::F32(v)) => repack(v, w.k(), |x| half(*x)),
+        (Dtype::F16, DenseData::F16(v)) => repack(v, w.k(), |x| x.to_bits()),
+        (Dtype::F16, DenseData::Bf16(v)) => repack(v, w.k(), |x| half(x.to_f32())),
+        (Dtype::Bf16, DenseData::F32(v)) => repack(v, w.k(), |x| brain(*x)),
+        (Dtype::Bf16, DenseData::F16(v)) => repack(v, w.k(), |x| brain(x.to_f32())),
+        (Dtype::Bf16, DenseData::Bf16(v)) => repack(v, w.k(), |x| x.to_bits()),
+    }
+}
+
 /// The matrix as it is, in f32.
 fn single_bytes(w: &Dense) -> Vec<u8> {
     let mut row = vec![0.0; w.k()];
@@ -210,22 +223,21 @@ fn single_bytes(w: &Dense) -> Vec<u8> {
     out
 }
 
-/// The matrix in lane order; `bits` of numbers that have another type.
-fn repack(w: &Dense, bits: impl Fn(f32) -> u16) -> Vec<u8> {
-    let blocks = w.k().div_ceil(BLOCK);
-    let mut out = vec![0; w.n().div_ceil(PANEL) * PANEL * blocks * BLOCK * 2];
-    for row in 0..w.n() {
+/// Rows of `k` in lane order, as 16 bits each.
+fn repack<T>(values: &[T], k: usize, bits: impl Fn(&T) -> u16) -> Vec<u8> {
+    let blocks = k.div_ceil(BLOCK);
+    let mut out = vec![0; (values.len() / k).div_ceil(PANEL) * PANEL * blocks * BLOCK * 2];
+    for (row, values) in values.chunks_exact(k).enumerate() {
         let (panel, g, high) = (row / PANEL, row % HALF, row % PANEL / HALF);
-        for at in 0..w.k() {
-            let value = match w.data() {
-                DenseData::F32(v) => v[row * w.k() + at],
-                DenseData::F16(v) => v[row * w.k() + at].to_f32(),
-                DenseData::Bf16(v) => v[row * w.k() + at].to_f32(),
-            };
-            let (lane, piece) = (g * 4 + at % BLOCK / 8, at % 8 / 4);
-            let word = at % 4 / 2 * 2 + high;
-            let place = ((panel * blocks + at / BLOCK) * 2 + piece) * 256 + lane * 8 + word * 2 + at % 2;
-            out[2 * place..][..2].copy_from_slice(&bits(value).to_ne_bytes());
+        for (block, values) in values.chunks(BLOCK).enumerate() {
+            let to = &mut out[(panel * blocks + block) * BLOCK_BYTES..][..BLOCK_BYTES];
+            // Four at a time are two words of a lane's piece.
+            for (i, four) in values.chunks(4).enumerate() {
+                let start = i % 2 * BLOCK_BYTES / 2 + (g * 4 + i / 2) * 16 + high * 4;
+                for (at, value) in four.iter().enumerate() {
+                    to[start + at / 2 * 8 + at % 2 * 2..][..2].copy_from_slice(&bits(value).to_ne_bytes());
+                }
+            }
         }
     }
     out
