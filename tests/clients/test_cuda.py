@@ -62,7 +62,7 @@ def test_without_a_driver_a_cuda_device_is_a_clear_error(tmp_path):
 
 def test_a_device_that_is_not_there(tmp_path):
     said = failure(tmp_path, "--device", "cuda:17")
-    assert "cuda:17" in said and "cuda:0" in said
+    assert "cuda:17" in said and ("cuda:0" in said or "1 CUDA device" in said)
 
 
 @emulated
