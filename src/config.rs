@@ -2,6 +2,7 @@
 //! anything starts and never changed. Knows no part of the server; what only loading can tell
 //! (blocks, bytes a block) is not here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -102,8 +103,9 @@ pub struct ServeFlags {
     /// Listen on another address than loopback without keys: anybody who reaches it can spend
     #[arg(long, env = "OBOL_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure_open: Option<bool>,
-    /// Device that computes: auto, cpu or cuda:0 [default: auto, a CUDA device if there is one]
-    #[arg(long, env = "OBOL_DEVICE", value_name = "DEVICE")]
+    /// Devices that compute: auto, cpu, cuda:0, or several as cuda:0,cuda:1, each with the whole model unless
+    /// --tensor-parallel says otherwise [default: auto, a CUDA device if there is one]
+    #[arg(long, env = "OBOL_DEVICE", value_name = "DEVICES")]
     #[serde(default, deserialize_with = "parsed")]
     pub device: Option<Devices>,
     /// Devices that compute each layer of the model together, with a part of it each [default: 1]
@@ -120,7 +122,7 @@ pub struct ServeFlags {
     /// Share of a CUDA device's memory that weights, buffers and KV cache may have together [default: 0.9]
     #[arg(long, env = "OBOL_DEVICE_MEMORY", value_name = "SHARE")]
     pub device_memory: Option<f64>,
-    /// Threads that compute [default: the cores this process may use]
+    /// Threads that compute; with several models on the CPU, of each [default: the cores this process may use]
     #[arg(long, env = "OBOL_THREADS")]
     pub threads: Option<usize>,
     /// Longest prompt and answer together, in tokens [default: the model's context, if the KV cache holds it]
@@ -135,8 +137,8 @@ pub struct ServeFlags {
     /// Requests that may wait; one more gets 429 [default: 1024]
     #[arg(long, env = "OBOL_QUEUE_DEPTH")]
     pub queue_depth: Option<usize>,
-    /// Memory for the KV cache, like 512MiB or 4GiB [default: a quarter of what is free; on a CUDA device what
-    /// --device-memory leaves]
+    /// Memory for the KV cache, like 512MiB or 4GiB; with several models, of each [default: a quarter of what is
+    /// free; on a CUDA device what --device-memory leaves]
     #[arg(long, env = "OBOL_KV_MEMORY", value_name = "BYTES")]
     pub kv_memory: Option<String>,
     /// Tokens in a KV block [default: 16]
@@ -212,6 +214,17 @@ struct RatesFile {
     device_hour: Option<Decimal>,
     kv_share: Option<Decimal>,
     currency: Option<String>,
+    /// By the device's name.
+    #[serde(default)]
+    devices: BTreeMap<String, DeviceRateFile>,
+}
+
+/// What one device differs in from the others.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceRateFile {
+    device_hour: Option<Decimal>,
+    kv_share: Option<Decimal>,
 }
 
 /// The rate card's text; the ledger parses it exactly.
@@ -222,6 +235,48 @@ pub struct Rates {
     pub currency: String,
     /// Nobody configured a price: the default for a CPU device is used.
     pub is_default: bool,
+    /// Of devices with a price of their own.
+    pub devices: Vec<(DeviceId, DeviceRate)>,
+}
+
+/// One device's price, in the currency of all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRate {
+    pub device_hour: String,
+    pub kv_share: String,
+}
+
+impl Rates {
+    fn resolve(file: RatesFile) -> Result<Self, ConfigError> {
+        let is_default = file.device_hour.is_none() && file.devices.is_empty();
+        let device_hour = file.device_hour.map_or_else(|| DEFAULT_DEVICE_HOUR.into(), Decimal::text);
+        let kv_share = file.kv_share.map_or_else(|| DEFAULT_KV_SHARE.into(), Decimal::text);
+        let mut devices: Vec<(DeviceId, DeviceRate)> = Vec::new();
+        for (name, rate) in file.devices {
+            let wrong = |problem| ConfigError::Value { name: "rates.devices", problem };
+            let device = name.parse().map_err(wrong)?;
+            if devices.iter().any(|(known, _)| *known == device) {
+                return Err(wrong(format!("{device} is priced twice")));
+            }
+            let rate = DeviceRate {
+                device_hour: rate.device_hour.map_or_else(|| device_hour.clone(), Decimal::text),
+                kv_share: rate.kv_share.map_or_else(|| kv_share.clone(), Decimal::text),
+            };
+            devices.push((device, rate));
+        }
+        let currency = file.currency.unwrap_or_else(|| DEFAULT_CURRENCY.into());
+        Ok(Self { device_hour, kv_share, currency, is_default, devices })
+    }
+
+    /// What a device costs: its own price, or everybody's.
+    #[must_use]
+    pub fn of(&self, device: DeviceId) -> DeviceRate {
+        let own = self.devices.iter().find(|(known, _)| *known == device).map(|(_, rate)| rate.clone());
+        own.unwrap_or_else(|| DeviceRate {
+            device_hour: self.device_hour.clone(),
+            kv_share: self.kv_share.clone(),
+        })
+    }
 }
 
 /// Everything resolved.
@@ -300,12 +355,7 @@ impl Config {
             unknown_fields: flags.unknown_fields.or(serve.unknown_fields).unwrap_or(UnknownFields::Reject),
             drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),
             data_dir: places.data_dir.clone().or(file.data_dir).unwrap_or(default_data_dir),
-            rates: Rates {
-                is_default: file.rates.device_hour.is_none(),
-                device_hour: file.rates.device_hour.map_or_else(|| DEFAULT_DEVICE_HOUR.into(), Decimal::text),
-                kv_share: file.rates.kv_share.map_or_else(|| DEFAULT_KV_SHARE.into(), Decimal::text),
-                currency: file.rates.currency.unwrap_or_else(|| DEFAULT_CURRENCY.into()),
-            },
+            rates: Rates::resolve(file.rates)?,
         };
         let insecure = flags.insecure_open.or(serve.insecure_open).unwrap_or(false);
         config.check(insecure)?;
@@ -411,6 +461,22 @@ mod tests {
     }
 
     #[test]
+    fn a_device_has_its_own_price_or_that_of_all() {
+        let file = "[rates]\ndevice_hour = 2.5\n[rates.devices.'cuda:1']\ndevice_hour = '1.99'\n\
+                    [rates.devices.cpu]\nkv_share = 0.5\n";
+        let rates = resolve(file, ServeFlags::default()).unwrap().rates;
+        let check = |device, hour: &str, share: &str| {
+            let rate = rates.of(device);
+            assert_eq!((rate.device_hour.as_str(), rate.kv_share.as_str()), (hour, share), "{device}");
+        };
+        check(DeviceId::Cuda(0), "2.5", "0.20");
+        check(DeviceId::Cuda(1), "1.99", "0.20");
+        check(DeviceId::Cpu(0), "2.5", "0.5");
+        check(DeviceId::Cpu(1), "2.5", "0.20");
+        assert!(!rates.is_default);
+    }
+
+    #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let flags = ServeFlags { max_sequences: Some(3), ..ServeFlags::default() };
         let file = "data_dir = 'x'\n[serve]\nmax_sequences = 5\nqueue_depth = 7\nkv_memory = '1.5GiB'\n\
@@ -451,6 +517,8 @@ mod tests {
         says("[serve]\nkv_dtype = 'fp8'", "choose f16, bf16, f32 or int8");
         says("[serve]\ndevice = 'gpu'", "choose auto, cpu, or cuda:0");
         says("[serve]\ndevice = 'cuda:0,cuda:0'", "cuda:0 is named twice");
+        says("[rates.devices.gpu]\ndevice_hour = 1", "rates.devices: `gpu` is no device");
+        says("[rates.devices.cpu]\n[rates.devices.'cpu:0']", "cpu:0 is priced twice");
         says("[serve]\ntensor_parallel = 0", "tensor_parallel: 0 devices");
         says("[serve]\ndtype = 'fp8'", "choose f32, f16 or bf16");
         says("[serve]\ndevice_memory = 1.5", "device_memory: 1.5 is not between 0.05 and 1");
