@@ -63,6 +63,8 @@ impl Default for LoadOptions {
 /// A model ready to serve, but for its KV pool.
 pub struct Loaded {
     pub model: Box<dyn CausalLm>,
+    /// The same model on further devices.
+    pub replicas: Vec<Box<dyn CausalLm>>,
     pub tokenizer: Arc<Tokenizer>,
     /// The file's own, else ChatML where the vocabulary has its markers, else none.
     pub template: Option<ChatTemplate>,
@@ -96,6 +98,15 @@ pub struct ModelInfo {
 /// When the file cannot be read, is broken, or holds something that is not supported; or the options do not
 /// suit the model.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    load_replicas(path, options, &[])
+}
+
+/// As [`load`], and the same on each of `further` devices, of the first one's kind; on the CPU all read the same
+/// weights, and each has `options.threads` threads.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_replicas(path: &Path, options: &LoadOptions, further: &[DeviceId]) -> Result<Loaded, LoadError> {
     if options.threads == 0 || options.threads > THREADS_MAX {
         return Err(LoadError::Options(format!(
             "{} threads; choose from 1 to {THREADS_MAX}",
@@ -136,14 +147,33 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Loaded, LoadError> {
             ranks => format!("cpu x{ranks}"),
         },
     };
-    let model: Box<dyn CausalLm> = match (options.device, options.tensor_parallel) {
-        (DeviceId::Cpu(_), 1) => Box::new(Decoder::new(Arc::new(weights), cpu)),
-        (DeviceId::Cpu(_), ranks) => {
-            Box::new(TensorParallel::new(&Arc::new(weights), divide(options.threads, ranks)))
-        }
-        (DeviceId::Cuda(ordinal), _) => on_cuda(weights, ordinal, options, &mut info)?,
-    };
-    Ok(Loaded { model, tokenizer: Arc::new(tokenizer), template, info })
+    if let DeviceId::Cuda(ordinal) = options.device {
+        let model = on_cuda(weights, ordinal, options, &mut info)?;
+        let more = further.iter().map(|&device| {
+            let DeviceId::Cuda(ordinal) = device else {
+                return Err(LoadError::Options(format!(
+                    "{device} beside {}; name devices of one kind",
+                    options.device
+                )));
+            };
+            let weights = Weights::load(&files, &cpu, options)?;
+            on_cuda(weights, ordinal, options, &mut info.clone())
+        });
+        let replicas = more.collect::<Result<_, _>>()?;
+        return Ok(Loaded { model, replicas, tokenizer: Arc::new(tokenizer), template, info });
+    }
+    let weights = Arc::new(weights);
+    let replicas = further.iter().map(|_| on_cpu(&weights, Cpu::new(options.threads), options)).collect();
+    let model = on_cpu(&weights, cpu, options);
+    Ok(Loaded { model, replicas, tokenizer: Arc::new(tokenizer), template, info })
+}
+
+/// A model that computes with `cpu`, or with as many threads divided among its ranks.
+fn on_cpu(weights: &Arc<Weights>, cpu: Cpu, options: &LoadOptions) -> Box<dyn CausalLm> {
+    match options.tensor_parallel {
+        1 => Box::new(Decoder::new(Arc::clone(weights), cpu)),
+        ranks => Box::new(TensorParallel::new(weights, divide(options.threads, ranks))),
+    }
 }
 
 #[cfg(feature = "cuda")]
