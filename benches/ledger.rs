@@ -70,13 +70,10 @@ fn receipts(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("receipts");
     for group in [1_usize, 16, 64, 256, 1_024] {
         let dir = tempfile::tempdir().expect("a directory");
-        let options = OpenOptions {
-            device: DeviceInfo { id: "cpu".to_owned(), kind: "cpu".to_owned(), name: "cpu".to_owned() },
-            rate: RateCard::parse("0.07", "0.2", "USD", None).expect("a rate"),
-            wall: WALL,
-            boot_id: RequestId::new().0,
-        };
-        let (ledger, meter) = Ledger::open(dir.path(), options).expect("a ledger");
+        let device = DeviceInfo { id: "cpu".to_owned(), kind: "cpu".to_owned(), name: "cpu".to_owned() };
+        let rate = RateCard::parse("0.07", "0.2", "USD", None).expect("a rate");
+        let options = OpenOptions::one(device, rate, WALL, RequestId::new().0);
+        let (ledger, meter) = Ledger::open(dir.path(), &options).expect("a ledger");
         let pool = PoolInfo { blocks: 1_000, bytes_per_block: 4_096, since: DeviceNanos(0) };
         let mut at = Snapshot {
             now: DeviceNanos(0),

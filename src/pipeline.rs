@@ -8,6 +8,8 @@ mod app;
 mod ask;
 mod choice;
 mod failure;
+mod placement;
+mod replicas;
 
 use std::sync::Arc;
 
@@ -18,13 +20,14 @@ pub use app::{App, Parts, Served};
 pub use ask::{Ask, Length, Origin, Prompt};
 pub use choice::Scored;
 pub use failure::Failure;
+pub use replicas::{Replica, Replicas};
 
-use crate::engine::EventStream;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
 use crate::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
 use crate::units::RequestId;
 use choice::ChoiceText;
+use replicas::Events;
 
 /// The tenant of every request while there are no keys.
 const ANONYMOUS: &str = "anonymous";
@@ -37,15 +40,18 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let open = app.opened();
     app.check_accepting()?;
     app.check_model(&ask.model)?;
-    let seat = app.engine().reserve()?;
+    let seat = app.engines().reserve()?;
     let param = ask.prompt.param();
     let prompt = tokenize(app, ask.prompt).await?;
     let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length)?;
+    let salt = CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", ANONYMOUS.as_bytes()));
+    let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
+    let device = placed.device();
     let id = ask.origin.request.clone();
     let (ticket, receipt) = app.ledger().adopt(context_of(app, ask.origin))?;
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompt.len();
-    let events = seat.submit(NewRequest {
+    let events = placed.submit(NewRequest {
         ticket,
         prompt: prompt.into(),
         choices: ask.choices,
@@ -56,7 +62,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
             ignore_eos: ask.ignore_eos,
             stop_token_ids: ask.stop_token_ids,
         },
-        salt: CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", ANONYMOUS.as_bytes())),
+        salt,
         id,
     });
     let (settled, receipt_durable) = oneshot::channel();
@@ -72,7 +78,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         receipt: Some(receipt_durable),
     };
     tokio::spawn(drive(driver, pieces));
-    Ok(Answer { _open: open, prompt_tokens, completion_tokens: 0, pieces: given_out, ended: false })
+    Ok(Answer { _open: open, device, prompt_tokens, completion_tokens: 0, pieces: given_out, ended: false })
 }
 
 /// Turns events into pieces as they come, however slowly the client reads: a stop string must end its
@@ -121,6 +127,7 @@ pub enum Piece {
 /// without it.
 pub struct Answer {
     _open: Open,
+    device: Arc<str>,
     prompt_tokens: usize,
     completion_tokens: u64,
     /// With the tokens of all choices up to each piece. At most `max_tokens` of them wait here.
@@ -130,6 +137,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// What computes it, as the receipt will say.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     #[must_use]
     pub fn prompt_tokens(&self) -> usize {
         self.prompt_tokens
@@ -166,7 +179,7 @@ struct Driver {
     running: u32,
     /// Why the answer is not whole; told after the receipt is durable.
     failure: Option<Failure>,
-    events: EventStream,
+    events: Events,
     /// `None` once the answer has ended.
     receipt: Option<oneshot::Receiver<Result<Arc<Receipt>, LedgerUnavailable>>>,
 }
@@ -176,7 +189,7 @@ impl Driver {
     async fn next(&mut self) -> Option<Result<Piece, Failure>> {
         self.receipt.as_ref()?;
         while self.running > 0 {
-            let Some(event) = self.events.next().await else {
+            let Some(event) = self.events.stream.next().await else {
                 self.receipt = None;
                 return Some(Err(Failure::Engine));
             };
@@ -202,7 +215,7 @@ impl Driver {
                 self.completion_tokens += 1;
                 let grown = state.push(&self.app, token, logprobs);
                 if grown.stopped {
-                    self.events.stop_choice(choice);
+                    self.events.stream.stop_choice(choice);
                 }
                 (!grown.is_empty()).then_some(Piece::Text { choice, text: grown.text, scored: grown.scored })
             }

@@ -51,6 +51,25 @@ impl Usage {
     pub fn device(&self) -> DeviceNanos {
         self.prefill + self.decode
     }
+
+    /// What it comes to where as many devices ran each step together: each for the step's whole time, with a
+    /// part of every block.
+    #[must_use]
+    pub fn on_devices(self, devices: u64) -> Self {
+        let time =
+            |time: DeviceNanos| DeviceNanos(time.0.checked_mul(devices).expect("device time overflows"));
+        let blocks = self.kv_peak_blocks.checked_mul(devices).expect("blocks overflow");
+        let kv = self.kv.0.checked_mul(u128::from(devices)).expect("block time overflows");
+        Self {
+            prefill: time(self.prefill),
+            decode: time(self.decode),
+            kv: BlockNanos(kv),
+            kv_peak_blocks: blocks,
+            saved_by_prefix_cache: time(self.saved_by_prefix_cache),
+            saved_by_batching: time(self.saved_by_batching),
+            ..self
+        }
+    }
 }
 
 /// Who pays for device time that no request pays.

@@ -17,7 +17,6 @@ use crate::bench::{
 };
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags};
-use crate::ledger::RateCard;
 use crate::measure::MeasureError;
 use crate::measure::asking::Running;
 use crate::measure::progress::Progress;
@@ -27,7 +26,7 @@ use crate::meter::partition::Partition;
 use super::files::{self, Format};
 use super::parts::{self, Early};
 use super::values::{CLIENTS_MAX, DeviceFlags, between, clients, percent};
-use super::{Directories, Failure, model, print, serve};
+use super::{Directories, Failure, devices, model, print};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum EndpointName {
@@ -209,7 +208,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Failure> {
     let mut config = config(&flags, &command, places, directories)?;
     if flags.url.is_none() {
-        parts::choose_device(&mut config)?;
+        devices::choose_one(&mut config)?;
     }
     if flags.growth {
         return growth::run(&flags, &config, directories, command);
@@ -305,6 +304,7 @@ fn config(
         threads: flags.threads,
         kv_memory: flags.kv_memory.clone(),
         device: flags.place.device.clone(),
+        tensor_parallel: flags.place.tensor_parallel,
         dtype: flags.place.dtype,
         queue_depth: Some(CLIENTS_MAX),
         insecure_open: Some(true), // nobody listens
@@ -316,7 +316,6 @@ fn config(
 
 fn plan(flags: &BenchFlags, config: &Config, command: Vec<String>) -> Result<Plan, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let rates = &config.rates;
     let workload = Workload {
         questions: match (&flags.dataset, flags.input_tokens) {
             (Some(file), _) => dataset(file)?,
@@ -341,10 +340,9 @@ fn plan(flags: &BenchFlags, config: &Config, command: Vec<String>) -> Result<Pla
         },
         ignore_eos: !flags.no_ignore_eos,
         timeout: Duration::from_secs(flags.timeout as u64),
-        rate: RateCard::parse(&rates.device_hour, &rates.kv_share, &rates.currency, None)
-            .map_err(|error| Failure::usage(format!("rates: {error}")))?,
+        rate: devices::rate_together(config)?,
         threads: config.threads.unwrap_or(cores),
-        machine: serve::processor(),
+        machine: devices::processor(),
         cores,
         command,
     };
@@ -515,7 +513,7 @@ impl Site for Engines {
         };
         let begin = Instant::now();
         let file = self.file.as_ref().expect("a model is found before engines are measured");
-        let loaded = parts::load_model(file, &config, self.threads)?;
+        let loaded = parts::load_model(file, &config, self.threads, &[])?;
         let info = loaded.info;
         let load = begin.elapsed();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());

@@ -11,7 +11,6 @@ use obol_models::load::Loaded;
 use crate::clock::{Clock, SystemClock};
 use crate::compare::{self, Settings, Site, Stages, Subject, Text, Variant};
 use crate::config::{Config, PlaceFlags, ServeFlags};
-use crate::ledger::RateCard;
 use crate::measure::MeasureError;
 use crate::measure::asking::Running;
 use crate::measure::progress::Progress;
@@ -20,7 +19,7 @@ use crate::meter::partition::Partition;
 use super::files::{self, Format};
 use super::parts::{self, Early};
 use super::values::{CLIENTS_MAX, DeviceFlags, at_least, clients, percent};
-use super::{Directories, Failure, model, print, serve};
+use super::{Directories, Failure, devices, model, print};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Stage {
@@ -119,13 +118,14 @@ pub(super) fn run(
         threads: flags.threads,
         kv_memory: flags.kv_memory.clone(),
         device: flags.place.device.clone(),
+        tensor_parallel: flags.place.tensor_parallel,
         dtype: flags.place.dtype,
         queue_depth: Some(CLIENTS_MAX),
         insecure_open: Some(true), // nobody listens
         ..ServeFlags::default()
     };
     let mut config = Config::resolve(serve, places, directories.data.clone()).map_err(Failure::usage)?;
-    parts::choose_device(&mut config)?;
+    devices::choose_one(&mut config)?;
     // The same for every variant, whatever the last one has left free.
     let kv_memory = parts::kv_memory(&config)?;
     config.kv_memory = Some(kv_memory);
@@ -168,7 +168,6 @@ fn settings(flags: &CompareFlags, config: &Config, kv_memory: u64) -> Result<Set
     let mut clients = flags.clients.clone();
     clients.sort_unstable();
     clients.dedup();
-    let rates = &config.rates;
     let threads =
         config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     Ok(Settings {
@@ -192,10 +191,9 @@ fn settings(flags: &CompareFlags, config: &Config, kv_memory: u64) -> Result<Set
         prompt_tokens: flags.prompt_tokens,
         output_tokens: flags.output_tokens,
         stages,
-        rate: RateCard::parse(&rates.device_hour, &rates.kv_share, &rates.currency, None)
-            .map_err(|error| Failure::usage(format!("rates: {error}")))?,
+        rate: devices::rate_together(config)?,
         threads,
-        machine: serve::processor(),
+        machine: devices::processor(),
         kv_memory,
         spool: vec![config.data_dir.clone(), std::env::temp_dir()],
     })
@@ -262,7 +260,7 @@ impl Site for Files {
     fn open(&mut self, variant: &Variant) -> Result<Subject, MeasureError> {
         let (_, file) = self.models.iter().find(|(known, _)| known == variant).expect("found before");
         let begin = Instant::now();
-        let loaded = parts::load_model(file, &self.config_of(variant), self.threads)?;
+        let loaded = parts::load_model(file, &self.config_of(variant), self.threads, &[])?;
         Ok(Subject { loaded, load: begin.elapsed() })
     }
 

@@ -4,6 +4,7 @@
 mod bench;
 mod books;
 mod compare;
+mod devices;
 mod files;
 mod model;
 mod parts;

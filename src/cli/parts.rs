@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use obol_models::KvDtype;
 use obol_models::batch::CausalLm;
-use obol_models::device::{self, ComputeDtype, DeviceId};
-use obol_models::load::{LoadOptions, Loaded, ModelInfo, load};
+use obol_models::device::{self, DeviceId};
+use obol_models::load::{LoadOptions, Loaded, ModelInfo, load_replicas};
 use obol_models::queue::StepLimits;
 
 use crate::clock::Clock;
-use crate::config::{Config, Devices};
+use crate::config::Config;
 use crate::engine::{EngineConfig, EngineHandle, Parts};
 use crate::meter::calibration::{self, Calibration};
 use crate::meter::partition::Partition;
 use crate::units::{BlockNanos, DeviceNanos};
 use crate::usage::{HouseTime, MeterReport, Snapshot};
 
-use super::Failure;
+use super::{Failure, devices};
 
 /// How long calibrating may take.
 pub(super) const CALIBRATION: Duration = Duration::from_millis(1500);
@@ -61,62 +61,25 @@ pub(super) struct Ready {
     pub(super) calibration: Calibration,
 }
 
-/// Decides which device computes, and keeps that in the configuration.
-///
-/// # Errors
-/// When a device that was asked for cannot be used.
-pub(super) fn choose_device(config: &mut Config) -> Result<DeviceId, Failure> {
-    let device = match &config.device {
-        Devices::Auto => match device::cuda_count() {
-            Ok(_) => DeviceId::Cuda(0),
-            Err(reason) => {
-                // A build without CUDA was not meant for one.
-                if cfg!(feature = "cuda") {
-                    tracing::info!("computing on the CPU: {reason}");
-                }
-                DeviceId::Cpu(0)
-            }
-        },
-        Devices::These(devices) => match devices[..] {
-            [device] => device,
-            _ => return Err(Failure::usage("device: several devices at once are not supported yet")),
-        },
-    };
-    if let DeviceId::Cuda(_) = device {
-        if config.tensor_parallel > 1 {
-            return Err(Failure::usage(
-                "tensor_parallel: only CPU devices can share a model's layers so far; leave it away, or use --device cpu",
-            ));
-        }
-        device::cuda_count().map_err(|reason| Failure::failed(format!("--device {device}: {reason}")))?;
-    } else if config.dtype.is_some_and(|dtype| dtype != ComputeDtype::F32) {
-        return Err(Failure::usage("dtype: on the CPU activations are always f32; leave --dtype away"));
-    }
-    config.device = Devices::These(vec![device]);
-    Ok(device)
-}
-
-/// The device that [`choose_device`] chose.
-pub(super) fn device_of(config: &Config) -> DeviceId {
-    match &config.device {
-        Devices::These(devices) => devices[0],
-        Devices::Auto => unreachable!("a device is chosen before a model is loaded"),
-    }
-}
-
-/// Loads the model file in the configured precisions. `info.precision` names both of them.
-pub(super) fn load_model(file: &Path, config: &Config, threads: usize) -> Result<Loaded, Failure> {
+/// Loads the model file in the configured precisions, on the first of the configured devices and on `further`
+/// ones. `info.precision` names both precisions.
+pub(super) fn load_model(
+    file: &Path,
+    config: &Config,
+    threads: usize,
+    further: &[DeviceId],
+) -> Result<Loaded, Failure> {
     let options = LoadOptions {
         threads,
         tensor_parallel: config.tensor_parallel,
         max_model_len: config.max_model_len,
         quant: config.quant,
         kv_dtype: config.kv_dtype,
-        device: device_of(config),
+        device: devices::first(config),
         dtype: config.dtype,
         graphs: config.cuda_graphs,
     };
-    let mut loaded = load(file, &options)
+    let mut loaded = load_replicas(file, &options, further)
         .map_err(|error| Failure::failed(format!("cannot load {}: {error}", file.display())))?;
     if config.kv_dtype != KvDtype::default() {
         loaded.info.precision += &format!("+kv-{}", config.kv_dtype);
@@ -229,7 +192,7 @@ pub(super) fn kv_memory(config: &Config) -> Result<u64, Failure> {
     if let Some(configured) = config.kv_memory {
         return Ok(configured);
     }
-    let free = match device_of(config) {
+    let free = match devices::first(config) {
         DeviceId::Cpu(_) => free_memory(),
         DeviceId::Cuda(index) => device::cuda_facts(index).map_err(Failure::failed)?.free,
     };

@@ -4,10 +4,11 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use obol_models::device::{self, DeviceId};
+use obol_models::batch::CausalLm;
+use obol_models::device::DeviceId;
 use obol_models::load::ModelInfo;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,14 +18,16 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags};
 use crate::engine::EngineConfig;
 use crate::http::{self, HttpConfig, Server};
-use crate::ledger::{DeviceInfo, Ledger, MethodRecord, OpenOptions, RateCard};
+use crate::ledger::{DeviceInfo, Ledger, MeteredDevice, MethodRecord, OpenOptions, RateCard, Tuning};
 use crate::meter::partition::Partition;
 use crate::metrics::Metrics;
 use crate::nvml::Probe;
-use crate::pipeline::{self, App, Served};
+use crate::pipeline::{self, App, Replica, Replicas, Served};
 use crate::units::{RequestId, UnixNanos};
+use crate::usage::MeterReport;
 
-use super::parts::{self, Early};
+use super::devices::{self, Engines};
+use super::parts::{self, Early, Ready};
 use super::{Directories, Failure, model};
 
 /// After the last request, how long open connections get to read what was sent.
@@ -37,7 +40,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let mut config = Config::resolve(flags, places, directories.data.clone()).map_err(Failure::usage)?;
-    let device = parts::choose_device(&mut config)?;
+    let engines = devices::choose(&mut config)?;
     // Each connection is an open file, and the usual limit of 1,024 is soon reached.
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         tracing::warn!("the limit of open files could not be raised: {error}");
@@ -47,7 +50,7 @@ pub(super) fn run(
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    let outcome = runtime.block_on(serve(config, device, clock, directories));
+    let outcome = runtime.block_on(serve(config, engines, clock, directories));
     // A start that was interrupted may still be loading; nobody waits for it.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
@@ -55,36 +58,23 @@ pub(super) fn run(
 
 async fn serve(
     config: Config,
-    device: DeviceId,
+    engines: Engines,
     clock: Arc<dyn Clock>,
     directories: &Directories,
 ) -> Result<(), Failure> {
-    let rates = &config.rates;
-    let rate = RateCard::parse(&rates.device_hour, &rates.kv_share, &rates.currency, None)
-        .map_err(|error| Failure::usage(format!("rates: {error}")))?;
+    let metered = devices::metered(&engines, &config)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         let address = config.listen;
         Failure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
     })?;
     let address = listener.local_addr().map_err(Failure::failed)?;
-    let device = match device {
-        DeviceId::Cpu(_) => DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: processor() },
-        DeviceId::Cuda(index) => DeviceInfo {
-            id: device.to_string(),
-            kind: "cuda".into(),
-            name: device::cuda_facts(index).map_err(Failure::failed)?.name,
-        },
-    };
-    let options = OpenOptions {
-        device: device.clone(),
-        rate,
-        wall: UnixNanos(clock.wall().0.saturating_sub(clock.now().0)),
-        boot_id: RequestId::new().0,
-    };
-    let (ledger, reports) = Ledger::open(&config.data_dir, options).map_err(Failure::failed)?;
+    let start = UnixNanos(clock.wall().0.saturating_sub(clock.now().0));
+    let options = OpenOptions { engines: metered.clone(), wall: start, boot_id: RequestId::new().0 };
+    let opened = Ledger::open_tuned(&config.data_dir, &options, Tuning::default());
+    let (ledger, reports) = opened.map_err(Failure::failed)?;
     let mut stop = Stop::listen()?;
 
-    let mut http_config = HttpConfig::new(device.id.clone(), rates.currency.clone());
+    let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
     http_config.unknown_fields = config.unknown_fields;
     http_config.body_bytes_max = config.max_body;
     let server = Server::loading(http_config);
@@ -94,18 +84,24 @@ async fn serve(
         drop(closed.await);
     }));
 
-    let early = || Early { clock: clock.clone(), partition: Partition::default(), reports: reports.clone() };
+    let early = |reports: &mpsc::Sender<MeterReport>| Early {
+        clock: clock.clone(),
+        partition: Partition::default(),
+        reports: reports.clone(),
+    };
+    let earlies = || reports.iter().map(early).collect::<Vec<_>>();
     let phase = Arc::new(Mutex::new(Phase::Loading));
     let starting = Starting {
         phase: phase.clone(),
         config: config.clone(),
         directories: directories.clone(),
         ledger: ledger.clone(),
-        device,
+        engines,
+        metered,
         address: address.to_string(),
     };
-    let starting_early = early();
-    let mut started = tokio::task::spawn_blocking(move || starting.run(starting_early));
+    let starting_earlies = earlies();
+    let mut started = tokio::task::spawn_blocking(move || starting.run(starting_earlies));
     let mut stopped = false;
     let started = tokio::select! {
         started = &mut started => started,
@@ -113,7 +109,7 @@ async fn serve(
             stopped = true;
             let was = std::mem::replace(&mut *lock(&phase), Phase::Stopped);
             if was == Phase::Loading {
-                early().give_up();
+                earlies().into_iter().for_each(Early::give_up);
                 return close_ledger(ledger).await;
             }
             started.await
@@ -142,8 +138,8 @@ async fn serve(
         }
     }
     drain(&app, config.drain_timeout, &mut stop).await;
-    let engine = app.engine().clone();
-    tokio::task::spawn_blocking(move || engine.shutdown()).await.map_err(Failure::failed)?;
+    let engines = app.engines().clone();
+    tokio::task::spawn_blocking(move || engines.shutdown()).await.map_err(Failure::failed)?;
     let _closing = close.send(());
     match tokio::time::timeout(LINGER, serving).await {
         Ok(ended) => ended.map_err(Failure::failed)?.map_err(Failure::failed)?,
@@ -152,9 +148,9 @@ async fn serve(
     close_ledger(ledger).await
 }
 
-/// Resolves when the engine's thread has ended by itself.
+/// Resolves when an engine's thread has ended by itself.
 async fn engine_death(app: &App) {
-    while !app.engine().is_dead() {
+    while !app.engines().is_dead() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -182,79 +178,151 @@ struct Starting {
     config: Config,
     directories: Directories,
     ledger: Ledger,
-    device: DeviceInfo,
+    engines: Engines,
+    metered: Vec<Vec<MeteredDevice>>,
     address: String,
 }
 
 impl Starting {
-    fn run(self, mut early: Early) -> Result<(Arc<App>, String), Failure> {
+    /// `earlies`: the meter of each engine.
+    fn run(self, mut earlies: Vec<Early>) -> Result<(Arc<App>, String), Failure> {
         let config = &self.config;
-        let threads =
-            config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads = devices::threads(config, self.engines.len());
         let mut begin = Instant::now();
         let located = model::locate(&config.model, config.revision.as_deref(), &self.directories);
         let prepared = located.and_then(|located| {
             begin = Instant::now();
-            let loaded = parts::load_model(&located.file, config, threads)?;
-            let (info, ends) = (loaded.info, loaded.tokenizer.end_tokens());
-            let ready = parts::prepare(loaded.model, &info, ends, config, threads, &mut early)?;
-            Ok((located.id, located.alias, info, loaded.tokenizer, loaded.template, ready))
+            let further: Vec<DeviceId> = self.engines[1..].iter().map(|devices| devices[0]).collect();
+            let loaded = parts::load_model(&located.file, config, threads, &further)?;
+            let ready =
+                self.prepare(&loaded.info, loaded.tokenizer.end_tokens(), threads, &mut earlies, {
+                    let mut models = vec![loaded.model];
+                    models.extend(loaded.replicas);
+                    models
+                })?;
+            Ok((located.id, located.alias, loaded.info, loaded.tokenizer, loaded.template, ready))
         });
         let (catalog_id, alias, info, tokenizer, template, ready) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => {
-                early.give_up();
+                earlies.into_iter().for_each(Early::give_up);
                 return Err(failure);
             }
         };
-        let calibration = &ready.calibration;
-        self.ledger.record_method(MethodRecord { id: calibration.method_id(), json: calibration.json() });
-        let clock = early.clock.clone();
-        let engine = {
+        for (engine, ready) in ready.iter().enumerate() {
+            let (id, json) = (ready.calibration.method_id(), ready.calibration.json());
+            self.ledger.record_method(engine, MethodRecord { id, json });
+        }
+        let clock = earlies[0].clock.clone();
+        let engines = {
             let mut phase = lock(&self.phase);
             if *phase == Phase::Stopped {
                 return Err(Failure::failed("stopped while loading"));
             }
             *phase = Phase::Running;
-            parts::start(ready, early)
+            let start = |((ready, early), devices): ((Ready, Early), &Vec<MeteredDevice>)| Replica {
+                engine: parts::start(ready, early),
+                device: devices::label(devices).into(),
+            };
+            Replicas::new(ready.into_iter().zip(earlies).zip(&self.metered).map(start).collect())
         };
         let id = config.served_model_name.clone().unwrap_or_else(|| catalog_id.clone());
-        let banner = self.banner(&id, &info, threads, engine.config(), begin.elapsed());
+        let banner = self.banner(&id, &info, threads, engines.config(), begin.elapsed());
         let served = Served {
             aliases: [catalog_id, info.name].into_iter().chain(alias).collect(),
             created: clock.wall().0 / 1_000_000_000,
             precision: info.precision,
-            device: self.device.id,
-            context_length: engine.config().max_model_len,
+            device: devices::label(&self.metered.concat()),
+            context_length: engines.config().max_model_len,
             row_invariant: true,
             fingerprint: info.fingerprint[..12].to_owned(),
             id,
         };
-        let probe = Probe::open(parts::device_of(config)).unwrap_or_else(|reason| {
-            tracing::warn!("no energy and load of the device in /metrics: NVML: {reason}");
-            None
-        });
+        let probes = self.probes();
         let app = App::new(pipeline::Parts {
-            engine,
+            engines,
             ledger: self.ledger,
             tokenizer,
             template,
             served,
             clock,
             metrics: Metrics::new(),
-            probe,
-            tokenizing_max: threads.max(2),
+            probes,
+            tokenizing_max: (threads * self.engines.len()).max(2),
         });
         Ok((app, banner))
     }
 
-    fn device_line(&self, threads: usize) -> String {
-        let DeviceInfo { id, kind, name } = &self.device;
-        if kind == "cpu" {
-            format!("device    {id}: {name}, {threads} threads")
-        } else {
-            format!("device    {id}: {name}")
+    /// Sizes and calibrates each engine's model, one after another.
+    fn prepare(
+        &self,
+        info: &ModelInfo,
+        end_tokens: &[u32],
+        threads: usize,
+        earlies: &mut [Early],
+        models: Vec<Box<dyn CausalLm>>,
+    ) -> Result<Vec<Ready>, Failure> {
+        let mut config = self.config.clone();
+        if models.len() > 1 && matches!(self.engines[0][0], DeviceId::Cpu(_)) {
+            // They share the machine's memory.
+            let each = parts::kv_memory(&config)? / models.len() as u64;
+            config.kv_memory.get_or_insert(each);
         }
+        let ready = models
+            .into_iter()
+            .zip(earlies)
+            .map(|(model, early)| parts::prepare(model, info, end_tokens, &config, threads, early));
+        ready.collect()
+    }
+
+    /// The devices that say more of themselves than the meter sees.
+    fn probes(&self) -> Vec<(String, Probe)> {
+        let devices = self.engines.iter().flatten().zip(self.metered.iter().flatten());
+        let open = |(device, metered): (&DeviceId, &MeteredDevice)| {
+            let id = metered.info.id.clone();
+            match Probe::open(*device) {
+                Ok(probe) => Some((id, probe?)),
+                Err(reason) => {
+                    tracing::warn!("no energy and load of {id} in /metrics: NVML: {reason}");
+                    None
+                }
+            }
+        };
+        devices.filter_map(open).collect()
+    }
+
+    /// What the engines run on, a line each.
+    fn device_lines(&self, threads: usize) -> Vec<String> {
+        let line = |devices: &Vec<MeteredDevice>| {
+            let (ids, DeviceInfo { kind, name, .. }) = (devices::label(devices), &devices[0].info);
+            let plural = if threads == 1 { "" } else { "s" };
+            let threads = if kind == "cpu" { format!(", {threads} thread{plural}") } else { String::new() };
+            format!("device    {ids}: {name}{threads}")
+        };
+        self.metered.iter().map(line).collect()
+    }
+
+    /// Prices, a line for each that differs.
+    fn rate_lines(&self) -> Vec<String> {
+        let rates = &self.config.rates;
+        let default = if rates.is_default { ", the default: set your own in obol.toml, [rates]" } else { "" };
+        let mut cards: Vec<(&RateCard, Vec<&str>)> = Vec::new();
+        for MeteredDevice { info, rate } in self.metered.iter().flatten() {
+            match cards.iter_mut().find(|(known, _)| *known == rate) {
+                Some((_, ids)) => ids.push(&info.id),
+                None => cards.push((rate, vec![&info.id])),
+            }
+        }
+        let several = cards.len() > 1;
+        let line = |(rate, ids): (&RateCard, Vec<&str>)| {
+            let of = if several { format!("{}: ", ids.join(",")) } else { String::new() };
+            let (hour, share) = (rate.device_hour_decimal(), rate.kv_share_decimal());
+            format!(
+                "rate      {of}{hour} {} a device-hour, {share} of it through KV memory{default}",
+                rate.currency()
+            )
+        };
+        cards.into_iter().map(line).collect()
     }
 
     fn banner(
@@ -266,20 +334,18 @@ impl Starting {
         took: Duration,
     ) -> String {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let rates = &self.config.rates;
-        let default = if rates.is_default { ", the default: set your own in obol.toml, [rates]" } else { "" };
         let address = &self.address;
-        let lines = [
+        let of_each = if self.engines.len() > 1 { ", on each" } else { "" };
+        let model = format!(
+            "model     {id}: {} ({}), {}, {:.0} MiB of weights",
+            info.name,
+            info.architecture,
+            info.precision,
+            mib(info.weight_bytes)
+        );
+        let sizes = [
             format!(
-                "model     {id}: {} ({}), {}, {:.0} MiB of weights",
-                info.name,
-                info.architecture,
-                info.precision,
-                mib(info.weight_bytes)
-            ),
-            self.device_line(threads),
-            format!(
-                "kv cache  {} blocks of {} tokens, {:.0} KiB each, {:.0} MiB in all",
+                "kv cache  {} blocks of {} tokens, {:.0} KiB each, {:.0} MiB in all{of_each}",
                 sizes.blocks,
                 sizes.block_size,
                 sizes.bytes_per_block as f64 / 1024.0,
@@ -289,10 +355,8 @@ impl Starting {
                 "limits    {} tokens a request, {} sequences and {} tokens a step, {} requests in the queue",
                 sizes.max_model_len, sizes.max_sequences, sizes.step_tokens, sizes.queue_depth
             ),
-            format!(
-                "rate      {} {} a device-hour, {} of it through KV memory{default}",
-                rates.device_hour, rates.currency, rates.kv_share
-            ),
+        ];
+        let end = [
             format!("ledger    {}", self.config.data_dir.display()),
             format!("ready     http://{address}, {:.2} s after the model was found", took.as_secs_f64()),
             String::new(),
@@ -302,18 +366,20 @@ impl Starting {
                  \"content\": \"What is a coin?\"}}], \"max_tokens\": 48}}'\n"
             ),
         ];
-        lines.join("\n")
+        let lines = [vec![model], self.device_lines(threads), sizes.into(), self.rate_lines(), end.into()];
+        lines.concat().join("\n")
     }
 }
 
 /// Refuses new requests and waits for running ones, until the deadline or a second signal.
 async fn drain(app: &App, timeout: Duration, stop: &mut Stop) {
     app.drain();
-    let stats = app.engine().stats();
+    let (running, waiting) = app
+        .engines()
+        .stats()
+        .fold((0, 0), |(running, waiting), (_, stats)| (running + stats.running, waiting + stats.waiting));
     tracing::info!(
-        "draining: {} sequences run and {} wait; they have {} s to finish",
-        stats.running,
-        stats.waiting,
+        "draining: {running} sequences run and {waiting} wait; they have {} s to finish",
         timeout.as_secs()
     );
     tokio::select! {
@@ -344,13 +410,6 @@ impl Stop {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-/// The processor's name, for people.
-pub(super) fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 /// A closed standard output is no reason not to serve.

@@ -41,6 +41,9 @@ pub(super) struct DeviceFlags {
     /// Device that computes: auto, cpu or cuda:0 [default: auto, a CUDA device if there is one]
     #[arg(long, env = "OBOL_DEVICE", value_name = "DEVICE")]
     pub(super) device: Option<Devices>,
+    /// Devices that compute each layer of the model together, with a part of it each [default: 1]
+    #[arg(long, alias = "tensor-parallel-size", env = "OBOL_TENSOR_PARALLEL", value_name = "DEVICES")]
+    pub(super) tensor_parallel: Option<usize>,
     /// Type of activations on a CUDA device: f32, f16 or bf16 [default: the weights' own, bf16 with int8 and int4]
     #[arg(long, env = "OBOL_DTYPE", value_name = "TYPE")]
     pub(super) dtype: Option<ComputeDtype>,

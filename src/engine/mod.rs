@@ -210,6 +210,12 @@ impl EngineHandle {
         }
     }
 
+    /// Places of the queue that are taken.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.shared.queued.load(Ordering::Acquire)
+    }
+
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.shared.stats().clone()

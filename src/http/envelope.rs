@@ -14,6 +14,9 @@ use super::Server;
 use super::error::{self, ApiError};
 use crate::units::RequestId;
 
+/// The header with the devices' ids.
+pub(super) const DEVICE: &str = "x-obol-device";
+
 pub(super) async fn envelope(
     State(server): State<Arc<Server>>,
     mut request: Request,
@@ -32,7 +35,10 @@ pub(super) async fn envelope(
     };
     let headers = response.headers_mut();
     put(headers, "x-request-id", &id.0);
-    put(headers, "x-obol-device", &server.config.device);
+    // An answer names the device that computes it.
+    if !headers.contains_key(DEVICE) {
+        put(headers, DEVICE, &server.config.device);
+    }
     put(headers, "x-obol-currency", &server.config.currency);
     response
 }

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 
+use super::envelope::{DEVICE, put};
 use super::error::ApiError;
 use super::openai::{Choice, Delivery, Reply, Shape, parse_chat, parse_completion};
 use super::{Server, body, origin, sse};
@@ -58,13 +59,17 @@ async fn answer(
     let reply = Reply::new(app, shape, &ask.origin.request, ask.sampling.logprobs.is_some());
     let choices = ask.choices;
     let answer = pipeline::run(app, ask).await?;
-    if delivery.stream {
+    let device = answer.device().to_owned();
+    let mut response = if delivery.stream {
         let keep_alive = server.config.keep_alive;
-        return Ok(sse::response(answer, reply, delivery, choices, keep_alive, &head.headers));
-    }
-    let (choices, receipt) = collect(answer, choices).await?;
-    let mut response = Json(reply.body(choices, &receipt)).into_response();
-    response.headers_mut().extend(sse::cost_headers(&receipt));
+        sse::response(answer, reply, delivery, choices, keep_alive, &head.headers)
+    } else {
+        let (choices, receipt) = collect(answer, choices).await?;
+        let mut response = Json(reply.body(choices, &receipt)).into_response();
+        response.headers_mut().extend(sse::cost_headers(&receipt));
+        response
+    };
+    put(response.headers_mut(), DEVICE, &device);
     Ok(response)
 }
 

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use super::Server;
 use super::error::ApiError;
 
-/// How long the engine's thread may take to answer. Longer than any step.
+/// How long the engines' threads may take to answer. Longer than any step.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn health(State(server): State<Arc<Server>>) -> Result<Json<Value>, ApiError> {
     let Ok(app) = server.app() else { return Ok(Json(json!({"status": "loading"}))) };
-    if app.engine().ping(ENGINE_PATIENCE).await {
+    if app.engines().ping(ENGINE_PATIENCE).await {
         Ok(Json(json!({"status": "ok"})))
     } else {
         Err(ApiError::EngineSilent)
@@ -25,7 +25,7 @@ pub(super) async fn health(State(server): State<Arc<Server>>) -> Result<Json<Val
 pub(super) async fn ready(State(server): State<Arc<Server>>) -> Result<Json<Value>, ApiError> {
     let app = server.app()?;
     app.check_accepting()?;
-    if !app.engine().ping(ENGINE_PATIENCE).await {
+    if !app.engines().ping(ENGINE_PATIENCE).await {
         return Err(ApiError::EngineSilent);
     }
     Ok(Json(json!({"status": "ready", "model": app.served().id})))

@@ -36,7 +36,7 @@ use openai::Rules;
 /// What the HTTP side is configured with; fixed before the model is loaded.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
-    /// The device's id, for `x-obol-device`.
+    /// The devices' ids, for `x-obol-device` where no one of them answers.
     pub device: String,
     /// ISO code of the rate card's currency, for `x-obol-currency`.
     pub currency: String,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::LedgerError;
 use super::books::{Posted, elapsed_kv, house_debits};
 use super::entry::{Amounts, CRASH, ERROR, ROUNDING, device_account, payer, vendor_account};
-use super::receipt::Receipt;
+use super::receipt::{Line, Receipt};
 use super::rows::{self, EpochRow, add_house, wide};
 use super::store::SqlResult;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
@@ -23,7 +23,7 @@ use crate::units::{BlockNanos, DeviceNanos, Picos};
 /// Differences listed; more are only counted.
 const LISTED_MAX: usize = 100;
 
-/// Money and quantities of one currency, all epochs together.
+/// Money and quantities of one currency, all epochs of one or of all devices together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AuditTotals {
     pub bill: Picos,
@@ -43,6 +43,8 @@ pub struct Audit {
     pub receipts: u64,
     /// By currency.
     pub totals: BTreeMap<String, AuditTotals>,
+    /// By currency and device.
+    pub devices: BTreeMap<(String, String), AuditTotals>,
     pub differences: Vec<String>,
     /// Differences beyond those listed.
     pub unlisted: u64,
@@ -57,17 +59,23 @@ impl Audit {
 
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let totals = self.totals.iter().map(|(currency, sum)| {
+        let json = |currency: &str, sum: &AuditTotals| {
             json!({
                 "currency": currency, "bill": sum.bill.decimal(), "posted": sum.posted.decimal(),
                 "open": sum.open.decimal(), "house": sum.house.decimal(),
                 "device_ns": sum.device_time.0.to_string(), "block_ns": sum.block_time.0.to_string(),
             })
+        };
+        let totals = self.totals.iter().map(|(currency, sum)| json(currency, sum));
+        let devices = self.devices.iter().map(|((currency, device), sum)| {
+            let mut json = json(currency, sum);
+            json["device"] = json!(device);
+            json
         });
         json!({
             "reconciled": self.is_reconciled(), "epochs": self.epochs, "transactions": self.transactions,
             "receipts": self.receipts, "totals": totals.collect::<Vec<_>>(),
-            "differences": self.differences, "differences_unlisted": self.unlisted,
+            "devices": devices.collect::<Vec<_>>(), "differences": self.differences, "differences_unlisted": self.unlisted,
         })
     }
 
@@ -100,19 +108,29 @@ impl fmt::Display for Audit {
         let Self { epochs, transactions, receipts, .. } = *self;
         let (epochs, transactions) = (counted(epochs, "epoch"), counted(transactions, "transaction"));
         writeln!(f, "{epochs}, {transactions}, {}", counted(receipts, "receipt"))?;
-        for (currency, sum) in &self.totals {
-            writeln!(
-                f,
-                "bill {} {currency} = requests {} + open {} + house {}",
-                sum.bill.decimal(),
-                sum.posted.decimal(),
-                sum.open.decimal(),
-                sum.house.decimal()
-            )?;
-            let (time, kv) = (sum.device_time.seconds(), sum.block_time.byte_seconds(1));
-            writeln!(f, "device time {time} s, KV block time {kv} block-s, each charged once")?;
+        if self.devices.len() > self.totals.len() {
+            for ((currency, device), sum) in &self.devices {
+                writeln!(f, "{device}:")?;
+                sum.write(f, currency)?;
+            }
+            writeln!(f, "together:")?;
         }
-        Ok(())
+        self.totals.iter().try_for_each(|(currency, sum)| sum.write(f, currency))
+    }
+}
+
+impl AuditTotals {
+    fn write(&self, f: &mut fmt::Formatter<'_>, currency: &str) -> fmt::Result {
+        writeln!(
+            f,
+            "bill {} {currency} = requests {} + open {} + house {}",
+            self.bill.decimal(),
+            self.posted.decimal(),
+            self.open.decimal(),
+            self.house.decimal()
+        )?;
+        let (time, kv) = (self.device_time.seconds(), self.block_time.byte_seconds(1));
+        writeln!(f, "device time {time} s, KV block time {kv} block-s, each charged once")
     }
 }
 
@@ -142,6 +160,12 @@ struct Sums {
     bill_from: DeviceNanos,
 }
 
+/// Epochs by id, and by the start and the device that they are of.
+struct Epochs {
+    by_id: BTreeMap<i64, EpochRow>,
+    by_device: BTreeMap<(String, String), i64>,
+}
+
 struct TransactionRow {
     id: i64,
     kind: String,
@@ -157,28 +181,36 @@ struct EntryRow {
 fn read(connection: &Connection) -> SqlResult<Audit> {
     let mut audit = Audit::default();
     structure(connection, &mut audit)?;
-    let epochs: BTreeMap<i64, EpochRow> =
-        rows::epochs(connection)?.into_iter().map(|row| (row.epoch.id, row)).collect();
-    audit.epochs = epochs.len() as u64;
-    let mut sums: BTreeMap<i64, Sums> = epochs.keys().map(|id| (*id, Sums::default())).collect();
+    let rows = rows::epochs(connection)?;
+    let key = |row: &EpochRow| (row.boot.clone(), row.epoch.device.clone());
+    let epochs = Epochs {
+        by_device: rows.iter().map(|row| (key(row), row.epoch.id)).collect(),
+        by_id: rows.into_iter().map(|row| (row.epoch.id, row)).collect(),
+    };
+    audit.epochs = epochs.by_id.len() as u64;
+    let mut sums: BTreeMap<i64, Sums> = epochs.by_id.keys().map(|id| (*id, Sums::default())).collect();
     let mut query = connection.prepare("SELECT id, kind, epoch FROM transactions ORDER BY id")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let head = TransactionRow { id: row.get(0)?, kind: row.get(1)?, epoch: row.get(2)? };
         audit.transactions += 1;
-        let (Some(epoch), Some(sums)) = (epochs.get(&head.epoch), sums.get_mut(&head.epoch)) else {
+        let Some(epoch) = epochs.by_id.get(&head.epoch) else {
             audit.differs(format!("transaction {} belongs to no epoch", head.id));
             continue;
         };
         let entries = entries(connection, head.id)?;
         check_balance(&mut audit, &head, &entries, &device_account(&epoch.epoch.device));
+        if head.kind == "receipt" {
+            check_receipt(connection, &mut audit, &head, &epochs, &entries, &mut sums)?;
+            continue;
+        }
+        let sums = sums.get_mut(&head.epoch).expect("every epoch has sums");
         match head.kind.as_str() {
-            "receipt" => check_receipt(connection, &mut audit, &head, epoch, &entries, sums)?,
             "bill" => check_bill(connection, &mut audit, &head, epoch, &entries, sums)?,
             _ => check_house(&mut audit, &head, epoch, &entries, sums),
         }
     }
-    for (id, epoch) in &epochs {
+    for (id, epoch) in &epochs.by_id {
         check_epoch(connection, &mut audit, epoch, &sums[id])?;
     }
     Ok(audit)
@@ -242,48 +274,59 @@ fn check_receipt(
     connection: &Connection,
     audit: &mut Audit,
     head: &TransactionRow,
-    epoch: &EpochRow,
+    epochs: &Epochs,
     entries: &[EntryRow],
-    sums: &mut Sums,
+    sums: &mut BTreeMap<i64, Sums>,
 ) -> SqlResult<()> {
     let Some((_, receipt)) = rows::receipts(connection, "WHERE tx = ?1", &[&head.id])?.pop() else {
         audit.differs(format!("transaction {} has lost its receipt", head.id));
         return Ok(());
     };
     let what = format!("receipt {}", receipt.request());
-    check_lines(audit, &what, &receipt, epoch);
     let payer = payer(receipt.usage.status, &receipt.attribution.tenant);
     let total = Amounts { time: receipt.usage.device(), kv: receipt.usage.kv, money: receipt.total() };
-    let debits: Vec<_> =
-        entries.iter().filter(|entry| entry.debit).map(|e| (e.account.as_str(), e.amounts)).collect();
-    audit.same(&format!("{what}, its entries"), debits, vec![(payer.as_str(), total)]);
-    sums.receipts += total;
-    if payer == ERROR {
-        sums.errors += total;
+    let of_side = |debit: bool| -> BTreeMap<&str, Amounts> {
+        let entries = entries.iter().filter(|entry| entry.debit == debit);
+        entries.map(|entry| (entry.account.as_str(), entry.amounts)).collect()
+    };
+    audit.same(
+        &format!("{what}, its entries, debits"),
+        of_side(true),
+        BTreeMap::from([(payer.as_str(), total)]),
+    );
+    let (mut used, mut credits) = (Amounts::default(), BTreeMap::new());
+    let boot = &epochs.by_id[&head.epoch].boot;
+    for line in &receipt.lines {
+        let Some(id) = epochs.by_device.get(&(boot.clone(), line.device.clone())) else {
+            audit.differs(format!("{what} has a line of {}, which did not run then", line.device));
+            continue;
+        };
+        check_line(audit, &what, &receipt, line, &epochs.by_id[id]);
+        let amounts = Amounts { time: line.device_time, kv: line.kv, money: line.total() };
+        used += amounts;
+        credits.insert(device_account(&line.device), amounts);
+        let sums = sums.get_mut(id).expect("every epoch has sums");
+        sums.receipts += amounts;
+        if payer == ERROR {
+            sums.errors += amounts;
+        }
+        sums.floors += 2;
     }
-    sums.floors += 2 * receipt.lines.len() as i128;
+    audit.same(&format!("{what}, device time of its lines"), used.time, total.time);
+    audit.same(&format!("{what}, block-time of its lines"), used.kv, total.kv);
+    let credits: BTreeMap<&str, Amounts> = credits.iter().map(|(name, sum)| (name.as_str(), *sum)).collect();
+    audit.same(&format!("{what}, its entries, credits"), of_side(false), credits);
     Ok(())
 }
 
-fn check_lines(audit: &mut Audit, what: &str, receipt: &Receipt, epoch: &EpochRow) {
-    let prices = epoch.epoch.rate.prices(epoch.pool);
-    let (mut time, mut kv) = (DeviceNanos::ZERO, BlockNanos::ZERO);
-    for line in &receipt.lines {
-        audit.same(&format!("{what}, device"), &line.device, &epoch.epoch.device);
-        audit.same(&format!("{what}, rate"), line.rate_version.as_str(), epoch.epoch.rate.version());
-        audit.same(&format!("{what}, money for time"), line.time, prices.time(line.device_time));
-        audit.same(&format!("{what}, money for memory"), line.memory, prices.memory(line.kv));
-        time += line.device_time;
-        kv += line.kv;
-    }
-    audit.same(&format!("{what}, device time of its lines"), time, receipt.usage.device());
-    audit.same(&format!("{what}, block-time of its lines"), kv, receipt.usage.kv);
-    audit.same(&format!("{what}, currency"), receipt.currency.as_str(), epoch.epoch.rate.currency());
-    audit.same(
-        &format!("{what}, bytes per block"),
-        receipt.bytes_per_block,
-        epoch.pool.map_or(0, |p| p.bytes_per_block),
-    );
+fn check_line(audit: &mut Audit, what: &str, receipt: &Receipt, line: &Line, row: &EpochRow) {
+    let (epoch, prices) = (&row.epoch, row.epoch.rate.prices(row.pool));
+    audit.same(&format!("{what}, rate"), line.rate_version.as_str(), epoch.rate.version());
+    audit.same(&format!("{what}, money for time"), line.time, prices.time(line.device_time));
+    audit.same(&format!("{what}, money for memory"), line.memory, prices.memory(line.kv));
+    audit.same(&format!("{what}, currency"), receipt.currency.as_str(), epoch.rate.currency());
+    let bytes_per_block = row.pool.map_or(0, |pool| pool.bytes_per_block);
+    audit.same(&format!("{what}, bytes per block"), receipt.bytes_per_block, bytes_per_block);
 }
 
 fn check_bill(
@@ -403,7 +446,7 @@ fn check_epoch(connection: &Connection, audit: &mut Audit, row: &EpochRow, sums:
             audit.differs(format!("{what}: the closes posted more than the checkpoint has"));
             return Ok(());
         }
-        let (until, standing) = (stand.now, checkpoint.books(row.epoch.clone(), sums.posted, 0).standing());
+        let (until, standing) = (stand.now, checkpoint.books(row.epoch.clone(), sums.posted).standing());
         for (_, amounts) in &standing.unposted {
             time += amounts.time.0;
             kv += amounts.kv.0;
@@ -430,12 +473,15 @@ fn check_epoch(connection: &Connection, audit: &mut Audit, row: &EpochRow, sums:
     if rounding < Picos::ZERO || rounding.0 > floors {
         audit.differs(format!("{what}: rounding is {} picos after {floors} floors", rounding.0));
     }
-    let total = audit.totals.entry(rate.currency().to_owned()).or_default();
-    total.bill += bill;
-    total.posted += sums.receipts.money - sums.errors.money;
-    total.open += open;
-    total.house += house;
-    total.device_time += now;
-    total.block_time += elapsed_kv(row.pool, now);
+    let currency = rate.currency().to_owned();
+    let of_device = audit.devices.entry((currency.clone(), row.epoch.device.clone())).or_default();
+    for total in [of_device, audit.totals.entry(currency).or_default()] {
+        total.bill += bill;
+        total.posted += sums.receipts.money - sums.errors.money;
+        total.open += open;
+        total.house += house;
+        total.device_time += now;
+        total.block_time += elapsed_kv(row.pool, now);
+    }
     Ok(())
 }

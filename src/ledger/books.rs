@@ -1,8 +1,8 @@
-//! The books of one epoch: reports of the meter in, records to be written out. Pure: no disk, no clock.
+//! The books of one device's epoch: reports of the meter in, records to be written out. Pure: no disk, no clock.
 //!
-//! Does: check each report against the laws, settle requests, post the house at the close of each clock
+//! Does: check each report against the laws, price what requests used, post the house at the close of each clock
 //! hour and of the epoch, post what flooring left over.
-//! Does not know: SQL, waiters, threads.
+//! Does not know: SQL, waiters, threads, other devices (`group.rs`).
 //! Invariants: a report that breaks a law changes nothing; everything posted is worth at most what the
 //! device cost so far; at the end of the epoch it is worth exactly that.
 //!
@@ -18,13 +18,12 @@ use std::sync::Arc;
 
 use super::entry::{
     Amounts, BEFORE_POOL, CACHED, CARRY, CRASH, FREE, House, IDLE, Kind, ROUNDING, Transaction,
-    TransactionHead, device_account, payer, vendor_account,
+    TransactionHead, device_account, vendor_account,
 };
 use super::price::{Prices, RateCard, mul_div};
-use super::receipt::{Attribution, Line, Receipt};
-use crate::request::Finish;
+use super::receipt::{Line, Receipt};
 use crate::units::{BlockNanos, DeviceNanos, Picos, UnixNanos};
-use crate::usage::{Accrual, HouseKv, HouseTime, MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
+use crate::usage::{Accrual, HouseKv, HouseTime, PoolInfo, Snapshot, Usage};
 
 const HOUR: u64 = 3_600_000_000_000;
 
@@ -44,11 +43,28 @@ pub(super) struct Fault(pub(super) String);
 /// What is to be appended to the ledger, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
-    Pool { epoch: i64, pool: PoolInfo },
-    Receipt { receipt: Arc<Receipt>, transaction: Transaction },
+    Pool {
+        epoch: i64,
+        pool: PoolInfo,
+    },
+    /// `epochs`: those of its lines.
+    Receipt {
+        receipt: Arc<Receipt>,
+        transaction: Transaction,
+        epochs: Vec<i64>,
+    },
     House(Transaction),
-    Bill { transaction: Transaction, from: DeviceNanos, to: DeviceNanos },
-    End { epoch: i64, clean: bool, end: DeviceNanos, wall: UnixNanos },
+    Bill {
+        transaction: Transaction,
+        from: DeviceNanos,
+        to: DeviceNanos,
+    },
+    End {
+        epoch: i64,
+        clean: bool,
+        end: DeviceNanos,
+        wall: UnixNanos,
+    },
 }
 
 /// An epoch's fixed facts.
@@ -77,9 +93,18 @@ pub(super) struct Books {
     pub(super) hour: u64,
     pub(super) settled_money: Picos,
     pub(super) posted: Posted,
-    pub(super) method: Option<String>,
-    pub(super) next_transaction: i64,
     crash: Crash,
+}
+
+/// The id of the transaction to come: one for all books of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NextTransaction(pub(super) i64);
+
+impl NextTransaction {
+    fn take(&mut self) -> i64 {
+        self.0 += 1;
+        self.0 - 1
+    }
 }
 
 /// The part of an epoch that is not in entries yet, priced by the same floors as it will be.
@@ -100,7 +125,7 @@ struct Crash {
 }
 
 impl Books {
-    pub(super) fn open(epoch: Epoch, wall: UnixNanos, next_transaction: i64) -> Self {
+    pub(super) fn open(epoch: Epoch, wall: UnixNanos) -> Self {
         let last = Snapshot {
             now: DeviceNanos::ZERO,
             wall,
@@ -111,7 +136,7 @@ impl Books {
             settled_kv: BlockNanos::ZERO,
             open: Vec::new(),
         };
-        Self::restore(epoch, last, hour_of(wall), Picos::ZERO, Posted::default(), next_transaction)
+        Self::restore(epoch, last, hour_of(wall), Picos::ZERO, Posted::default())
     }
 
     pub(super) fn restore(
@@ -120,46 +145,29 @@ impl Books {
         hour: u64,
         settled_money: Picos,
         posted: Posted,
-        next_transaction: i64,
     ) -> Self {
-        Self {
-            epoch,
-            last,
-            hour,
-            settled_money,
-            posted,
-            method: None,
-            next_transaction,
-            crash: Crash::default(),
-        }
+        Self { epoch, last, hour, settled_money, posted, crash: Crash::default() }
     }
 
-    /// Books one report. `who` gives each finished request's attribution, `None` for a ticket that
-    /// was never given out.
-    pub(super) fn apply(
+    /// Moves on to a snapshot that has been checked: closes the hours that have ended before it.
+    pub(super) fn advance(
         &mut self,
-        report: MeterReport,
-        mut who: impl FnMut(&Usage) -> Option<Attribution>,
-    ) -> Result<Vec<Record>, Fault> {
-        self.check(&report)?;
-        let mut records = Vec::new();
-        let MeterReport { finished, snapshot } = report;
-        self.close_hours(&snapshot, &mut records);
+        snapshot: Snapshot,
+        next: &mut NextTransaction,
+        records: &mut Vec<Record>,
+    ) {
+        self.close_hours(&snapshot, next, records);
         if self.last.pool.is_none()
             && let Some(pool) = snapshot.pool
         {
             records.push(Record::Pool { epoch: self.epoch.id, pool });
         }
         self.last = snapshot;
-        for usage in finished {
-            let who = who(&usage);
-            records.push(self.settle(usage, who));
-        }
-        Ok(records)
     }
 
-    fn check(&self, report: &MeterReport) -> Result<(), Fault> {
-        let (old, new) = (&self.last, &report.snapshot);
+    /// Whether a report of these finished requests may come next.
+    pub(super) fn check(&self, finished: &[Usage], new: &Snapshot) -> Result<(), Fault> {
+        let old = &self.last;
         new.check().map_err(Fault)?;
         let fault = |what: String| Err(Fault(what));
         if new.now < old.now {
@@ -183,7 +191,6 @@ impl Books {
                 return fault(format!("{account} fell from {} to {} block-ns", was.0, is.0));
             }
         }
-        let finished = &report.finished;
         let device = old.settled_device + finished.iter().map(Usage::device).sum();
         if device != new.settled_device {
             let (is, want) = (new.settled_device.0, device.0);
@@ -211,46 +218,25 @@ impl Books {
         self.epoch.rate.prices(self.last.pool)
     }
 
-    fn settle(&mut self, mut usage: Usage, who: Option<Attribution>) -> Record {
-        let attribution = who.unwrap_or_else(|| {
-            usage.status = Finish::Error;
-            Attribution::unknown(&usage)
-        });
-        let rate = &self.epoch.rate;
-        let line = Line::price(&self.epoch.device, rate, &self.prices(), usage.device(), usage.kv);
-        let amounts = Amounts { time: usage.device(), kv: usage.kv, money: line.total() };
-        self.settled_money += amounts.money;
-        let receipt = Receipt {
-            attribution,
-            usage,
-            device: self.epoch.device.clone(),
-            bytes_per_block: self.last.pool.map_or(0, |pool| pool.bytes_per_block),
-            lines: vec![line],
-            currency: rate.currency().to_owned(),
-            method_id: self.method.clone(),
-        };
-        let head = self.head(Kind::Receipt);
-        let transaction = Transaction::balanced(
-            head,
-            vec![(payer(receipt.usage.status, &receipt.attribution.tenant), amounts)],
-            device_account(&self.epoch.device),
-        );
-        Record::Receipt { receipt: Arc::new(receipt), transaction }
+    /// What a request owes for this much of the device, and the account that it is owed to.
+    pub(super) fn charge(&mut self, time: DeviceNanos, kv: BlockNanos) -> (Line, String) {
+        let line = Line::price(&self.epoch.device, &self.epoch.rate, &self.prices(), time, kv);
+        self.settled_money += line.total();
+        (line, device_account(&self.epoch.device))
     }
 
-    fn head(&mut self, kind: Kind) -> TransactionHead {
-        let id = self.next_transaction;
-        self.next_transaction += 1;
-        TransactionHead { id, kind, epoch: self.epoch.id, hour: self.hour, wall: self.last.wall }
+    pub(super) fn head(&self, kind: Kind, next: &mut NextTransaction) -> TransactionHead {
+        let (id, epoch) = (next.take(), self.epoch.id);
+        TransactionHead { id, kind, epoch, hour: self.hour, wall: self.last.wall }
     }
 
-    /// Closes each clock hour that ended before `next`.
-    fn close_hours(&mut self, next: &Snapshot, records: &mut Vec<Record>) {
-        let target = hour_of(next.wall);
+    /// Closes each clock hour that ended before `coming`.
+    fn close_hours(&mut self, coming: &Snapshot, next: &mut NextTransaction, records: &mut Vec<Record>) {
+        let target = hour_of(coming.wall);
         while self.hour < target {
             let boundary = UnixNanos((self.hour + 1) * HOUR);
-            let idle = self.idle_until(boundary, next);
-            self.close(records, false);
+            let idle = self.idle_until(boundary, coming);
+            self.close(next, records, false);
             self.hour = if idle == 0 { target } else { self.hour + 1 };
         }
     }
@@ -291,7 +277,7 @@ impl Books {
     }
 
     /// Posts the bill and the house since the last close. `last`: the epoch ends, nothing stays open.
-    fn close(&mut self, records: &mut Vec<Record>, last: bool) {
+    fn close(&mut self, next: &mut NextTransaction, records: &mut Vec<Record>, last: bool) {
         let (now, prices) = (self.last.now, self.prices());
         let house = self.house();
         let mut debits = house_debits(&self.posted, &house, self.last.pool, now, &prices, last);
@@ -319,13 +305,13 @@ impl Books {
                 kv: elapsed_kv(self.last.pool, now) - elapsed_kv(self.last.pool, from),
                 money: self.epoch.rate.bill(from, now),
             };
-            let head = self.head(Kind::Bill);
+            let head = self.head(Kind::Bill, next);
             let vendor = vendor_account(&self.epoch.device);
             let transaction = Transaction::balanced(head, vec![(device.clone(), bill)], vendor);
             records.push(Record::Bill { transaction, from, to: now });
         }
         if !debits.is_empty() {
-            let head = self.head(Kind::House);
+            let head = self.head(Kind::House, next);
             records.push(Record::House(Transaction::balanced(head, debits, device)));
         }
         self.posted.at = now;
@@ -352,21 +338,14 @@ impl Books {
         Standing { unposted, open, bill, rounding }
     }
 
-    /// Ends the epoch: what is still open settles with status `error`, all is posted.
-    pub(super) fn end(&mut self, who: impl FnMut(&Usage) -> Option<Attribution>) -> Vec<Record> {
-        let mut records = self.settle_open(who);
-        self.finish(true, &mut records);
-        records
-    }
-
-    /// Ends an epoch that stopped without a word: it lasted until `restart` on the wall clock, and
-    /// from the last snapshot on nobody used it.
-    pub(super) fn crash(
+    /// An epoch that stopped without a word lasted until `restart` on the wall clock, and from the last snapshot
+    /// on nobody used it.
+    pub(super) fn be_down_until(
         &mut self,
         restart: UnixNanos,
-        who: impl FnMut(&Usage) -> Option<Attribution>,
-    ) -> Vec<Record> {
-        let mut records = self.settle_open(who);
+        next: &mut NextTransaction,
+        records: &mut Vec<Record>,
+    ) {
         let target = hour_of(restart);
         let hours = target.saturating_sub(self.hour);
         let mut step = 1;
@@ -380,18 +359,17 @@ impl Books {
             );
         }
         while self.hour < target {
-            let next = target.min(self.hour + step);
-            self.down_until(UnixNanos(next * HOUR));
-            self.close(&mut records, false);
-            self.hour = next;
+            let until = target.min(self.hour + step);
+            self.down_until(UnixNanos(until * HOUR));
+            self.close(next, records, false);
+            self.hour = until;
         }
         self.down_until(restart);
-        self.finish(false, &mut records);
-        records
     }
 
-    fn finish(&mut self, clean: bool, records: &mut Vec<Record>) {
-        self.close(records, true);
+    /// Posts all that is left, and ends the epoch.
+    pub(super) fn finish(&mut self, clean: bool, next: &mut NextTransaction, records: &mut Vec<Record>) {
+        self.close(next, records, true);
         let (epoch, end, wall) = (self.epoch.id, self.last.now, self.last.wall);
         records.push(Record::End { epoch, clean, end, wall });
     }
@@ -405,40 +383,14 @@ impl Books {
         self.crash.kv += elapsed_kv(self.last.pool, self.last.now) - before;
     }
 
-    pub(super) fn settle_open(&mut self, mut who: impl FnMut(&Usage) -> Option<Attribution>) -> Vec<Record> {
+    /// Counts what is open as settled, and hands it out for a receipt to be made of it.
+    pub(super) fn take_open(&mut self) -> Vec<Accrual> {
         let open = std::mem::take(&mut self.last.open);
-        let mut records = Vec::with_capacity(open.len());
-        for accrual in open {
-            let usage = broken_off(&accrual, self.last.wall);
-            self.last.settled_device += usage.device();
-            self.last.settled_kv += usage.kv;
-            let who = who(&usage);
-            records.push(self.settle(usage, who));
+        for accrual in &open {
+            self.last.settled_device += accrual.device;
+            self.last.settled_kv += accrual.kv;
         }
-        records
-    }
-}
-
-/// The usage of a request that never ended: only its quantities are known, the time not by phase.
-fn broken_off(open: &Accrual, wall: UnixNanos) -> Usage {
-    Usage {
-        request: open.request.clone(),
-        ticket: open.ticket,
-        status: Finish::Error,
-        seed: 0,
-        tokens: TokenCounts::default(),
-        prefill: DeviceNanos::ZERO,
-        decode: open.device,
-        steps: 0,
-        kv: open.kv,
-        kv_peak_blocks: 0,
-        queue: DeviceNanos::ZERO,
-        ttft: None,
-        wall: DeviceNanos::ZERO,
-        submitted_at: wall,
-        finished_at: wall,
-        saved_by_prefix_cache: DeviceNanos::ZERO,
-        saved_by_batching: DeviceNanos::ZERO,
+        open
     }
 }
 

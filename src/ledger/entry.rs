@@ -108,12 +108,20 @@ impl Transaction {
     /// Debits for each of `debits`, one credit for their sum.
     pub(super) fn balanced(head: TransactionHead, debits: Vec<(String, Amounts)>, credit: String) -> Self {
         let mut total = Amounts::default();
-        let mut entries = Vec::with_capacity(debits.len() + 1);
-        for (account, amounts) in debits {
-            total += amounts;
-            entries.push(Entry { account, side: Side::Debit, amounts });
-        }
-        entries.push(Entry { account: credit, side: Side::Credit, amounts: total });
+        debits.iter().for_each(|(_, amounts)| total += *amounts);
+        Self::of(head, debits, vec![(credit, total)])
+    }
+
+    /// These debits and credits, which are equal in sum.
+    pub(super) fn of(
+        head: TransactionHead,
+        debits: Vec<(String, Amounts)>,
+        credits: Vec<(String, Amounts)>,
+    ) -> Self {
+        let entries = |side: Side, amounts: Vec<(String, Amounts)>| {
+            amounts.into_iter().map(move |(account, amounts)| Entry { account, side, amounts })
+        };
+        let entries = entries(Side::Debit, debits).chain(entries(Side::Credit, credits)).collect();
         let TransactionHead { id, kind, epoch, hour, wall } = head;
         Self { id, kind, epoch, hour, wall, entries }
     }

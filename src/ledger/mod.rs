@@ -9,6 +9,7 @@
 mod audit;
 mod books;
 mod entry;
+mod group;
 mod price;
 mod query;
 mod receipt;
@@ -38,7 +39,7 @@ pub use price::{Prices, RateCard, RateError};
 pub use query::{Page, ReceiptFilter, ReceiptPage};
 pub use receipt::{Attribution, Line, Receipt};
 pub use report::{Balance, By, HouseRow, Report, Row, Spend, report};
-pub use totals::{ModelTotals, Totals};
+pub use totals::{DeviceTotals, ModelTotals, Totals, Used};
 
 use writer::{Adopted, Answer, Shared, Writer};
 
@@ -76,14 +77,43 @@ pub struct DeviceInfo {
     pub name: String,
 }
 
-/// What `Ledger::open` starts an epoch with.
+/// A device and what it costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeteredDevice {
+    pub info: DeviceInfo,
+    pub rate: RateCard,
+}
+
+/// What `Ledger::open` starts epochs with.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    pub device: DeviceInfo,
-    pub rate: RateCard,
+    /// The devices of each engine. Those of one engine run each step together, from its start to its end, and
+    /// hold an equal part of each of its blocks. All rates are in one currency.
+    pub engines: Vec<Vec<MeteredDevice>>,
     pub wall: UnixNanos,
     /// New for each start of the server.
     pub boot_id: String,
+}
+
+impl OpenOptions {
+    /// For one engine on one device.
+    #[must_use]
+    pub fn one(info: DeviceInfo, rate: RateCard, wall: UnixNanos, boot_id: String) -> Self {
+        Self { engines: vec![vec![MeteredDevice { info, rate }]], wall, boot_id }
+    }
+
+    fn devices(&self) -> impl Iterator<Item = &MeteredDevice> {
+        self.engines.iter().flatten()
+    }
+
+    fn currency(&self) -> Result<&str, LedgerError> {
+        let mut currencies = self.devices().map(|device| device.rate.currency());
+        let first = currencies.next().ok_or(LedgerError::NoDevice)?;
+        match currencies.find(|currency| *currency != first) {
+            None => Ok(first),
+            Some(other) => Err(LedgerError::Currencies { one: first.to_owned(), other: other.to_owned() }),
+        }
+    }
 }
 
 /// A way of splitting steps, with its coefficients: receipts name it.
@@ -128,6 +158,10 @@ pub enum LedgerError {
     NoLedger { path: PathBuf },
     #[error("rate version {version:?} is in the ledger as {known}; a changed rate needs a new version")]
     RateVersion { version: String, known: String },
+    #[error("devices are priced in {one} and in {other}; the books of one server are in one currency")]
+    Currencies { one: String, other: String },
+    #[error("there is no device whose time could be booked")]
+    NoDevice,
     #[error("cannot start a thread: {source}")]
     Thread { source: std::io::Error },
     #[error("the books could not be closed in time; the next start closes them")]
@@ -198,16 +232,21 @@ struct Handle {
 pub struct Ledger(Arc<Handle>);
 
 impl Ledger {
-    /// Opens the ledger in a data directory: takes its lock, ends epochs that crashed, starts a new one.
-    /// Reports of the engine's meter go to the sender, in order.
+    /// Opens the ledger in a data directory for one engine: takes its lock, ends epochs that crashed, starts new
+    /// ones. Reports of the engine's meter go to the sender, in order.
     ///
     /// # Errors
     /// Says what is wrong with the directory or its contents; nothing is overwritten.
-    pub fn open(data_dir: &Path, options: OpenOptions) -> Result<(Self, Sender<MeterReport>), LedgerError> {
-        Self::open_tuned(data_dir, &options, Tuning::default())
+    ///
+    /// # Panics
+    /// When the options name several engines.
+    pub fn open(data_dir: &Path, options: &OpenOptions) -> Result<(Self, Sender<MeterReport>), LedgerError> {
+        assert_eq!(options.engines.len(), 1, "one engine");
+        let (ledger, mut senders) = Self::open_tuned(data_dir, options, Tuning::default())?;
+        Ok((ledger, senders.remove(0)))
     }
 
-    /// `open` with another patience and pace.
+    /// `open` for any number of engines, with a sender for each, and with another patience and pace.
     ///
     /// # Errors
     /// As `open`.
@@ -215,11 +254,12 @@ impl Ledger {
         data_dir: &Path,
         options: &OpenOptions,
         tuning: Tuning,
-    ) -> Result<(Self, Sender<MeterReport>), LedgerError> {
+    ) -> Result<(Self, Vec<Sender<MeterReport>>), LedgerError> {
+        let totals = Totals::new(options.currency()?, options.devices().map(|device| device.info.id.clone()));
         let opened = recovery::open(data_dir, options)?;
         let (lookup, path) = rows::open_for_reading(data_dir)?;
         let (pages, _) = rows::open_for_reading(data_dir)?;
-        let shared = Arc::new(Shared::new(tuning, Totals::new(options.rate.currency())));
+        let shared = Arc::new(Shared::new(tuning, totals));
         let ledger = Self(Arc::new(Handle {
             shared: Arc::clone(&shared),
             lookup: Mutex::new(lookup),
@@ -227,17 +267,22 @@ impl Ledger {
             path,
             next_ticket: AtomicU64::new(1),
         }));
-        let (sender, reports) = mpsc::channel::<MeterReport>();
         let handle = Arc::downgrade(&ledger.0);
         let handles_gone = Box::new(move || handle.strong_count() == 0);
         let writer = Writer::new(Arc::clone(&shared), opened, handles_gone);
         let spawned = |source| LedgerError::Thread { source };
         std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run()).map_err(spawned)?;
-        std::thread::Builder::new()
-            .name("ledger-inbox".to_owned())
-            .spawn(move || writer::run_inbox(&shared, &reports))
-            .map_err(spawned)?;
-        Ok((ledger, sender))
+        let mut senders = Vec::with_capacity(options.engines.len());
+        for engine in 0..options.engines.len() {
+            let (sender, reports) = mpsc::channel::<MeterReport>();
+            senders.push(sender);
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name(format!("ledger-inbox-{engine}"))
+                .spawn(move || writer::run_inbox(&shared, engine, &reports))
+                .map_err(spawned)?;
+        }
+        Ok((ledger, senders))
     }
 
     /// Registers a request before it is submitted. Its waiter resolves once the meter has reported
@@ -298,9 +343,9 @@ impl Ledger {
         lock(&self.0.shared.adoptions).release(ticket);
     }
 
-    /// Stores a method and names it on every receipt from now on.
-    pub fn record_method(&self, method: MethodRecord) {
-        self.0.shared.send_method(method);
+    /// Stores a method and names it on every receipt of that engine from now on.
+    pub fn record_method(&self, engine: usize, method: MethodRecord) {
+        self.0.shared.send_method(engine, method);
     }
 
     /// Whether receipts can be written now; while not, new requests are refused.
@@ -328,14 +373,14 @@ impl Ledger {
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
-    /// What the books of this epoch say, as of the last commit.
+    /// What the books of this start say, as of the last commit.
     #[must_use]
     pub fn totals(&self) -> Totals {
         lock(&self.0.shared.totals).clone()
     }
 
-    /// Posts what is open, ends the epoch cleanly and lets the data directory go. The engine must
-    /// have sent its last snapshot. Blocks for as long as a commit may take.
+    /// Posts what is open, ends the epochs cleanly and lets the data directory go. The engines must
+    /// have sent their last snapshots. Blocks for as long as a commit may take.
     ///
     /// # Errors
     /// When the end could not be written in time; the next start treats it as a crash.
@@ -358,7 +403,7 @@ mod tests {
         let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() };
         let rate = RateCard::parse("1", "0.2", "USD", None).unwrap();
         let wall = UnixNanos(1_790_000_000_000_000_000);
-        Ledger::open(dir, OpenOptions { device, rate, wall, boot_id: "boot".into() }).unwrap()
+        Ledger::open(dir, &OpenOptions::one(device, rate, wall, "boot".into())).unwrap()
     }
 
     fn context(id: &str, key_id: Option<&str>) -> RequestContext {

@@ -1,26 +1,29 @@
 //! Opening the ledger: the data directory's lock, and what a crash left behind.
 //!
 //! Does: make sure that one server owns the directory; end every epoch that stopped without a word at its
-//! checkpoint, with the time since then on `house:crash`; start the new epoch.
+//! checkpoint, with the time since then on `house:crash`; start a new epoch for each device.
 //! Does not know: threads, waiters.
-//! Invariants: nothing is written before the lock is held and the database is known to be ours; a
-//! crashed epoch ends in one transaction, once.
+//! Invariants: nothing is written before the lock is held and the database is known to be ours; all
+//! epochs of a crashed server end in one transaction, once.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-use super::books::{Books, Epoch};
-use super::rows;
+use super::books::{Books, Epoch, NextTransaction};
+use super::group::Group;
+use super::rows::{self, CheckpointRow};
 use super::store::{FILE, Store};
-use super::{LedgerError, OpenOptions};
+use super::{LedgerError, MeteredDevice, OpenOptions};
 
 const LOCK: &str = "ledger.lock";
 
 /// Everything the writer starts with. The directory is ours until `lock` is dropped.
 pub(super) struct Opened {
     pub(super) store: Store,
-    pub(super) books: Books,
+    /// One for each engine.
+    pub(super) groups: Vec<Group>,
+    pub(super) next_transaction: NextTransaction,
     pub(super) lock: File,
 }
 
@@ -30,19 +33,28 @@ pub(super) fn open(data_dir: &Path, options: &OpenOptions) -> Result<Opened, Led
     let mut store = Store::open(&path)?;
     let broken = |source| LedgerError::unreadable(&path, source);
     end_crashed_epochs(&mut store, options).map_err(broken)?;
-    if let Some(known) = rows::rate(store.connection(), options.rate.version()).map_err(broken)?
-        && known != options.rate
-    {
-        return Err(LedgerError::RateVersion {
-            version: known.version().to_owned(),
-            known: known.to_string(),
-        });
+    for MeteredDevice { rate, .. } in options.engines.iter().flatten() {
+        if let Some(known) = rows::rate(store.connection(), rate.version()).map_err(broken)?
+            && known != *rate
+        {
+            return Err(LedgerError::RateVersion {
+                version: known.version().to_owned(),
+                known: known.to_string(),
+            });
+        }
     }
-    let id =
-        store.open_epoch(&options.boot_id, &options.device, &options.rate, options.wall).map_err(broken)?;
-    let epoch = Epoch { id, device: options.device.id.clone(), rate: options.rate.clone() };
-    let books = Books::open(epoch, options.wall, store.next_transaction().map_err(broken)?);
-    Ok(Opened { store, books, lock })
+    let mut groups = Vec::with_capacity(options.engines.len());
+    for devices in &options.engines {
+        let mut books = Vec::with_capacity(devices.len());
+        for MeteredDevice { info, rate } in devices {
+            let id = store.open_epoch(&options.boot_id, info, rate, options.wall).map_err(broken)?;
+            let epoch = Epoch { id, device: info.id.clone(), rate: rate.clone() };
+            books.push(Books::open(epoch, options.wall));
+        }
+        groups.push(Group::new(books));
+    }
+    let next_transaction = store.next_transaction().map_err(broken)?;
+    Ok(Opened { store, groups, next_transaction, lock })
 }
 
 /// Takes the directory for this process. The kernel lets it go when the process ends, however it ends.
@@ -74,7 +86,9 @@ fn lock(data_dir: &Path) -> Result<File, LedgerError> {
     Ok(file)
 }
 
+/// Those of one start end together: a request may have used several devices.
 fn end_crashed_epochs(store: &mut Store, options: &OpenOptions) -> Result<(), rusqlite::Error> {
+    let mut boots: Vec<(String, Vec<(Books, CheckpointRow)>)> = Vec::new();
     for row in rows::epochs(store.connection())?.into_iter().filter(|row| row.end.is_none()) {
         let id = row.epoch.id;
         let Some(checkpoint) = rows::checkpoint(store.connection(), &row)? else {
@@ -83,23 +97,30 @@ fn end_crashed_epochs(store: &mut Store, options: &OpenOptions) -> Result<(), ru
             tracing::error!(epoch = id, "epoch has neither an end nor a checkpoint; run `obol audit`");
             continue;
         };
-        let posted = rows::posted(store.connection(), id)?;
-        let mut books = checkpoint.books(row.epoch, posted, store.next_transaction()?);
-        let records = books.crash(options.wall, |usage| {
-            checkpoint
-                .open
-                .iter()
-                .find(|open| open.accrual.ticket == usage.ticket)
-                .and_then(|open| open.attribution.clone())
+        let books = checkpoint.books(row.epoch, rows::posted(store.connection(), id)?);
+        match boots.iter_mut().find(|(boot, _)| *boot == row.boot) {
+            Some((_, epochs)) => epochs.push((books, checkpoint)),
+            None => boots.push((row.boot, vec![(books, checkpoint)])),
+        }
+    }
+    for (_, epochs) in boots {
+        let (books, checkpoints): (Vec<Books>, Vec<CheckpointRow>) = epochs.into_iter().unzip();
+        let mut group = Group::new(books);
+        let mut next = store.next_transaction()?;
+        let records = group.crash(options.wall, &mut next, |usage| {
+            let mut open = checkpoints.iter().flat_map(|checkpoint| &checkpoint.open);
+            open.find(|open| open.accrual.ticket == usage.ticket).and_then(|open| open.attribution.clone())
         });
-        tracing::warn!(
-            epoch = id,
-            device = books.epoch.device,
-            unsettled = checkpoint.open.len(),
-            down_seconds = (books.last.now - checkpoint.snapshot.now).as_secs_f64(),
-            "the last server stopped without closing its books: closed at its checkpoint"
-        );
-        store.commit(&records, &[], None, &mut |_| None)?;
+        for (books, checkpoint) in group.books.iter().zip(&checkpoints) {
+            tracing::warn!(
+                epoch = books.epoch.id,
+                device = books.epoch.device,
+                unsettled = checkpoint.open.len(),
+                down_seconds = (books.last.now - checkpoint.snapshot.now).as_secs_f64(),
+                "the last server stopped without closing its books: closed at its checkpoint"
+            );
+        }
+        store.commit(&records, &[], &[], &mut |_| None)?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::LedgerError;
-use super::entry::{Amounts, ROUNDING};
+use super::entry::{Amounts, ERROR, ROUNDING};
 use super::price::mul_div;
 use super::rows::{self, wide};
 use super::store::SqlResult;
@@ -189,12 +189,15 @@ impl Reading {
                 spend.cached_tokens += row.get::<_, u64>(12)?;
                 spend.completion_tokens += row.get::<_, u64>(13)?;
             }
+            let usage = Picos(i128::from(row.get::<_, i64>(18)?) + i128::from(row.get::<_, i64>(19)?));
+            let (time, kv) = (DeviceNanos(row.get(14)?), BlockNanos(wide(row, 15)?));
             if text(9)? == "error" {
+                let amounts = Amounts { time, kv, money: usage };
+                self.add_house(&(currency, device, hour), ERROR.to_owned(), amounts);
                 continue;
             }
-            let usage = Picos(i128::from(row.get::<_, i64>(18)?) + i128::from(row.get::<_, i64>(19)?));
-            spend.device_time += DeviceNanos(row.get(14)?);
-            spend.kv_byte_nanos += wide(row, 15)?.saturating_mul(u128::from(row.get::<_, u64>(17)?));
+            spend.device_time += time;
+            spend.kv_byte_nanos += kv.0.saturating_mul(u128::from(row.get::<_, u64>(17)?));
             spend.usage_cost += usage;
             spend.loaded_cost += usage;
             self.balances.entry(currency.clone()).or_default().usage += usage;
@@ -212,14 +215,15 @@ impl Reading {
         self.balances.entry(at.0.clone()).or_default().house += amounts.money;
     }
 
+    /// What was posted at closes; what requests with status `error` used is in their lines.
     fn house_entries(&mut self, connection: &Connection) -> SqlResult<()> {
         let mut query = connection.prepare(
             "SELECT rates.currency, epochs.device, transactions.hour, accounts.name, entries.device_ns,
              entries.block_ns_hi, entries.block_ns_lo, entries.picos
-             FROM accounts JOIN entries ON entries.account = accounts.id
-             JOIN transactions ON transactions.id = entries.tx
+             FROM transactions JOIN entries ON entries.tx = transactions.id
+             JOIN accounts ON accounts.id = entries.account
              JOIN epochs ON epochs.id = transactions.epoch JOIN rates ON rates.version = epochs.rate_version
-             WHERE accounts.name LIKE 'house:%' AND entries.side = 'debit'",
+             WHERE transactions.kind = 'house' AND entries.side = 'debit'",
         )?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
@@ -245,7 +249,7 @@ impl Reading {
             let Some(checkpoint) = rows::checkpoint(connection, &row)? else { continue };
             let at = (currency, row.epoch.device.clone(), checkpoint.hour);
             let posted = rows::posted(connection, row.epoch.id)?;
-            let standing = checkpoint.books(row.epoch, posted, 0).standing();
+            let standing = checkpoint.books(row.epoch, posted).standing();
             let balance = self.balances.entry(at.0.clone()).or_default();
             balance.bill += standing.bill;
             balance.open += standing.open.money;

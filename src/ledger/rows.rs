@@ -72,6 +72,7 @@ pub(super) fn in_snapshot<T>(
 /// One epoch as written, with its pool and its end.
 #[derive(Debug, Clone)]
 pub(super) struct EpochRow {
+    pub(super) boot: String,
     pub(super) epoch: Epoch,
     pub(super) pool: Option<PoolInfo>,
     pub(super) end: Option<DeviceNanos>,
@@ -80,8 +81,8 @@ pub(super) struct EpochRow {
 pub(super) fn epochs(connection: &Connection) -> SqlResult<Vec<EpochRow>> {
     let mut query = connection.prepare(
         "SELECT epochs.id, epochs.device, rates.device_hour_picos, rates.kv_share_parts, rates.currency,
-         rates.version, pools.blocks, pools.bytes_per_block, pools.since_ns, epoch_ends.end_ns
-         FROM epochs JOIN rates ON rates.version = epochs.rate_version
+         rates.version, pools.blocks, pools.bytes_per_block, pools.since_ns, epoch_ends.end_ns,
+         epochs.boot_id FROM epochs JOIN rates ON rates.version = epochs.rate_version
          LEFT JOIN pools ON pools.epoch = epochs.id LEFT JOIN epoch_ends ON epoch_ends.epoch = epochs.id
          ORDER BY epochs.id",
     )?;
@@ -99,6 +100,7 @@ pub(super) fn epochs(connection: &Connection) -> SqlResult<Vec<EpochRow>> {
             .transpose()?;
         let end: Option<u64> = row.get(9)?;
         Ok(EpochRow {
+            boot: row.get(10)?,
             epoch: Epoch { id: row.get(0)?, device: row.get(1)?, rate },
             pool,
             end: end.map(DeviceNanos),
@@ -234,8 +236,8 @@ pub(super) fn add_house(house: &mut House, account: &str, time: u64, kv: u128) {
 
 impl CheckpointRow {
     /// The books as they stood at the checkpoint.
-    pub(super) fn books(&self, epoch: Epoch, posted: Posted, next_transaction: i64) -> Books {
-        Books::restore(epoch, self.snapshot.clone(), self.hour, self.settled_money, posted, next_transaction)
+    pub(super) fn books(&self, epoch: Epoch, posted: Posted) -> Books {
+        Books::restore(epoch, self.snapshot.clone(), self.hour, self.settled_money, posted)
     }
 }
 

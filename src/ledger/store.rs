@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
-use super::books::{Books, Record};
+use super::books::{Books, NextTransaction, Record};
 use super::entry::Transaction;
 use super::price::RateCard;
 use super::receipt::Receipt;
@@ -53,11 +53,11 @@ pub(super) type SqlResult<T> = Result<T, rusqlite::Error>;
 pub(super) struct Store {
     connection: Connection,
     accounts: HashMap<String, i64>,
-    /// The rows of `open_accruals` of the running epoch, as last committed.
-    accruals: Accruals,
+    /// The rows of `open_accruals` of the running epochs, as last committed.
+    accruals: HashMap<i64, Accruals>,
 }
 
-/// What each open request has used.
+/// What each open request has used in an epoch.
 type Accruals = HashMap<Ticket, (DeviceNanos, BlockNanos)>;
 
 impl Store {
@@ -82,19 +82,19 @@ impl Store {
             create(&mut connection).map_err(broken)?;
         }
         connection.execute_batch(INDEXES).map_err(broken)?;
-        Ok(Self { connection, accounts: HashMap::new(), accruals: Accruals::new() })
+        Ok(Self { connection, accounts: HashMap::new(), accruals: HashMap::new() })
     }
 
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// Appends the records, and writes where the device stands after them. All or nothing.
+    /// Appends the records, and writes where the devices of `books` stand after them. All or nothing.
     pub(super) fn commit(
         &mut self,
         records: &[Record],
         methods: &[MethodRecord],
-        books: Option<&Books>,
+        books: &[&Books],
         attribution: &mut dyn FnMut(Ticket) -> Option<String>,
     ) -> SqlResult<()> {
         let result = self.try_commit(records, methods, books, attribution);
@@ -109,7 +109,7 @@ impl Store {
         &mut self,
         records: &[Record],
         methods: &[MethodRecord],
-        books: Option<&Books>,
+        books: &[&Books],
         attribution: &mut dyn FnMut(Ticket) -> Option<String>,
     ) -> SqlResult<()> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -120,20 +120,20 @@ impl Store {
         for record in records {
             writer.record(record)?;
         }
-        let mut accruals = None;
-        if let Some(books) = books {
+        // Their rows were deleted with the receipts.
+        let settled = records.iter().filter_map(|record| match record {
+            Record::Receipt { receipt, .. } => Some(receipt.usage.ticket),
+            _ => None,
+        });
+        let settled = settled.collect();
+        let mut accruals = Vec::with_capacity(books.len());
+        for books in books {
             writer.checkpoint(books)?;
-            // Their rows were deleted with the receipts.
-            let settled = records.iter().filter_map(|record| match record {
-                Record::Receipt { receipt, .. } => Some(receipt.usage.ticket),
-                _ => None,
-            });
-            accruals = Some(writer.accruals(books, &self.accruals, &settled.collect(), attribution)?);
+            let written = self.accruals.get(&books.epoch.id);
+            accruals.push((books.epoch.id, writer.accruals(books, written, &settled, attribution)?));
         }
         transaction.commit()?;
-        if let Some(accruals) = accruals {
-            self.accruals = accruals;
-        }
+        self.accruals.extend(accruals);
         Ok(())
     }
 
@@ -164,9 +164,8 @@ impl Store {
         let id = transaction.last_insert_rowid();
         let epoch = super::books::Epoch { id, device: device.id.clone(), rate: rate.clone() };
         let writer = Writer { connection: &transaction, accounts: &mut self.accounts };
-        writer.checkpoint(&Books::open(epoch, wall, 1))?;
+        writer.checkpoint(&Books::open(epoch, wall))?;
         transaction.commit()?;
-        self.accruals.clear();
         Ok(id)
     }
 
@@ -178,8 +177,9 @@ impl Store {
         }
     }
 
-    pub(super) fn next_transaction(&self) -> SqlResult<i64> {
-        self.connection.query_row("SELECT coalesce(max(id), 0) + 1 FROM transactions", [], |row| row.get(0))
+    pub(super) fn next_transaction(&self) -> SqlResult<NextTransaction> {
+        let next = "SELECT coalesce(max(id), 0) + 1 FROM transactions";
+        self.connection.query_row(next, [], |row| row.get(0)).map(NextTransaction)
     }
 }
 
@@ -256,13 +256,16 @@ impl Writer<'_> {
                 "INSERT INTO pools (epoch, blocks, bytes_per_block, since_ns) VALUES (?1, ?2, ?3, ?4)",
                 params![epoch, pool.blocks, pool.bytes_per_block, pool.since.0],
             ),
-            Record::Receipt { receipt, transaction } => {
+            Record::Receipt { receipt, transaction, epochs } => {
                 self.transaction(transaction)?;
                 self.receipt(transaction, receipt)?;
-                self.insert(
-                    "DELETE FROM open_accruals WHERE epoch = ?1 AND ticket = ?2",
-                    params![transaction.epoch, receipt.usage.ticket.0],
-                )
+                for epoch in epochs {
+                    self.insert(
+                        "DELETE FROM open_accruals WHERE epoch = ?1 AND ticket = ?2",
+                        params![epoch, receipt.usage.ticket.0],
+                    )?;
+                }
+                Ok(())
             }
             Record::House(transaction) => self.transaction(transaction),
             Record::Bill { transaction, from, to } => {
@@ -450,7 +453,7 @@ impl Writer<'_> {
     fn accruals(
         &self,
         books: &Books,
-        written: &Accruals,
+        written: Option<&Accruals>,
         settled: &HashSet<Ticket>,
         attribution: &mut dyn FnMut(Ticket) -> Option<String>,
     ) -> SqlResult<Accruals> {
@@ -460,7 +463,7 @@ impl Writer<'_> {
             let used = (open.device, open.kv);
             let row = now
                 .get(&open.ticket)
-                .or_else(|| written.get(&open.ticket).filter(|_| !settled.contains(&open.ticket)));
+                .or_else(|| written?.get(&open.ticket).filter(|_| !settled.contains(&open.ticket)));
             let stands = row == Some(&used);
             now.insert(open.ticket, used);
             if stands {
@@ -517,7 +520,8 @@ fn json(pairs: &std::collections::BTreeMap<String, String>) -> SqlResult<String>
 
 #[cfg(test)]
 mod tests {
-    use super::super::books::Epoch;
+    use super::super::books::{Epoch, NextTransaction};
+    use super::super::group::Group;
     use super::super::rows;
     use super::*;
     use crate::usage::Accrual;
@@ -538,7 +542,7 @@ mod tests {
         let rate = RateCard::parse("1", "0.2", "USD", None).unwrap();
         let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() };
         let id = store.open_epoch("boot", &device, &rate, WALL).unwrap();
-        let mut books = Books::open(Epoch { id, device: device.id, rate }, WALL, 1);
+        let mut books = Books::open(Epoch { id, device: device.id, rate }, WALL);
         books.last.open = (0..1000)
             .map(|number| Accrual {
                 request: RequestId(format!("r{number}")),
@@ -549,7 +553,7 @@ mod tests {
             .collect();
         let commit = |store: &mut Store, books: &Books, records: &[Record]| {
             let before = store.connection.total_changes();
-            let result = store.commit(records, &[], Some(books), &mut |_| None);
+            let result = store.commit(records, &[], &[books], &mut |_| None);
             (result.is_ok(), store.connection.total_changes() - before)
         };
         assert_eq!(commit(&mut store, &books, &[]), (true, 1001));
@@ -573,9 +577,9 @@ mod tests {
         books.last.open.push(twice);
         assert_eq!(commit(&mut store, &books, &[]), (true, 1));
         let who = |_: &crate::usage::Usage| None;
-        let mut other = books.clone();
-        other.last.open = vec![books.last.open.remove(3)];
-        let settled = other.settle_open(who);
+        let mut other = Group::new(vec![books.clone()]);
+        other.books[0].last.open = vec![books.last.open.remove(3)];
+        let settled = other.settle_open(&mut NextTransaction(1), who);
         assert!(commit(&mut store, &books, &settled).0);
         books.last.open.sort_by_key(|open| open.ticket.0);
         assert_eq!(written(&store), books.last.open);

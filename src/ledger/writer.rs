@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::books::{Books, Record};
+use super::books::{Books, NextTransaction, Record};
 use super::entry::IDLE;
+use super::group::Group;
 use super::receipt::{Attribution, Receipt};
 use super::recovery::Opened;
 use super::store::Store;
@@ -105,12 +106,14 @@ struct State {
     committing_since: Option<Instant>,
 }
 
+/// Of an engine, by its number, where one is given.
 enum Message {
-    Report(MeterReport),
-    Method(MethodRecord),
-    /// The meter is gone: no report follows.
-    MeterGone,
-    Close,
+    Report(usize, MeterReport),
+    Method(usize, MethodRecord),
+    /// The engine's meter is gone: no report follows.
+    MeterGone(usize),
+    /// All reports that the engine sent before the close have come.
+    Close(usize),
 }
 
 impl Shared {
@@ -130,8 +133,8 @@ impl Shared {
         !(state.failing || state.fault || state.closing || state.ended.is_some() || slow)
     }
 
-    pub(super) fn send_method(&self, method: MethodRecord) {
-        self.push(Message::Method(method));
+    pub(super) fn send_method(&self, engine: usize, method: MethodRecord) {
+        self.push(Message::Method(engine, method));
     }
 
     fn push(&self, message: Message) {
@@ -184,8 +187,8 @@ fn resolve(waiter: &mut Option<oneshot::Sender<Answer>>, answer: Answer) {
     }
 }
 
-/// Takes reports until the meter is gone or the ledger closes.
-pub(super) fn run_inbox(shared: &Shared, reports: &Receiver<MeterReport>) {
+/// Takes an engine's reports until its meter is gone or the ledger closes.
+pub(super) fn run_inbox(shared: &Shared, engine: usize, reports: &Receiver<MeterReport>) {
     let take = |report: MeterReport| {
         let now = Instant::now();
         let mut adoptions = lock(&shared.adoptions);
@@ -195,7 +198,7 @@ pub(super) fn run_inbox(shared: &Shared, reports: &Receiver<MeterReport>) {
             }
         }
         drop(adoptions);
-        shared.push(Message::Report(report));
+        shared.push(Message::Report(engine, report));
     };
     let mut meter_gone = false;
     loop {
@@ -207,7 +210,7 @@ pub(super) fn run_inbox(shared: &Shared, reports: &Receiver<MeterReport>) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     meter_gone = true;
-                    shared.push(Message::MeterGone);
+                    shared.push(Message::MeterGone(engine));
                 }
             }
         }
@@ -221,10 +224,10 @@ pub(super) fn run_inbox(shared: &Shared, reports: &Receiver<MeterReport>) {
         if closing && !meter_gone {
             // What was sent before the close is in the channel by now.
             reports.try_iter().for_each(take);
-            shared.push(Message::Close);
+            shared.push(Message::Close(engine));
             meter_gone = true;
         } else if closing {
-            shared.push(Message::Close);
+            shared.push(Message::Close(engine));
         }
     }
 }
@@ -233,21 +236,26 @@ pub(super) fn run_inbox(shared: &Shared, reports: &Receiver<MeterReport>) {
 pub(super) struct Writer {
     shared: Arc<Shared>,
     store: Store,
-    books: Books,
+    /// One for each engine.
+    groups: Vec<Group>,
+    next: NextTransaction,
     lock: File,
     /// Booked but not committed, in order.
     records: Vec<Record>,
     methods: Vec<MethodRecord>,
-    written: Snapshot,
+    /// Where each group stood at the last commit.
+    written: Vec<Snapshot>,
     written_at: Instant,
     backoff: Duration,
     retry_at: Option<Instant>,
     faulty: bool,
-    closing: bool,
+    /// Engines of which all has come that was sent before the close.
+    closing: Vec<bool>,
     ending: bool,
     /// Whether nobody holds the handle any more.
     handles_gone: Box<dyn Fn() -> bool + Send>,
-    meter_gone: bool,
+    /// Engines whose meter is gone.
+    meters_gone: Vec<bool>,
 }
 
 impl Writer {
@@ -256,12 +264,14 @@ impl Writer {
         opened: Opened,
         handles_gone: Box<dyn Fn() -> bool + Send>,
     ) -> Self {
-        let Opened { store, books, lock } = opened;
+        let Opened { store, groups, next_transaction, lock } = opened;
+        let engines = groups.len();
         Self {
             shared,
             store,
-            written: books.last.clone(),
-            books,
+            written: groups.iter().map(|group| group.last().clone()).collect(),
+            groups,
+            next: next_transaction,
             lock,
             records: Vec::new(),
             methods: Vec::new(),
@@ -269,10 +279,10 @@ impl Writer {
             backoff: BACKOFF_MIN,
             retry_at: None,
             faulty: false,
-            closing: false,
+            closing: vec![false; engines],
             ending: false,
             handles_gone,
-            meter_gone: false,
+            meters_gone: vec![false; engines],
         }
     }
 
@@ -312,26 +322,28 @@ impl Writer {
         loop {
             for message in self.next_messages() {
                 match message {
-                    Message::Report(report) => self.book(report),
-                    Message::Method(method) => {
-                        self.books.method = Some(method.id.clone());
+                    Message::Report(engine, report) => self.book(engine, report),
+                    Message::Method(engine, method) => {
+                        self.groups[engine].method = Some(method.id.clone());
                         self.methods.push(method);
                     }
-                    Message::MeterGone => self.meter_gone = true,
-                    Message::Close => self.closing = true,
+                    Message::MeterGone(engine) => self.meters_gone[engine] = true,
+                    Message::Close(engine) => self.closing[engine] = true,
                 }
             }
+            let closing = self.closing.iter().all(|closing| *closing);
             if self.faulty {
                 self.fail_all_waiters();
-                if self.closing || (self.handles_gone)() {
+                if closing || (self.handles_gone)() {
                     return false;
                 }
                 continue;
             }
-            if self.closing && !self.ending {
+            if closing && !self.ending {
                 self.ending = true;
-                let records = self.books.end(attribution(&self.shared));
-                self.records.extend(records);
+                for group in &mut self.groups {
+                    self.records.extend(group.end(&mut self.next, attribution(&self.shared)));
+                }
             }
             if self.is_due() {
                 self.commit();
@@ -341,7 +353,7 @@ impl Writer {
                     self.store.fold();
                     return true;
                 }
-                if self.meter_gone && (self.handles_gone)() {
+                if self.meters_gone.iter().all(|gone| *gone) && (self.handles_gone)() {
                     return false;
                 }
             }
@@ -359,12 +371,12 @@ impl Writer {
         std::mem::take(&mut state.inbox)
     }
 
-    fn book(&mut self, report: MeterReport) {
+    fn book(&mut self, engine: usize, report: MeterReport) {
         if self.faulty {
             return;
         }
         let who = attribution(&self.shared);
-        match self.books.apply(report, who) {
+        match self.groups[engine].apply(report, &mut self.next, who) {
             Ok(records) => self.records.extend(records),
             Err(fault) => {
                 tracing::error!(%fault, "the books are stopped: nothing is written that does not add up");
@@ -392,12 +404,14 @@ impl Writer {
         if self.has_work() {
             return true;
         }
-        if self.books.last == self.written {
+        let mut stands = self.written.iter().zip(self.groups.iter().map(Group::last));
+        if stands.clone().all(|(written, last)| written == last) {
             return false;
         }
         let every = self.shared.tuning.checkpoint;
         let since = self.written_at.elapsed();
-        since >= every * IDLE_FACTOR || (since >= every && !only_idle_grew(&self.written, &self.books.last))
+        since >= every * IDLE_FACTOR
+            || (since >= every && !stands.all(|(written, last)| only_idle_grew(written, last)))
     }
 
     fn commit(&mut self) {
@@ -408,8 +422,9 @@ impl Writer {
             let who = &adoptions.by_ticket.get(&ticket)?.who;
             Some(serde_json::to_string(who).expect("strings and maps of strings are JSON"))
         };
-        let books = (!self.ending).then_some(&self.books);
-        let result = self.store.commit(&self.records, &self.methods, books, &mut stored);
+        let running = self.groups.iter().filter(|_| !self.ending);
+        let books: Vec<&Books> = running.flat_map(|group| &group.books).collect();
+        let result = self.store.commit(&self.records, &self.methods, &books, &mut stored);
         let mut state = lock(&self.shared.state);
         state.committing_since = None;
         match result {
@@ -441,7 +456,8 @@ impl Writer {
     }
 
     fn committed(&mut self) {
-        self.written = self.books.last.clone();
+        self.written.clear();
+        self.written.extend(self.groups.iter().map(|group| group.last().clone()));
         self.written_at = Instant::now();
         self.methods.clear();
         let records = std::mem::take(&mut self.records);
@@ -449,7 +465,8 @@ impl Writer {
         for record in &records {
             totals.add(record);
         }
-        totals.stands(&self.written);
+        let books = self.groups.iter().flat_map(|group| &group.books);
+        totals.stand(books.map(|books| &books.last));
         drop(totals);
         let mut adoptions = lock(&self.shared.adoptions);
         for record in records {
@@ -517,15 +534,13 @@ mod tests {
     #[test]
     fn a_panic_of_the_writer_answers_all_and_keeps_the_directory_locked() {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions {
-            device: DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() },
-            rate: RateCard::parse("1", "0.2", "USD", None).unwrap(),
-            wall: UnixNanos(1_790_000_000_000_000_000),
-            boot_id: "boot".into(),
-        };
+        let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() };
+        let rate = RateCard::parse("1", "0.2", "USD", None).unwrap();
+        let wall = UnixNanos(1_790_000_000_000_000_000);
+        let options = OpenOptions::one(device, rate, wall, "boot".into());
         let in_use = || matches!(recovery::open(dir.path(), &options), Err(LedgerError::InUse { .. }));
         let tuning = Tuning { patience: Duration::from_secs(5), checkpoint: Duration::from_millis(10) };
-        let shared = Arc::new(Shared::new(tuning, Totals::new("USD")));
+        let shared = Arc::new(Shared::new(tuning, Totals::new("USD", ["cpu".into()])));
         let (waiter, answer) = oneshot::channel();
         let who = Attribution {
             request: RequestId("a".into()),
@@ -551,11 +566,11 @@ mod tests {
         let writer = Writer::new(Arc::clone(&shared), opened, handles_gone);
         let thread = std::thread::spawn(move || writer.run());
         assert!(shared.is_available());
-        shared.push(Message::MeterGone);
+        shared.push(Message::MeterGone(0));
         assert_eq!(answer.blocking_recv().unwrap(), Err(LedgerUnavailable));
         assert!(!shared.is_available());
         assert!(in_use(), "while the server runs on");
-        shared.push(Message::Close);
+        shared.push(Message::Close(0));
         assert!(!shared.close(), "not clean");
         thread.join().unwrap();
         assert!(in_use(), "until the process ends");

@@ -7,9 +7,9 @@ use obol_models::chat_template::{ChatTemplate, TemplateOptions};
 use obol_models::tokenizer::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{Failure, Prompt};
+use super::{Failure, Prompt, Replicas};
 use crate::clock::Clock;
-use crate::engine::{self, EngineHandle};
+use crate::engine;
 use crate::ledger::{AdoptError, Ledger};
 use crate::metrics::Metrics;
 use crate::nvml::Probe;
@@ -26,7 +26,7 @@ pub struct Served {
     pub created: u64,
     /// How the weights are held, as `Q4_1`.
     pub precision: String,
-    /// The device's id on receipts and in `x-obol-device`.
+    /// The ids of the devices, with commas between.
     pub device: String,
     /// Tokens that prompt and answer may have together.
     pub context_length: usize,
@@ -38,7 +38,7 @@ pub struct Served {
 
 /// What `App` is put together from.
 pub struct Parts {
-    pub engine: EngineHandle,
+    pub engines: Replicas,
     pub ledger: Ledger,
     pub tokenizer: Arc<Tokenizer>,
     /// `None`: the model has no chat template, and chat requests are refused.
@@ -46,8 +46,8 @@ pub struct Parts {
     pub served: Served,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
-    /// The device's own figures, for `/metrics`.
-    pub probe: Option<Probe>,
+    /// The devices' own figures, for `/metrics`, by their ids.
+    pub probes: Vec<(String, Probe)>,
     /// Prompts that are templated and tokenised at the same time.
     pub tokenizing_max: usize,
 }
@@ -79,8 +79,8 @@ impl App {
     }
 
     #[must_use]
-    pub fn engine(&self) -> &EngineHandle {
-        &self.parts.engine
+    pub fn engines(&self) -> &Replicas {
+        &self.parts.engines
     }
 
     #[must_use]
@@ -104,8 +104,8 @@ impl App {
     }
 
     #[must_use]
-    pub fn probe(&self) -> Option<&Probe> {
-        self.parts.probe.as_ref()
+    pub fn probes(&self) -> &[(String, Probe)] {
+        &self.parts.probes
     }
 
     #[must_use]
@@ -116,7 +116,7 @@ impl App {
     /// From now on new requests are refused; running ones go on, until `idle`.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        self.parts.engine.drain();
+        self.parts.engines.drain();
     }
 
     /// Resolves when no answer is under way: each has been given out whole, or its client has left.

@@ -9,8 +9,8 @@ fn empty_ledger() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "test".into() };
     let rate = RateCard::parse("1", "0.2", "USD", None).expect("a rate card");
-    let options = OpenOptions { device, rate, wall: UnixNanos(1), boot_id: "boot".into() };
-    let (ledger, reports) = Ledger::open(dir.path(), options).expect("a ledger");
+    let options = OpenOptions::one(device, rate, UnixNanos(1), "boot".into());
+    let (ledger, reports) = Ledger::open(dir.path(), &options).expect("a ledger");
     drop(reports);
     ledger.close().expect("closes");
     dir

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -15,12 +16,13 @@ use obol::clock::{Clock, SystemClock};
 use obol::config::Speculative;
 use obol::engine::{self, EngineConfig, EngineHandle};
 use obol::http::{HttpConfig, Server, router};
-use obol::ledger::{DeviceInfo, Ledger, OpenOptions, RateCard};
+use obol::ledger::{DeviceInfo, Ledger, MeteredDevice, OpenOptions, RateCard, Tuning};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
 use obol::meter::share::Coefficients;
 use obol::metrics::Metrics;
-use obol::pipeline::{App, Parts, Served};
+use obol::pipeline::{App, Parts, Replica, Replicas, Served};
+use obol::usage::MeterReport;
 use obol_models::batch::CausalLm;
 use obol_models::fake::FakeModel;
 use serde_json::Value;
@@ -30,10 +32,12 @@ pub(crate) const CONTEXT: usize = 256;
 
 /// What a test may want otherwise.
 pub(crate) struct Options {
+    /// Each with a device of its own.
+    pub(crate) engines: usize,
     pub(crate) queue_depth: usize,
     /// How long a step takes at least.
     pub(crate) step: Duration,
-    /// The n-th forward pass fails, or panics.
+    /// The n-th forward pass fails, or panics; of several engines the last one's.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
     pub(crate) http: HttpConfig,
@@ -42,6 +46,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            engines: 1,
             queue_depth: 64,
             step: Duration::ZERO,
             fail_at: None,
@@ -54,15 +59,16 @@ impl Default for Options {
 pub(crate) struct World {
     pub(crate) app: Arc<App>,
     pub(crate) server: Arc<Server>,
+    /// The first one.
     pub(crate) engine: EngineHandle,
     pub(crate) ledger: Ledger,
     router: Router,
-    _data_dir: tempfile::TempDir,
+    pub(crate) data_dir: tempfile::TempDir,
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.engine.shutdown();
+        self.app.engines().shutdown();
     }
 }
 
@@ -73,26 +79,74 @@ pub(crate) fn world() -> World {
 pub(crate) fn world_with(options: Options) -> World {
     let data_dir = tempfile::tempdir().expect("a temporary directory");
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let open = OpenOptions {
-        device: DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a test".into() },
-        rate: RateCard::parse("2.50", "0.20", "USD", Some("test")).expect("a good rate card"),
-        wall: clock.wall(),
-        boot_id: "boot".into(),
+    let rate = RateCard::parse("2.50", "0.20", "USD", Some("test")).expect("a good rate card");
+    let devices: Vec<String> = match options.engines {
+        1 => vec!["cpu".into()],
+        several => (0..several).map(|at| format!("cpu:{at}")).collect(),
     };
-    let (ledger, reports) = Ledger::open(data_dir.path(), open).expect("a ledger");
-    let (blocks, block_size) = (64, 16);
+    let metered = |id: &String| {
+        let info = DeviceInfo { id: id.clone(), kind: "cpu".into(), name: "a test".into() };
+        vec![MeteredDevice { info, rate: rate.clone() }]
+    };
+    let engines = devices.iter().map(metered).collect();
+    let open = OpenOptions { engines, wall: clock.wall(), boot_id: "boot".into() };
+    let (ledger, reports) = Ledger::open_tuned(data_dir.path(), &open, Tuning::default()).expect("a ledger");
     let tokenizer = crate::http_tokens::tokenizer();
-    let mut model = FakeModel::new(tokenizer.vocab_size(), CONTEXT, 7);
-    if let Some(forward) = options.fail_at {
+    let start = |(at, reports): (usize, Sender<MeterReport>)| {
+        let spoiled = at + 1 == options.engines;
+        Replica {
+            engine: start(tokenizer.vocab_size(), &options, spoiled, &clock, reports),
+            device: devices[at].as_str().into(),
+        }
+    };
+    let engines = Replicas::new(reports.into_iter().enumerate().map(start).collect());
+    let engine = engines.each()[0].engine.clone();
+    let app = App::new(Parts {
+        engines,
+        ledger: ledger.clone(),
+        tokenizer: Arc::new(tokenizer),
+        template: Some(crate::http_tokens::template()),
+        served: Served {
+            id: "fake/model".into(),
+            aliases: vec!["fake".into()],
+            created: 1_700_000_000,
+            precision: "Q4_1".into(),
+            device: devices.join(","),
+            context_length: CONTEXT,
+            row_invariant: true,
+            fingerprint: "0123456789abcdef".into(),
+        },
+        clock,
+        metrics: Metrics::new(),
+        probes: Vec::new(),
+        tokenizing_max: 2,
+    });
+    let server = Server::loading(HttpConfig { device: devices.join(","), ..options.http });
+    server.ready(Arc::clone(&app));
+    let router = router(Arc::clone(&server));
+    World { app, server, engine, ledger, router, data_dir }
+}
+
+/// An engine over a fake model, which fails as the options say if it is `spoiled`.
+fn start(
+    vocab_size: usize,
+    options: &Options,
+    spoiled: bool,
+    clock: &Arc<dyn Clock>,
+    reports: Sender<MeterReport>,
+) -> EngineHandle {
+    let (blocks, block_size) = (64, 16);
+    let mut model = FakeModel::new(vocab_size, CONTEXT, 7);
+    if let Some(forward) = options.fail_at.filter(|_| spoiled) {
         model = model.fail_at(forward);
     }
-    if let Some(forward) = options.panic_at {
+    if let Some(forward) = options.panic_at.filter(|_| spoiled) {
         model = model.panic_at(forward);
     }
     let step = options.step;
     let mut model = model.on_forward(move |_| std::thread::sleep(step));
     model.allocate_kv(blocks, block_size).expect("a small pool");
-    let engine = EngineHandle::start(engine::Parts {
+    EngineHandle::start(engine::Parts {
         config: EngineConfig {
             blocks,
             block_size,
@@ -107,34 +161,10 @@ pub(crate) fn world_with(options: Options) -> World {
         },
         model: Box::new(model),
         calibration: Calibration::uniform(Coefficients { step: 1000, token: 10, attention: 1, logits: 5 }),
-        clock: Arc::clone(&clock),
+        clock: Arc::clone(clock),
         partition: Partition::default(),
         reports,
-    });
-    let app = App::new(Parts {
-        engine: engine.clone(),
-        ledger: ledger.clone(),
-        tokenizer: Arc::new(tokenizer),
-        template: Some(crate::http_tokens::template()),
-        served: Served {
-            id: "fake/model".into(),
-            aliases: vec!["fake".into()],
-            created: 1_700_000_000,
-            precision: "Q4_1".into(),
-            device: "cpu".into(),
-            context_length: CONTEXT,
-            row_invariant: true,
-            fingerprint: "0123456789abcdef".into(),
-        },
-        clock,
-        metrics: Metrics::new(),
-        probe: None,
-        tokenizing_max: 2,
-    });
-    let server = Server::loading(options.http);
-    server.ready(Arc::clone(&app));
-    let router = router(Arc::clone(&server));
-    World { app, server, engine, ledger, router, _data_dir: data_dir }
+    })
 }
 
 /// A response, read to its end.
@@ -208,9 +238,9 @@ impl World {
 
     /// Waits until nothing runs or waits and no block is held.
     pub(crate) fn wait_until_idle(&self) {
-        wait_until("the engine to be idle", || {
-            let stats = self.engine.stats();
-            stats.running == 0 && stats.waiting == 0 && stats.blocks.held == 0
+        wait_until("the engines to be idle", || {
+            let mut stats = self.app.engines().stats();
+            stats.all(|(_, stats)| stats.running == 0 && stats.waiting == 0 && stats.blocks.held == 0)
         });
     }
 }

@@ -1,6 +1,6 @@
 //! The ledger from outside: random worlds, crashes, failing disks, tampering.
 
-mod world;
+pub(crate) mod world;
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use obol::units::{Picos, RequestId, UnixNanos};
 use rusqlite::Connection;
 use world::{Meter, Random, START, World, context, eager, open, options, rate, wait};
 
-fn reconciled(dir: &Path, what: &str) {
+pub(crate) fn reconciled(dir: &Path, what: &str) {
     let audit = audit(dir).unwrap();
     assert!(audit.is_reconciled(), "{what}: {audit}");
     let report = report(dir, &[By::Model, By::Day]).unwrap();
@@ -27,7 +27,7 @@ fn reconciled(dir: &Path, what: &str) {
 }
 
 /// Copies the database as a crash would leave it.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     for name in ["ledger.db", "ledger.db-wal"] {
         if from.join(name).exists() {
             fs::copy(from.join(name), to.join(name)).unwrap();
@@ -68,8 +68,8 @@ fn random_worlds_reconcile_and_equal_the_dumb_ledger() {
         world.drain(&sender);
         let receipts: Vec<_> = world.waiting.drain(..).map(wait).collect();
         reconciled(dir.path(), &format!("seed {seed}, running"));
-        assert_eq!(ledger.totals().conservation_error_ns, 0);
-        assert_eq!(ledger.totals().kv_conservation_error, 0);
+        assert_eq!(ledger.totals().devices[0].conservation_error_ns, 0);
+        assert_eq!(ledger.totals().devices[0].kv_conservation_error, 0);
         assert_eq!(receipts.len(), world.dumb.receipts, "seed {seed}");
         for receipt in receipts {
             let read = ledger.receipt(receipt.request()).unwrap().unwrap();
@@ -132,7 +132,7 @@ fn a_wall_clock_that_went_back_charges_no_time_to_the_crash() {
     for _ in 0..6 {
         world.step(&ledger, &sender);
     }
-    ledger.record_method(MethodRecord { id: "m".into(), json: "{}".into() });
+    ledger.record_method(0, MethodRecord { id: "m".into(), json: "{}".into() });
     std::thread::sleep(Duration::from_millis(200));
     copy(dir.path(), crashed.path());
     drop(open(crashed.path(), &options("two", rate("1"), START - 1)));
@@ -148,8 +148,9 @@ fn a_crash_in_1970_is_closed_in_few_transactions() {
     let mut meter = Meter::new(1, 1_000);
     let report = meter.load();
     sender.send(report).unwrap();
-    let loaded =
-        |ledger: &Ledger| ledger.totals().house_time.get("house:load") == Some(&meter.at.house_time[2]);
+    let loaded = |ledger: &Ledger| {
+        ledger.totals().devices[0].house_time.get("house:load") == Some(&meter.at.house_time[2])
+    };
     until(|| loaded(&ledger));
     copy(dir.path(), crashed.path());
     drop(open(crashed.path(), &options("two", rate("30"), START)));
@@ -351,7 +352,7 @@ fn tampering_is_found() {
         world.step(&ledger, &sender);
     }
     drop(sender);
-    until(|| ledger.totals().house_time.get("house:idle") == Some(&world.meter.at.house_time[1]));
+    until(|| ledger.totals().devices[0].house_time.get("house:idle") == Some(&world.meter.at.house_time[1]));
     reconciled(dir.path(), "before");
     for (sql, names) in [
         ("UPDATE entries SET picos = picos + 1 WHERE tx = (SELECT max(tx) FROM receipts)", "receipt"),
@@ -408,28 +409,31 @@ fn tampering_is_found() {
 #[test]
 fn one_server_a_directory_and_clear_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let check = |result: Result<(Ledger, _), LedgerError>, says: &str| match result {
+    let check = |result: Result<Ledger, LedgerError>, says: &str| match result {
         Err(error) => assert!(error.to_string().contains(says), "{error}"),
         Ok(_) => panic!("opened: expected {says:?}"),
     };
     let (ledger, _sender) = open(dir.path(), &options("one", rate("1"), START));
-    let second = || Ledger::open_tuned(dir.path(), &options("two", rate("1"), START), eager());
+    let start = |dir: &Path, boot, rate| {
+        Ledger::open_tuned(dir, &options(boot, rate, START), eager()).map(|(ledger, _senders)| ledger)
+    };
+    let second = || start(dir.path(), "two", rate("1"));
     check(second(), &format!("in use by process {}", std::process::id()));
     ledger.close().unwrap();
-    second().unwrap().0.close().unwrap();
+    second().unwrap().close().unwrap();
     let other = obol::ledger::RateCard::parse("2", "0.2", "USD", Some(rate("1").version())).unwrap();
-    check(Ledger::open(dir.path(), options("three", other, START)), "needs a new version");
+    check(start(dir.path(), "three", other), "needs a new version");
 
     let file = dir.path().join("a file");
     fs::write(&file, "text").unwrap();
-    check(Ledger::open(&file, options("x", rate("1"), START)), "--data-dir");
+    check(start(&file, "x", rate("1")), "--data-dir");
 
     let foreign = tempfile::tempdir().unwrap();
     raw(foreign.path()).execute_batch("CREATE TABLE notes (text)").unwrap();
-    check(Ledger::open(foreign.path(), options("x", rate("1"), START)), "not a ledger of ours");
+    check(start(foreign.path(), "x", rate("1")), "not a ledger of ours");
     let garbage = tempfile::tempdir().unwrap();
     fs::write(garbage.path().join("ledger.db"), vec![7_u8; 9000]).unwrap();
-    check(Ledger::open(garbage.path(), options("x", rate("1"), START)), "not a ledger of ours");
+    check(start(garbage.path(), "x", rate("1")), "not a ledger of ours");
     assert_eq!(fs::read(garbage.path().join("ledger.db")).unwrap(), vec![7_u8; 9000]);
 
     raw(dir.path()).execute_batch("PRAGMA user_version = 2").unwrap();

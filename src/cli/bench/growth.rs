@@ -9,7 +9,7 @@ use obol_kernels::peak::{Peaks, read_speed};
 use crate::bench::growth::{self, Growth, Limits, Setting};
 use crate::cli::files::{self, Format};
 use crate::cli::parts::{self, Early};
-use crate::cli::{Directories, Failure, model, print, serve};
+use crate::cli::{Directories, Failure, devices, model, print};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::measure::progress::Progress;
@@ -32,7 +32,7 @@ pub(super) fn run(
     let threads = config.threads.unwrap_or(cores);
     let progress = Progress::stderr();
     progress.stage("growth", "loading and calibrating", 1);
-    let loaded = parts::load_model(&file, config, threads)?;
+    let loaded = parts::load_model(&file, config, threads, &[])?;
     let (sender, _reports) = mpsc::channel();
     let clock = Arc::new(SystemClock::start());
     let mut early = Early { clock, partition: Partition::default(), reports: sender };
@@ -49,7 +49,7 @@ pub(super) fn run(
     let setting = Setting {
         model: loaded.info.name,
         precision: loaded.info.precision,
-        machine: serve::processor(),
+        machine: devices::processor(),
         threads,
         command,
     };

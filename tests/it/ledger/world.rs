@@ -41,7 +41,7 @@ pub(crate) fn rate(device_hour: &str) -> RateCard {
 
 pub(crate) fn options(boot: &str, rate: RateCard, wall: u64) -> OpenOptions {
     let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a processor".into() };
-    OpenOptions { device, rate, wall: UnixNanos(wall), boot_id: boot.into() }
+    OpenOptions::one(device, rate, UnixNanos(wall), boot.into())
 }
 
 /// Short patience, and a checkpoint with every report.
@@ -50,7 +50,8 @@ pub(crate) fn eager() -> Tuning {
 }
 
 pub(crate) fn open(dir: &Path, options: &OpenOptions) -> (Ledger, Sender<MeterReport>) {
-    Ledger::open_tuned(dir, options, eager()).unwrap()
+    let (ledger, mut senders) = Ledger::open_tuned(dir, options, eager()).unwrap();
+    (ledger, senders.remove(0))
 }
 
 pub(crate) fn context(id: &str) -> RequestContext {
