@@ -116,6 +116,7 @@ fn run(sequences: usize, tokens: usize, ahead: bool) {
         calibration: Calibration::uniform(COST),
         clock: Arc::new(SystemClock::start()) as Arc<dyn Clock>,
         partition: Partition::default(),
+        energy: None,
         reports,
     });
     let mut streams: Vec<_> = (0..sequences)

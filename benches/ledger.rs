@@ -58,6 +58,7 @@ fn settle(ledger: &Ledger, meter: &Sender<MeterReport>, at: &mut Snapshot, group
             finished_at: WALL,
             saved_by_prefix_cache: DeviceNanos(0),
             saved_by_batching: DeviceNanos(0),
+            energy_mj: None,
         });
     }
     meter.send(MeterReport { finished, snapshot: at.clone() }).expect("the ledger is open");
@@ -84,6 +85,7 @@ fn receipts(criterion: &mut Criterion) {
             settled_device: DeviceNanos(0),
             settled_kv: BlockNanos(0),
             open: Vec::new(),
+            energy: None,
         };
         benches.throughput(Throughput::Elements(group as u64));
         benches.bench_function(group.to_string(), |bench| {

@@ -69,6 +69,20 @@ impl Probe {
         }
     }
 
+    /// Millijoules since the driver was loaded.
+    #[must_use]
+    #[cfg(feature = "cuda")]
+    pub fn energy_mj(&self) -> Option<u64> {
+        self.nvml.device_by_uuid(self.uuid.as_str()).ok()?.total_energy_consumption().ok()
+    }
+
+    /// None in a build without CUDA.
+    #[must_use]
+    #[cfg(not(feature = "cuda"))]
+    pub fn energy_mj(&self) -> Option<u64> {
+        None
+    }
+
     #[must_use]
     #[cfg(not(feature = "cuda"))]
     pub fn read(&self) -> Reading {

@@ -44,6 +44,8 @@ pub struct Usage {
     /// thanks to sharing steps with others.
     pub saved_by_prefix_cache: DeviceNanos,
     pub saved_by_batching: DeviceNanos,
+    /// Its share of the energy that the device used, in millijoules, where the device has a meter.
+    pub energy_mj: Option<u64>,
 }
 
 impl Usage {
@@ -143,6 +145,19 @@ pub struct PoolInfo {
     pub since: DeviceNanos,
 }
 
+/// Energy since the device's meter was first read, in millijoules, as of its last reading.
+///
+/// Invariant (asserted as those of [`Snapshot`]): `total = house + settled + open`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EnergyTotals {
+    pub total_mj: u64,
+    pub house_mj: u64,
+    /// Sum over all `Usage` sent so far in this epoch.
+    pub settled_mj: u64,
+    /// What was given to requests that have not finished yet.
+    pub open_mj: u64,
+}
+
 /// The whole device at one instant, all figures cumulative since the epoch began.
 ///
 /// Invariants (asserted by the meter when it makes one, and by the ledger when it takes one):
@@ -163,6 +178,8 @@ pub struct Snapshot {
     pub settled_device: DeviceNanos,
     pub settled_kv: BlockNanos,
     pub open: Vec<Accrual>,
+    /// Where the device has a meter; boxed, as few have one.
+    pub energy: Option<Box<EnergyTotals>>,
 }
 
 impl Snapshot {
@@ -180,6 +197,12 @@ impl Snapshot {
         let expected = self.pool.map_or(0, |p| u128::from(p.blocks) * u128::from((self.now - p.since).0));
         if kv.0 != expected {
             return Err(format!("KV memory: {} block-ns accounted for, {expected} elapsed", kv.0));
+        }
+        if let Some(EnergyTotals { total_mj, house_mj, settled_mj, open_mj }) =
+            self.energy.as_deref().copied()
+            && house_mj + settled_mj + open_mj != total_mj
+        {
+            return Err(format!("energy: {house_mj} + {settled_mj} + {open_mj} mJ of {total_mj} mJ"));
         }
         Ok(())
     }

@@ -200,6 +200,7 @@ fn steady(depth: Option<usize>) {
         calibration: Calibration::uniform(Coefficients { step: 1000, token: 10, attention: 1, logits: 5 }),
         clock,
         partition: Partition::default(),
+        energy: None,
         reports,
     });
     for ticket in 0..SEQUENCES {

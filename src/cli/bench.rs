@@ -522,7 +522,7 @@ impl Site for Engines {
         let ends = loaded.tokenizer.end_tokens();
         let ready = parts::prepare(loaded.model, &info, ends, &config, self.threads, &mut early)?;
         Ok(Started {
-            running: Running { engine: parts::start(ready, early), reports },
+            running: Running { engine: parts::start(ready, early, &[]), reports },
             tokenizer: loaded.tokenizer,
             template: loaded.template,
             facts: Facts {

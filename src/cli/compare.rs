@@ -271,6 +271,6 @@ impl Site for Files {
         let ends = loaded.tokenizer.end_tokens();
         let config = self.config_of(variant);
         let ready = parts::prepare(loaded.model, &loaded.info, ends, &config, self.threads, &mut early)?;
-        Ok(Running { engine: parts::start(ready, early), reports })
+        Ok(Running { engine: parts::start(ready, early, &[]), reports })
     }
 }

@@ -15,7 +15,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::{EngineConfig, EngineHandle, Parts};
 use crate::meter::calibration::{self, Calibration};
+use crate::meter::energy::EnergyMeter;
 use crate::meter::partition::Partition;
+use crate::nvml::Probe;
 use crate::units::{BlockNanos, DeviceNanos};
 use crate::usage::{HouseTime, MeterReport, Snapshot};
 
@@ -47,6 +49,7 @@ impl Early {
             settled_device: DeviceNanos::ZERO,
             settled_kv: BlockNanos::ZERO,
             open: Vec::new(),
+            energy: None,
         };
         if self.reports.send(MeterReport { finished: Vec::new(), snapshot }).is_err() {
             tracing::error!("the ledger is gone; the time of this start is not booked");
@@ -249,14 +252,37 @@ fn cgroup_bytes(path: &str) -> Option<u64> {
     }
 }
 
-/// Starts the engine; from here on its thread owns the meter.
-pub(super) fn start(ready: Ready, early: Early) -> EngineHandle {
+/// Starts the engine; from here on its thread owns the meter. The energy of `devices` is counted.
+pub(super) fn start(ready: Ready, early: Early, devices: &[DeviceId]) -> EngineHandle {
     EngineHandle::start(Parts {
         model: ready.model,
         config: ready.config,
         calibration: ready.calibration,
         clock: early.clock,
         partition: early.partition,
+        energy: energy_meter(devices),
         reports: early.reports,
     })
+}
+
+/// What counts the energy of an engine's devices, where all of them say.
+fn energy_meter(devices: &[DeviceId]) -> Option<Box<dyn EnergyMeter>> {
+    let probes: Result<Option<Vec<Probe>>, String> =
+        devices.iter().map(|device| Probe::open(*device)).collect();
+    match probes {
+        Ok(probes) => Some(Box::new(Joules(probes.filter(|probes| !probes.is_empty())?))),
+        Err(reason) => {
+            tracing::warn!("no energy in the meter: NVML: {reason}");
+            None
+        }
+    }
+}
+
+/// Of all devices together.
+struct Joules(Vec<Probe>);
+
+impl EnergyMeter for Joules {
+    fn millijoules(&self) -> Option<u64> {
+        self.0.iter().map(Probe::energy_mj).sum()
+    }
 }

@@ -220,11 +220,13 @@ impl Starting {
                 return Err(Failure::failed("stopped while loading"));
             }
             *phase = Phase::Running;
-            let start = |((ready, early), devices): ((Ready, Early), &Vec<MeteredDevice>)| Replica {
-                engine: parts::start(ready, early),
-                device: devices::label(devices).into(),
-            };
-            Replicas::new(ready.into_iter().zip(earlies).zip(&self.metered).map(start).collect())
+            let devices = self.engines.iter().zip(&self.metered);
+            let start =
+                |((ready, early), (devices, metered)): ((Ready, Early), (&Vec<_>, &Vec<_>))| Replica {
+                    engine: parts::start(ready, early, devices),
+                    device: devices::label(metered).into(),
+                };
+            Replicas::new(ready.into_iter().zip(earlies).zip(devices).map(start).collect())
         };
         let id = config.served_model_name.clone().unwrap_or_else(|| catalog_id.clone());
         let banner = self.banner(&id, &info, threads, engines.config(), begin.elapsed());

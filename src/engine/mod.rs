@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 use crate::clock::Clock;
 use crate::config::Speculative;
 use crate::meter::calibration::Calibration;
+use crate::meter::energy::EnergyMeter;
 use crate::meter::partition::Partition;
 use crate::request::{Event, NewRequest};
 use crate::units::{DeviceNanos, RequestId};
@@ -69,6 +70,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Loading and warm-up are booked in it.
     pub partition: Partition,
+    /// Of the device, where it has one.
+    pub energy: Option<Box<dyn EnergyMeter>>,
     pub reports: mpsc::Sender<MeterReport>,
 }
 

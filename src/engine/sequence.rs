@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::meter::calibration::Calibration;
+use crate::meter::energy::Share;
 use crate::meter::share::{Coefficients, Work, split_recompute};
 use crate::request::{Event, Finish, NewRequest};
 use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
@@ -50,6 +51,7 @@ pub(super) struct Request {
     peak_blocks: u64,
     saved_by_prefix_cache: DeviceNanos,
     alone: DeviceNanos,
+    pub(super) energy: Share,
 }
 
 impl Request {
@@ -77,6 +79,7 @@ impl Request {
             peak_blocks: 0,
             saved_by_prefix_cache: DeviceNanos::ZERO,
             alone: DeviceNanos::ZERO,
+            energy: Share::default(),
         }
     }
 
@@ -102,6 +105,7 @@ impl Request {
         } else {
             self.decode += share;
         }
+        self.energy.time += share;
         self.alone += alone;
         if self.last_step != step {
             self.last_step = step;
@@ -150,7 +154,7 @@ impl Request {
     }
 
     /// The final account, once every choice has ended and every lease is back.
-    pub(super) fn usage(self, now: DeviceNanos, wall: UnixNanos) -> Usage {
+    pub(super) fn usage(self, now: DeviceNanos, wall: UnixNanos, energy_mj: Option<u64>) -> Usage {
         let device = self.prefill + self.decode;
         // The books may stand at an instant just before the submission was stamped.
         let since = |at: DeviceNanos| DeviceNanos(at.0.saturating_sub(self.submitted.0));
@@ -172,6 +176,7 @@ impl Request {
             finished_at: wall,
             saved_by_prefix_cache: self.saved_by_prefix_cache,
             saved_by_batching: DeviceNanos(self.alone.0.saturating_sub(device.0)),
+            energy_mj,
         }
     }
 }

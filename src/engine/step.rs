@@ -12,6 +12,7 @@
 
 mod advance;
 mod endings;
+mod energy;
 mod prepare;
 mod report;
 mod speculate;
@@ -42,6 +43,8 @@ use super::scheduler::{Running, StepPlan};
 use super::sequence::{Request, RequestKey, Sequence};
 use super::speculate::{Candidate, Speculator};
 use super::{Command, EngineConfig, EngineStats, Parts, Shared};
+
+use energy::Metered;
 
 /// How often the whole pool is walked.
 const INTEGRITY: DeviceNanos = DeviceNanos(60_000_000_000);
@@ -75,6 +78,7 @@ struct Engine {
     clock: Arc<dyn Clock>,
     partition: Partition,
     timeline: Timeline,
+    energy: Metered,
     reports: Sender<MeterReport>,
     shared: Arc<Shared>,
     blocks: Blocks,
@@ -141,7 +145,7 @@ enum Next {
 
 impl Engine {
     fn new(parts: Parts, shared: Arc<Shared>) -> (Self, Device) {
-        let Parts { model, config, calibration, clock, partition, reports } = parts;
+        let Parts { model, config, calibration, clock, partition, energy, reports } = parts;
         let device = Device::new(model, &config);
         if !device.verifies() && config.speculative != Speculative::Off {
             tracing::info!(
@@ -157,6 +161,7 @@ impl Engine {
             clock,
             partition,
             timeline: Timeline::default(),
+            energy: Metered::new(energy),
             reports,
             shared,
             running: Vec::new(),
@@ -182,6 +187,7 @@ impl Engine {
     }
 
     fn serve(&mut self, device: &mut Device, inbox: &Receiver<Command>) {
+        self.energy.read(self.partition.cursor(), &mut self.requests);
         self.report();
         loop {
             if let Next::Stop = self.take_commands(inbox) {
@@ -234,6 +240,7 @@ impl Engine {
         self.report_if_due();
         let received = inbox.recv_timeout(Duration::from_millis(500));
         self.partition.book(HouseTime::Idle, self.clock.now());
+        self.energy.read_if_due(self.partition.cursor(), &mut self.requests);
         match received {
             Ok(Command::Shutdown) | Err(RecvTimeoutError::Disconnected) => return Next::Stop,
             Ok(command) => self.obey(command),
@@ -370,6 +377,7 @@ impl Engine {
                 let busy = time.map_or(end - start, |time| DeviceNanos(time.run));
                 self.stats.device_busy = DeviceNanos(self.stats.device_busy.0.saturating_add(busy.0));
                 self.meter(&flight, start, end);
+                self.energy.read_if_due(self.partition.cursor(), &mut self.requests);
                 self.advance(device, &flight);
                 self.flights.give_back(flight);
             }

@@ -135,6 +135,7 @@ impl Books {
             settled_device: DeviceNanos::ZERO,
             settled_kv: BlockNanos::ZERO,
             open: Vec::new(),
+            energy: None,
         };
         Self::restore(epoch, last, hour_of(wall), Picos::ZERO, Posted::default())
     }

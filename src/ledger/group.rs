@@ -193,5 +193,6 @@ fn broken_off(request: RequestId, ticket: Ticket, shares: &[Share], wall: UnixNa
         finished_at: wall,
         saved_by_prefix_cache: DeviceNanos::ZERO,
         saved_by_batching: DeviceNanos::ZERO,
+        energy_mj: None,
     }
 }

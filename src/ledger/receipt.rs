@@ -280,6 +280,7 @@ mod tests {
             finished_at: UnixNanos(1_790_000_001_000_000_000),
             saved_by_prefix_cache: DeviceNanos(7),
             saved_by_batching: DeviceNanos(0),
+            energy_mj: None,
         };
         let line = Line::price("cpu", &rate, &rate.prices(Some(pool)), usage.device(), usage.kv);
         Receipt {

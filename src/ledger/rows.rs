@@ -157,6 +157,8 @@ pub(super) fn checkpoint(connection: &Connection, row: &EpochRow) -> SqlResult<O
                     settled_device: time(8)?,
                     settled_kv: kv(15)?,
                     open: accruals,
+                    // Not kept: a checkpoint is of money, which energy is not.
+                    energy: None,
                 };
                 Ok(CheckpointRow { snapshot, hour: sql.get(0)?, settled_money: money(wide(sql, 17)?), open })
             },
@@ -293,6 +295,7 @@ fn receipt(row: &Row<'_>) -> SqlResult<Receipt> {
         finished_at: UnixNanos(row.get(31)?),
         saved_by_prefix_cache: time(32)?,
         saved_by_batching: time(33)?,
+        energy_mj: None,
     };
     let pairs = |column: usize| {
         let json: String = row.get(column)?;

@@ -14,10 +14,12 @@ use crate::units::DeviceNanos;
 pub trait EnergyMeter: Send {
     /// Millijoules since some fixed instant; none while that is not known.
     fn millijoules(&self) -> Option<u64>;
-}
 
-/// How long the engine leaves the meter alone: NVML's changes every 20 to 100 ms.
-pub const PAUSE: DeviceNanos = DeviceNanos(100_000_000);
+    /// How long it is left alone after a reading. NVML's changes every 20 to 100 ms.
+    fn pause(&self) -> DeviceNanos {
+        DeviceNanos(100_000_000)
+    }
+}
 
 /// One account's part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,10 +49,10 @@ impl Energy {
         Self { reading, at, total: 0, house: 0, rate: (0, DeviceNanos(1)) }
     }
 
-    /// Whether it is time to read the meter.
+    /// Where the books stood when the meter was last seen to have changed.
     #[must_use]
-    pub fn is_due(&self, at: DeviceNanos) -> bool {
-        at >= self.at + PAUSE
+    pub fn at(&self) -> DeviceNanos {
+        self.at
     }
 
     /// Splits what was used since the last reading over those who are there now, when the books stand at `at`. A
@@ -66,7 +68,12 @@ impl Energy {
     ) {
         let used = reading.saturating_sub(self.reading);
         self.reading = reading;
-        if used == 0 || at <= self.at {
+        if used == 0 {
+            return;
+        }
+        self.total += used;
+        if at <= self.at {
+            self.house += used;
             return;
         }
         let elapsed = at - self.at;
@@ -80,7 +87,6 @@ impl Energy {
             given = upto;
         }
         self.house += used - given;
-        self.total += used;
         self.rate = (used, elapsed);
         self.at = at;
     }

@@ -1,8 +1,8 @@
 //! When steps ran, on the host's clock, from what the device's own clock says of them one step late.
 //!
 //! The end of a step is that of the step before it and what the device counted between the two. Such a chain
-//! drifts with the device's clock, so it is held between what the host knows: no step ends sooner after it was
-//! submitted than it ran, nor after its end was heard of. A step that found the device empty begins a new chain
+//! drifts with the device's clock, so it is held between what the host knows: no step ends sooner than it can have run
+//! after it was submitted and the step before it ended, nor after its end was heard of. A step that found the device empty begins a new chain
 //! when it was submitted; and four times a second the chain is moved forward by the least time that, since the last
 //! time, passed between a step's end by the chain and hearing of it.
 //!
@@ -49,21 +49,22 @@ impl Timeline {
     pub fn place(&mut self, ran: Ran) -> (DeviceNanos, DeviceNanos) {
         // Saturating: the figures are the device's.
         let after = |at: DeviceNanos, by: DeviceNanos| DeviceNanos(at.0.saturating_add(by.0));
-        let soonest = after(ran.submitted, ran.run);
-        let chained = self.chain.filter(|_| ran.behind).zip(ran.since_last_end);
-        let end = match chained {
+        let ahead = self.chain.filter(|_| ran.behind);
+        let begin = ahead.map_or(ran.submitted, |chain| chain.end.max(ran.submitted));
+        let soonest = after(begin, ran.run);
+        let end = match ahead.zip(ran.since_last_end) {
             Some((chain, since)) => after(chain.end, since).max(soonest),
             None => soonest,
         };
         let mut end = end.min(ran.heard);
         let lag = ran.heard - end;
-        self.chain = Some(match chained {
+        self.chain = Some(match ahead {
             None => Chain { end, anchored: ran.heard, lag },
-            Some((chain, _)) if ran.heard >= after(chain.anchored, ANCHOR) => {
+            Some(chain) if ran.heard >= after(chain.anchored, ANCHOR) => {
                 end += lag.min(chain.lag);
                 Chain { end, anchored: ran.heard, lag: ran.heard - end }
             }
-            Some((chain, _)) => Chain { end, lag: lag.min(chain.lag), ..chain },
+            Some(chain) => Chain { end, lag: lag.min(chain.lag), ..chain },
         });
         let start = DeviceNanos(end.0.saturating_sub(ran.run.0)).max(ran.submitted).min(end);
         (start, end)
@@ -112,6 +113,8 @@ mod tests {
         check(&mut timeline, ran(100, false, 50, None, 170), 100, 150);
         check(&mut timeline, ran(110, true, 40, Some(45), 230), 155, 195);
         check(&mut timeline, ran(160, true, 30, Some(30), 231), 195, 225);
+        // How long after the one before it ended is not known.
+        check(&mut timeline, ran(161, true, 10, None, 240), 225, 235);
         // The device was empty: what its clock says of the pause is not needed.
         check(&mut timeline, ran(300, false, 20, Some(999), 340), 300, 320);
     }

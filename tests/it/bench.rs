@@ -81,6 +81,7 @@ impl Site for Fakes {
             }),
             clock,
             partition: Partition::default(),
+            energy: None,
             reports: sender,
         });
         Ok(Started {

@@ -143,6 +143,24 @@ fn with_a_step_ahead_the_device_waits_for_nobody() {
     assert_eq!(device_alone, device_ahead, "the same steps");
 }
 
+#[test]
+fn energy_goes_where_the_time_went() {
+    for on in EVERYWHERE {
+        let world = World::new(FakeModel::new(50, 160, 3), config(40, 4), on);
+        block_on(async {
+            for ticket in 0..2 {
+                let mut stream = world.submit(ticket, &[1; 3], greedy(), stops(101), 1, 0);
+                read(&mut stream, 1).await;
+            }
+        });
+        for usage in world.finish() {
+            // The meter counts evenly, and is read every few steps: the first steps are the house's.
+            let (given, used) = (usage.energy_mj.expect("there is a meter"), usage.device().0 / 4_000 * 31);
+            assert!(given.abs_diff(used) < 31 * 12, "{on:?}: {given} mJ of {used} mJ");
+        }
+    }
+}
+
 /// Delays of any kind, and a clock that drifts, jumps, and knows nothing at times.
 struct Wild {
     rng: Rng,

@@ -9,6 +9,7 @@ use obol::config::Speculative;
 use obol::engine::sampler::{self, Draw, History, Scratch};
 use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
+use obol::meter::energy::EnergyMeter;
 use obol::meter::partition::Partition;
 use obol::meter::share::{Coefficients, Work};
 use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
@@ -66,6 +67,39 @@ pub(crate) struct World {
     passed: u64,
     /// The device's clock is right.
     exact: bool,
+    energy: Arc<Readings>,
+}
+
+/// What an energy meter showed first and last.
+#[derive(Debug, Default)]
+struct Readings {
+    first: AtomicU64,
+    last: AtomicU64,
+}
+
+/// A meter that changes every few microseconds, and does not answer at once.
+struct Joules {
+    clock: Arc<ManualClock>,
+    readings: Arc<Readings>,
+}
+
+impl EnergyMeter for Joules {
+    fn millijoules(&self) -> Option<u64> {
+        let now = self.clock.now().0;
+        if now < 9_000 {
+            return None;
+        }
+        let shown = 1_000_000 + now / 4_000 * 31;
+        let Readings { first, last } = &*self.readings;
+        // The engine's thread reads it, and the test when that has ended.
+        first.compare_exchange(0, shown, Ordering::SeqCst, Ordering::SeqCst).ok();
+        last.store(shown, Ordering::SeqCst);
+        Some(shown)
+    }
+
+    fn pause(&self) -> DeviceNanos {
+        DeviceNanos(6_000)
+    }
 }
 
 pub(crate) fn config(blocks: usize, block_size: usize) -> EngineConfig {
@@ -141,15 +175,18 @@ impl World {
         clock.advance(DeviceNanos(777));
         partition.book(HouseTime::Load, clock.now());
         let (sender, reports) = mpsc::channel();
+        let energy = Arc::new(Readings::default());
+        let meter = Joules { clock: clock.clone(), readings: energy.clone() };
         let engine = EngineHandle::start(Parts {
             model: Box::new(model),
             config,
             calibration: Calibration::uniform(COST),
             clock: clock.clone(),
             partition,
+            energy: Some(Box::new(meter)),
             reports: sender,
         });
-        Self { engine, reports, clock, busy, passed: 0, exact: true }
+        Self { engine, reports, clock, busy, passed: 0, exact: true, energy }
     }
 
     pub(crate) fn submit(
@@ -190,6 +227,11 @@ impl World {
             assert_eq!((report.snapshot.settled_device, report.snapshot.settled_kv), (device, kv));
         }
         let last = &reports.last().expect("a last report").snapshot;
+        let [first_mj, last_mj] =
+            [&self.energy.first, &self.energy.last].map(|reading| reading.load(Ordering::SeqCst));
+        let settled_mj = usages.iter().filter_map(|u| u.energy_mj).sum();
+        let energy = last.energy.as_deref().copied().unwrap_or_default();
+        assert_eq!((energy.settled_mj, energy.open_mj, energy.total_mj), (settled_mj, 0, last_mj - first_mj));
         assert!(last.open.is_empty(), "everything is settled at the end");
         assert_eq!(last.now, self.clock.now(), "the last report is as of the end");
         let preempted = last.house_time[HouseTime::Preemption as usize];

@@ -163,6 +163,7 @@ fn start(
         calibration: Calibration::uniform(Coefficients { step: 1000, token: 10, attention: 1, logits: 5 }),
         clock: Arc::clone(clock),
         partition: Partition::default(),
+        energy: None,
         reports,
     })
 }

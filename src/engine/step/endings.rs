@@ -143,6 +143,7 @@ impl Engine {
             self.flights.give_back(lost);
         }
         self.running.iter_mut().for_each(Sequence::crashed);
+        self.energy.read(self.partition.cursor(), &mut self.requests);
         let keys: Vec<RequestKey> = self.requests.keys().copied().collect();
         for key in keys {
             self.end_request(key, finish);
@@ -154,7 +155,8 @@ impl Engine {
     fn settle(&mut self, key: RequestKey, at: DeviceNanos) {
         let request = self.requests.remove(&key).expect("a request is settled once");
         self.by_id.remove(&request.new.id);
-        let usage = request.usage(at, self.wall_at(at));
+        let energy = self.energy.settle(request.energy);
+        let usage = request.usage(at, self.wall_at(at), energy);
         self.settled_device += usage.device();
         self.settled_kv += usage.kv;
         self.finished.push(usage);

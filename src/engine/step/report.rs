@@ -84,6 +84,7 @@ impl Engine {
             settled_device: self.settled_device,
             settled_kv: self.settled_kv,
             open,
+            energy: self.energy.totals(&self.requests).map(Box::new),
         }
     }
 

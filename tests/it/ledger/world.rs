@@ -88,6 +88,7 @@ impl Meter {
             settled_device: DeviceNanos(0),
             settled_kv: BlockNanos(0),
             open: Vec::new(),
+            energy: None,
         };
         Self { random: Random(seed), at, open: Vec::new() }
     }
@@ -179,6 +180,7 @@ impl Meter {
             finished_at: self.at.wall,
             saved_by_prefix_cache: DeviceNanos(17),
             saved_by_batching: DeviceNanos(19),
+            energy_mj: None,
         }
     }
 
