@@ -149,6 +149,13 @@ fn books(app: &App, mut totals: Totals, text: &mut Exposition) {
         text.counter("obol_kv_byte_seconds_total", help, &[("model", model), ("device", device)], value);
     });
     each(&mut |model, sums| {
+        if let Some(energy) = sums.energy_mj {
+            let help = "Settled requests' parts of the devices' energy.";
+            let joules = format!("{}.{:03}", energy / 1_000, energy % 1_000);
+            text.counter("obol_energy_joules_total", help, &[("model", model)], joules);
+        }
+    });
+    each(&mut |model, sums| {
         let labels = [("model", model), ("currency", totals.currency.as_str())];
         text.counter("obol_cost_total", "What requests were charged.", &labels, sums.cost.decimal());
     });

@@ -10,6 +10,7 @@ mod audit;
 mod books;
 mod entry;
 mod group;
+mod migrate;
 mod price;
 mod query;
 mod receipt;
@@ -148,8 +149,8 @@ pub enum LedgerError {
     InUse { path: PathBuf, holder: String },
     #[error("{path} is not a ledger of ours; move it away or choose another --data-dir")]
     NotALedger { path: PathBuf },
-    #[error("{path} has schema version {found}, this build reads version 1; use the build that wrote it")]
-    SchemaVersion { path: PathBuf, found: i64 },
+    #[error("{path} has schema version {found}, this build knows versions up to {known}; use a newer build")]
+    SchemaVersion { path: PathBuf, found: i64, known: i64 },
     #[error("{path} is damaged ({detail}); restore it from a backup, nothing was changed")]
     Corrupt { path: PathBuf, detail: String },
     #[error("{path}: {source}")]

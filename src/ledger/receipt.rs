@@ -197,7 +197,7 @@ impl Receipt {
                 "prefix_cache": used.saved_by_prefix_cache.seconds(),
                 "batching": used.saved_by_batching.seconds(),
             },
-            "energy_mj": null,
+            "energy_mj": used.energy_mj,
         })
     }
 
@@ -280,7 +280,7 @@ mod tests {
             finished_at: UnixNanos(1_790_000_001_000_000_000),
             saved_by_prefix_cache: DeviceNanos(7),
             saved_by_batching: DeviceNanos(0),
-            energy_mj: None,
+            energy_mj: Some(1_234),
         };
         let line = Line::price("cpu", &rate, &rate.prices(Some(pool)), usage.device(), usage.kv);
         Receipt {
@@ -312,7 +312,7 @@ mod tests {
             "lines": [{"device": "cpu", "rate_version": "2026-11", "device_ns": "1500000001",
                        "block_ns": "3000000001", "time": "0.000833333333", "memory": "0.000000416666"}],
             "method_id": null, "saved": {"prefix_cache": "0.000000007", "batching": "0.000000000"},
-            "energy_mj": null,
+            "energy_mj": 1_234,
         });
         assert_eq!(receipt.to_json(), want);
     }

@@ -57,6 +57,12 @@ pub(super) fn open(data_dir: &Path, options: &OpenOptions) -> Result<Opened, Led
     Ok(Opened { store, groups, next_transaction, lock })
 }
 
+/// Brings the ledger of an earlier build to this build's schema, while no server has it.
+pub(super) fn upgrade(data_dir: &Path) -> Result<(), LedgerError> {
+    let _ours = lock(data_dir)?;
+    Store::open(&data_dir.join(FILE)).map(drop)
+}
+
 /// Takes the directory for this process. The kernel lets it go when the process ends, however it ends.
 fn lock(data_dir: &Path) -> Result<File, LedgerError> {
     let failed = |source| LedgerError::DataDir { path: data_dir.to_owned(), source };

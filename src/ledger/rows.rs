@@ -10,8 +10,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, params};
 use super::LedgerError;
 use super::books::{Books, Epoch, Posted};
 use super::entry::{CACHED, CARRY, CRASH, FREE, House, ROUNDING};
+use super::migrate::SCHEMA_VERSION;
 use super::price::RateCard;
 use super::receipt::{Attribution, Line, Receipt};
+use super::recovery::upgrade;
 use super::store::{FILE, SqlResult, identify};
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
@@ -31,7 +33,8 @@ pub(super) fn join(hi: u64, lo: u64) -> u128 {
     u128::from(hi) * SPLIT + u128::from(lo)
 }
 
-/// Opens the ledger for reading, beside a running server or without one.
+/// Opens the ledger for reading, beside a running server or without one. That of an earlier build is brought to
+/// this build's schema first, for which no server may have it.
 pub(super) fn open_for_reading(data_dir: &Path) -> Result<(Connection, PathBuf), LedgerError> {
     let path = data_dir.join(FILE);
     if !path.exists() {
@@ -48,10 +51,15 @@ pub(super) fn open_for_reading(data_dir: &Path) -> Result<(Connection, PathBuf),
         .busy_timeout(std::time::Duration::from_secs(5))
         .and_then(|()| connection.execute_batch(setup))
         .map_err(|source| LedgerError::unreadable(&path, source))?;
-    if identify(&connection, &path)? {
-        return Err(LedgerError::NoLedger { path });
+    match identify(&connection, &path)? {
+        None => Err(LedgerError::NoLedger { path }),
+        Some(SCHEMA_VERSION) => Ok((connection, path)),
+        Some(_) => {
+            drop(connection);
+            upgrade(data_dir)?;
+            open_for_reading(data_dir)
+        }
     }
-    Ok((connection, path))
 }
 
 /// Runs `read` on one snapshot of the database.
@@ -247,7 +255,7 @@ pub(super) const RECEIPT: &str = "SELECT tx, request_id, ticket, client_request_
     tenant, user, metadata, tags, model, precision, endpoint, status, seed, prompt_tokens, cached_tokens,
     completion_tokens, draft_accepted, draft_rejected, prefill_ns, decode_ns, steps, block_ns_hi,
     block_ns_lo, bytes_per_block, kv_peak_blocks, queue_ns, ttft_ns, wall_ns, submitted_at, finished_at,
-    saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id FROM receipts";
+    saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj FROM receipts";
 
 /// Receipts chosen by the end of a query that begins with `RECEIPT`, each with its transaction's id.
 pub(super) fn receipts(
@@ -295,7 +303,7 @@ fn receipt(row: &Row<'_>) -> SqlResult<Receipt> {
         finished_at: UnixNanos(row.get(31)?),
         saved_by_prefix_cache: time(32)?,
         saved_by_batching: time(33)?,
-        energy_mj: None,
+        energy_mj: row.get(37)?,
     };
     let pairs = |column: usize| {
         let json: String = row.get(column)?;

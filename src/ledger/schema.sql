@@ -110,7 +110,8 @@ CREATE TABLE receipts (
     saved_batching_ns INTEGER NOT NULL CHECK (saved_batching_ns >= 0),
     device TEXT NOT NULL,
     currency TEXT NOT NULL,
-    method_id TEXT
+    method_id TEXT,
+    energy_mj INTEGER CHECK (energy_mj >= 0)
 ) STRICT;
 CREATE UNIQUE INDEX receipts_idempotency ON receipts (coalesce(key_id, ''), idempotency_key)
     WHERE idempotency_key IS NOT NULL;

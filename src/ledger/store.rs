@@ -12,6 +12,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 
 use super::books::{Books, NextTransaction, Record};
 use super::entry::Transaction;
+use super::migrate::{SCHEMA_VERSION, migrate};
 use super::price::RateCard;
 use super::receipt::Receipt;
 use super::rows::split;
@@ -21,7 +22,6 @@ use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
 pub(super) const FILE: &str = "ledger.db";
 /// "OBOL".
 const APPLICATION_ID: i64 = 0x4F42_4F4C;
-pub(super) const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// For pages of receipts; a ledger of an earlier build gets them when it is opened.
 const INDEXES: &str = "
@@ -69,8 +69,8 @@ impl Store {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(broken)?;
         connection.busy_timeout(LOCK_PATIENCE).map_err(broken)?;
-        let empty = identify(&connection, path)?;
-        if !empty && std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_AT_OPEN_MAX) {
+        let version = identify(&connection, path)?;
+        if version.is_some() && std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_AT_OPEN_MAX) {
             let verdict: String =
                 connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(broken)?;
             if verdict != "ok" {
@@ -78,9 +78,11 @@ impl Store {
             }
         }
         configure(&connection).map_err(broken)?;
-        if empty {
-            create(&mut connection).map_err(broken)?;
+        match version {
+            None => create(&mut connection),
+            Some(found) => migrate(&mut connection, found),
         }
+        .map_err(broken)?;
         connection.execute_batch(INDEXES).map_err(broken)?;
         Ok(Self { connection, accounts: HashMap::new(), accruals: HashMap::new() })
     }
@@ -183,8 +185,9 @@ impl Store {
     }
 }
 
-/// Refuses a file that is not our ledger; says whether it is still empty. Only reads.
-pub(super) fn identify(connection: &Connection, path: &Path) -> Result<bool, LedgerError> {
+/// Refuses a file that is not our ledger, or is of a later build. Gives its schema's version; none while it is
+/// empty. Only reads.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<Option<i64>, LedgerError> {
     let number = |sql: &str| -> Result<i64, LedgerError> {
         connection
             .query_row(sql, [], |row| row.get(0))
@@ -194,15 +197,16 @@ pub(super) fn identify(connection: &Connection, path: &Path) -> Result<bool, Led
     let application = number("PRAGMA application_id")?;
     let version = number("PRAGMA user_version")?;
     if tables == 0 && application == 0 && version == 0 {
-        return Ok(true);
+        return Ok(None);
     }
     if application != APPLICATION_ID {
         return Err(LedgerError::NotALedger { path: path.to_owned() });
     }
-    if version != SCHEMA_VERSION {
-        return Err(LedgerError::SchemaVersion { path: path.to_owned(), found: version });
+    if !(1..=SCHEMA_VERSION).contains(&version) {
+        let path = path.to_owned();
+        return Err(LedgerError::SchemaVersion { path, found: version, known: SCHEMA_VERSION });
     }
-    Ok(false)
+    Ok(Some(version))
 }
 
 fn configure(connection: &Connection) -> SqlResult<()> {
@@ -345,9 +349,9 @@ impl Writer<'_> {
              user, metadata, tags, model, precision, endpoint, status, seed, prompt_tokens, cached_tokens,
              completion_tokens, draft_accepted, draft_rejected, prefill_ns, decode_ns, steps, block_ns_hi,
              block_ns_lo, bytes_per_block, kv_peak_blocks, queue_ns, ttft_ns, wall_ns, submitted_at,
-             finished_at, saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id)
+             finished_at, saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-             ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37)",
+             ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38)",
             params![
                 transaction.id,
                 who.request.0,
@@ -385,7 +389,8 @@ impl Writer<'_> {
                 used.saved_by_batching.0,
                 receipt.device,
                 receipt.currency,
-                receipt.method_id
+                receipt.method_id,
+                used.energy_mj
             ],
         )?;
         for (number, line) in (0_i64..).zip(&receipt.lines) {

@@ -19,6 +19,8 @@ pub struct ModelTotals {
     /// By status.
     pub requests: BTreeMap<&'static str, u64>,
     pub tokens: TokenCounts,
+    /// Millijoules, where the devices have meters.
+    pub energy_mj: Option<u64>,
     pub cost: Picos,
 }
 
@@ -85,6 +87,9 @@ impl Totals {
         tokens.completion += used.tokens.completion;
         tokens.draft_accepted += used.tokens.draft_accepted;
         tokens.draft_rejected += used.tokens.draft_rejected;
+        if let Some(used) = used.energy_mj {
+            *model.energy_mj.get_or_insert(0) += used;
+        }
         if used.status == Finish::Error {
             self.error_cost += receipt.total();
         } else {

@@ -145,3 +145,17 @@ def test_metrics_show_the_device(start):
     assert metrics.total("obol_device_energy_joules_total") > 0
     assert 0 <= metrics.total("obol_device_busy_ratio") <= 1
     assert metrics.total("obol_ledger_conservation_error_ns") == 0
+
+
+def test_receipts_have_their_part_of_the_devices_energy(start):
+    server = on(start, "cuda:0")
+    before = server.metrics().total("obol_device_energy_joules_total")
+    parts = [server.ok(CHAT, chat("Count.", max_tokens=30, ignore_eos=True)) for _ in range(3)]
+    millijoules = [answer["usage"]["obol"]["energy_mj"] for answer in parts]
+    assert all(part > 0 for part in millijoules), millijoules
+    metrics = server.wait_idle()
+    used = round((metrics.total("obol_device_energy_joules_total") - before) * 1000)
+    assert sum(millijoules) <= used
+    assert round(metrics.total("obol_energy_joules_total") * 1000) == sum(millijoules)
+    receipt = server.get(f"/v1/requests/{parts[0]['usage']['obol']['request_id']}").json()
+    assert receipt["energy_mj"] == millijoules[0], "as it is in the ledger"

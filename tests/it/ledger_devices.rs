@@ -1,7 +1,7 @@
 //! The books of several devices: some that run each step together, some by themselves.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -193,8 +193,7 @@ fn one_server_has_one_currency() {
 }
 
 /// A ledger as the first release wrote it, of a server that was killed while a request ran.
-#[test]
-fn a_ledger_of_one_device_is_opened_by_a_server_with_several() {
+fn first_release() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ledger_v1.sql");
     let text = fs::read_to_string(golden).expect("the committed ledger");
@@ -204,7 +203,40 @@ fn a_ledger_of_one_device_is_opened_by_a_server_with_several() {
     connection.execute_batch(&text).expect("the committed ledger is SQL");
     // "OBOL", and the schema's version.
     connection.execute_batch("PRAGMA application_id = 1329745740; PRAGMA user_version = 1").expect("pragmas");
-    drop(connection);
+    dir
+}
+
+/// The columns of each table, in the order of their names.
+fn columns(dir: &Path) -> Vec<(String, String)> {
+    let connection = Connection::open(dir.join("ledger.db")).expect("a database");
+    let sql = "SELECT tables.name, columns.name || ' ' || columns.type || ' ' || columns.\"notnull\"
+               FROM sqlite_schema AS tables, pragma_table_info(tables.name) AS columns
+               WHERE tables.type = 'table' ORDER BY tables.name, columns.cid";
+    let mut query = connection.prepare(sql).expect("a query");
+    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
+    rows.map(|row| row.expect("a row")).collect()
+}
+
+#[test]
+fn a_ledger_of_an_earlier_build_is_brought_up_to_date_while_nobody_has_it() {
+    let (old, new) = (first_release(), tempfile::tempdir().expect("a directory"));
+    let (ledger, _senders) = open(new.path(), "new", START);
+    ledger.close().expect("closes");
+    let before = columns(old.path());
+    let holder = File::create(old.path().join("ledger.lock")).expect("a file");
+    holder.lock().expect("a lock");
+    let error = report(old.path(), &[By::Status]).expect_err("a server has it");
+    assert!(matches!(error, LedgerError::InUse { .. }), "{error}");
+    assert_eq!(columns(old.path()), before);
+    drop(holder);
+    let spent = report(old.path(), &[By::Status]).expect("a report");
+    assert_eq!(spent.rows.len(), 1);
+    assert_eq!(columns(old.path()), columns(new.path()));
+}
+
+#[test]
+fn a_ledger_of_one_device_is_opened_by_a_server_with_several() {
+    let dir = first_release();
     reconciled(dir.path(), "as it was left");
     let killed = 1_795_355_500_209_467_220;
     let (ledger, _senders) = open(dir.path(), "new", killed + 1_000_000_000);

@@ -36,6 +36,7 @@ const ARCHITECTURE_LINES_MAX: usize = 150;
 const SQL_HOMES: &[&str] = &[
     "src/ledger/schema.sql",
     "src/ledger/store.rs",
+    "src/ledger/migrate.rs",
     "src/ledger/rows.rs",
     "src/ledger/query.rs",
     "src/ledger/report.rs",

@@ -180,7 +180,7 @@ impl Meter {
             finished_at: self.at.wall,
             saved_by_prefix_cache: DeviceNanos(17),
             saved_by_batching: DeviceNanos(19),
-            energy_mj: None,
+            energy_mj: Some(self.random.below(1 << 40)).filter(|_| !self.random.one_in(5)),
         }
     }
 
