@@ -1,3 +1,6 @@
+#[cfg(feature = "cuda")]
+mod device;
+
 use super::*;
 
 fn run(row: &[f32], sampling: &Sampling, history: &History, forbidden: &[u32], position: u64) -> u32 {
