@@ -28,6 +28,9 @@ pub struct Probe {
     nvml: nvml_wrapper::Nvml,
     #[cfg(feature = "cuda")]
     uuid: String,
+    /// What could not be read, and was said so.
+    #[cfg(feature = "cuda")]
+    said: std::sync::Mutex<Vec<&'static str>>,
 }
 
 impl Probe {
@@ -41,7 +44,7 @@ impl Probe {
         let uuid = obol_models::device::cuda_facts(index)?.uuid;
         let nvml = nvml_wrapper::Nvml::init().map_err(|error| error.to_string())?;
         nvml.device_by_uuid(uuid.as_str()).map_err(|error| format!("{uuid}: {error}"))?;
-        Ok(Some(Self { nvml, uuid }))
+        Ok(Some(Self { nvml, uuid, said: std::sync::Mutex::default() }))
     }
 
     /// There is none in a build without CUDA.
@@ -57,15 +60,20 @@ impl Probe {
     #[cfg(feature = "cuda")]
     pub fn read(&self) -> Reading {
         use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
-        let Ok(device) = self.nvml.device_by_uuid(self.uuid.as_str()) else { return Reading::default() };
-        let memory = device.memory_info().ok();
+        let device = self.figure("the device", self.nvml.device_by_uuid(self.uuid.as_str()));
+        let Some(device) = device else { return Reading::default() };
+        let memory = self.figure("its memory", device.memory_info());
         Reading {
-            energy_mj: device.total_energy_consumption().ok(),
-            power_mw: device.power_usage().ok().map(u64::from),
-            busy_percent: device.utilization_rates().ok().map(|rates| u64::from(rates.gpu)),
+            energy_mj: self.figure("its energy", device.total_energy_consumption()),
+            power_mw: self.figure("its power", device.power_usage()).map(u64::from),
+            busy_percent: self
+                .figure("its load", device.utilization_rates())
+                .map(|rates| u64::from(rates.gpu)),
             memory_used: memory.as_ref().map(|memory| memory.used),
             memory_total: memory.as_ref().map(|memory| memory.total),
-            temperature: device.temperature(TemperatureSensor::Gpu).ok().map(u64::from),
+            temperature: self
+                .figure("its temperature", device.temperature(TemperatureSensor::Gpu))
+                .map(u64::from),
         }
     }
 
@@ -73,7 +81,8 @@ impl Probe {
     #[must_use]
     #[cfg(feature = "cuda")]
     pub fn energy_mj(&self) -> Option<u64> {
-        self.nvml.device_by_uuid(self.uuid.as_str()).ok()?.total_energy_consumption().ok()
+        let device = self.figure("the device", self.nvml.device_by_uuid(self.uuid.as_str()))?;
+        self.figure("its energy", device.total_energy_consumption())
     }
 
     /// None in a build without CUDA.
@@ -83,9 +92,48 @@ impl Probe {
         None
     }
 
+    /// What NVML answered. Where the device does not have it, that is all; any other error is said, but once.
+    #[cfg(feature = "cuda")]
+    fn figure<T>(&self, what: &'static str, answer: Result<T, nvml_wrapper::error::NvmlError>) -> Option<T> {
+        let error = match answer {
+            Ok(figure) => return Some(figure),
+            Err(nvml_wrapper::error::NvmlError::NotSupported) => return None,
+            Err(error) => error,
+        };
+        let mut said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !said.contains(&what) {
+            said.push(what);
+            tracing::warn!("{}: NVML cannot read {what}: {error}", self.uuid);
+        }
+        None
+    }
+
     #[must_use]
     #[cfg(not(feature = "cuda"))]
     pub fn read(&self) -> Reading {
         Reading::default()
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use nvml_wrapper::error::NvmlError;
+
+    use super::*;
+
+    #[test]
+    fn figures_are_read_and_errors_said_once() {
+        let probe = Probe::open(DeviceId::Cuda(0)).expect("a CUDA device, or the emulator's libraries");
+        let probe = probe.expect("NVML knows CUDA devices");
+        let Reading { power_mw, memory_used, memory_total, .. } = probe.read();
+        assert!(power_mw.is_some() && memory_used <= memory_total && memory_total > Some(0));
+        let said = || probe.said.lock().unwrap().clone();
+        assert!(said().is_empty(), "{:?}", said());
+        assert_eq!(probe.figure("its a", Ok(1)), Some(1));
+        assert_eq!(probe.figure::<u64>("its b", Err(NvmlError::NotSupported)), None);
+        for _ in 0..2 {
+            assert_eq!(probe.figure::<u64>("its c", Err(NvmlError::GpuLost)), None);
+        }
+        assert_eq!(said(), ["its c"]);
     }
 }
