@@ -4,7 +4,7 @@
 //! Finds nvcc by `CUDA_HOME`, `PATH`, or where `scripts/cuda-toolkit` puts it. What ptxas says of registers and
 //! spills is kept for a test. A file is compiled again only when it, a header, or the way to compile changed.
 
-use std::env;
+use std::env::{self, VarError};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,10 +36,11 @@ fn main() {
         }
     }
     sources.sort();
-    let chosen = env::var("OBOL_CUDA_ARCHITECTURES").ok();
+    let chosen = env::var("OBOL_CUDA_ARCHITECTURES");
     let architectures: Vec<&str> = match &chosen {
-        Some(chosen) => chosen.split(',').collect(),
-        None => ARCHITECTURES.to_vec(),
+        Ok(chosen) => chosen.split(',').collect(),
+        Err(VarError::NotPresent) => ARCHITECTURES.to_vec(),
+        Err(error) => panic!("OBOL_CUDA_ARCHITECTURES: {error}"),
     };
     let compiler = Compiler { nvcc: find_nvcc(), architectures, out, headers };
     let todo = Mutex::new(sources.iter());

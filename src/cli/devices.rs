@@ -178,7 +178,10 @@ pub(super) fn threads(config: &Config, engines: usize) -> usize {
 
 /// The processor's name, for people.
 pub(super) fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_else(|error| {
+        tracing::warn!("the processor's name is not known: /proc/cpuinfo: {error}");
+        String::new()
+    });
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }

@@ -37,25 +37,25 @@ impl Library {
     /// # Errors
     /// When the library, or one of its functions, is not there.
     fn get() -> Result<&'static Self, GpuError> {
-        static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
-        LIBRARY.get_or_init(Self::open).as_ref().ok_or(GpuError::NoNccl)
+        static LIBRARY: OnceLock<Result<Library, GpuError>> = OnceLock::new();
+        LIBRARY.get_or_init(Self::open).as_ref().map_err(Clone::clone)
     }
 
-    fn open() -> Option<Self> {
+    fn open() -> Result<Self, GpuError> {
         // SAFETY: loading the library runs its initialisers, as in every program that uses it.
         let library = unsafe { libc::dlopen(c"libnccl.so.2".as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if library.is_null() {
-            return None;
+            return Err(not_linked());
         }
         let find = |name: &CStr| {
             // SAFETY: the library is loaded and stays so.
             let address = unsafe { libc::dlsym(library, name.as_ptr()) };
-            (!address.is_null()).then_some(address)
+            if address.is_null() { Err(not_linked()) } else { Ok(address) }
         };
         // SAFETY: the functions have had these signatures since version 2.0 of the library.
         unsafe {
             use std::mem::transmute;
-            Some(Self {
+            Ok(Self {
                 get_unique_id: transmute::<*mut c_void, unsafe extern "C" fn(*mut UniqueId) -> u32>(find(
                     c"ncclGetUniqueId",
                 )?),
@@ -94,6 +94,19 @@ impl Library {
         let said = unsafe { CStr::from_ptr((self.error_string)(code)) }.to_string_lossy().into_owned();
         Err(GpuError::Failed { what: what.into(), code, said: format!("{said} (NCCL)") })
     }
+}
+
+/// What this thread's dynamic linker just refused.
+fn not_linked() -> GpuError {
+    // SAFETY: it only reads this thread's state.
+    let text = unsafe { libc::dlerror() };
+    let said = if text.is_null() {
+        "libnccl.so.2 cannot be used".into()
+    } else {
+        // SAFETY: the text is this thread's until it next asks the linker.
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    };
+    GpuError::NoNccl { said }
 }
 
 /// Names a group of devices, so that they find each other.

@@ -9,8 +9,8 @@ use cudarc::driver::{DriverError, sys};
 pub enum GpuError {
     /// libcuda is not on this machine.
     NoDriver,
-    /// libnccl, or a function of it, is not on this machine.
-    NoNccl,
+    /// libnccl, or a function of it, cannot be loaded.
+    NoNccl { said: String },
     /// The driver supports CUDA up to `has`, as 1000 * major + 10 * minor.
     DriverTooOld { has: i32, needs: i32 },
     /// The driver sees no such device.
@@ -44,9 +44,9 @@ impl fmt::Display for GpuError {
             Self::NoDriver => f.write_str(
                 "no NVIDIA driver: the library libcuda.so.1 is not on this machine; install the driver, or use --device cpu",
             ),
-            Self::NoNccl => f.write_str(
-                "no NCCL: the library libnccl.so.2 is not on this machine; install NCCL 2, or serve without --tensor-parallel",
-            ),
+            Self::NoNccl { said } => {
+                write!(f, "no NCCL: {said}; install NCCL 2, or serve without --tensor-parallel")
+            }
             Self::DriverTooOld { has, needs } => write!(
                 f,
                 "the NVIDIA driver supports CUDA {}, these kernels need {}; install a newer driver (580 or later), or use \

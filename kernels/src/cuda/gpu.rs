@@ -158,7 +158,7 @@ impl Gpu {
         Self::start_driver()?;
         let count =
             result::device::get_count().map_err(|error| GpuError::of("counting devices", 0, error))?;
-        Ok(usize::try_from(count).unwrap_or(0))
+        Ok(usize::try_from(count).expect("the driver counts from 0"))
     }
 
     /// Loads the driver; its CUDA version.
@@ -208,7 +208,7 @@ impl Gpu {
             name,
             uuid: uuid(context.uuid().map_err(asking)?.bytes.map(|byte| byte.cast_unsigned())),
             capability,
-            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+            multiprocessors: usize::try_from(multiprocessors).expect("a device has some"),
             memory: context.total_mem().map_err(asking)? as u64,
             driver_cuda,
         };
