@@ -8,6 +8,7 @@ mod devices;
 mod files;
 mod model;
 mod parts;
+mod report;
 mod serve;
 mod values;
 
@@ -93,11 +94,17 @@ enum Command {
         #[command(flatten)]
         places: PlaceFlags,
     },
-    /// Spend by model, day and more, with idle and house time
-    #[command(after_help = "Example:\n  obol report --by model,day\n  obol report --by user --format csv")]
+    /// Showback: spend by team, feature, user, model, day and more, with idle and house time
+    ///
+    /// Usage cost is what receipts say; loaded cost adds the idle and house money of each clock hour, split over
+    /// that hour's usage. Requests without a label are listed as untagged. All adds up to the devices' bill.
+    #[command(
+        after_help = "Example:\n  obol report --by team,feature --since 2026-11-01 --until 2026-12-01\n  \
+                      obol report --by user,month --timezone Europe/Berlin --format csv"
+    )]
     Report {
         #[command(flatten)]
-        report: books::ReportFlags,
+        report: report::ReportFlags,
         #[command(flatten)]
         places: PlaceFlags,
     },
@@ -140,7 +147,7 @@ pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode 
         }
         Command::Bench { bench, places } => bench::run(*bench, &places, directories, command),
         Command::Compare { compare, places } => compare::run(*compare, &places, directories),
-        Command::Report { report, places } => books::report(&report, &places, directories),
+        Command::Report { report, places } => report::report(&report, &places, directories),
         Command::Audit { json, places } => books::audit(json, &places, directories),
     };
     match outcome {

@@ -16,6 +16,7 @@ use super::LedgerError;
 use super::books::{Posted, elapsed_kv, house_debits};
 use super::entry::{Amounts, CRASH, ERROR, ROUNDING, device_account, payer, vendor_account};
 use super::receipt::{Line, Receipt};
+use super::rollup_check::RollupCheck;
 use super::rows::{self, EpochRow, add_house, wide};
 use super::store::SqlResult;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
@@ -170,6 +171,7 @@ struct TransactionRow {
     id: i64,
     kind: String,
     epoch: i64,
+    hour: u64,
 }
 
 struct EntryRow {
@@ -189,10 +191,12 @@ fn read(connection: &Connection) -> SqlResult<Audit> {
     };
     audit.epochs = epochs.by_id.len() as u64;
     let mut sums: BTreeMap<i64, Sums> = epochs.by_id.keys().map(|id| (*id, Sums::default())).collect();
-    let mut query = connection.prepare("SELECT id, kind, epoch FROM transactions ORDER BY id")?;
+    let mut rollups = RollupCheck::new(connection)?;
+    let mut query = connection.prepare("SELECT id, kind, epoch, hour FROM transactions ORDER BY id")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        let head = TransactionRow { id: row.get(0)?, kind: row.get(1)?, epoch: row.get(2)? };
+        let head =
+            TransactionRow { id: row.get(0)?, kind: row.get(1)?, epoch: row.get(2)?, hour: row.get(3)? };
         audit.transactions += 1;
         let Some(epoch) = epochs.by_id.get(&head.epoch) else {
             audit.differs(format!("transaction {} belongs to no epoch", head.id));
@@ -201,7 +205,13 @@ fn read(connection: &Connection) -> SqlResult<Audit> {
         let entries = entries(connection, head.id)?;
         check_balance(&mut audit, &head, &entries, &device_account(&epoch.epoch.device));
         if head.kind == "receipt" {
-            check_receipt(connection, &mut audit, &head, &epochs, &entries, &mut sums)?;
+            if let Some(receipt) = check_receipt(connection, &mut audit, &head, &epochs, &entries, &mut sums)?
+            {
+                rollups.add(head.hour, &receipt);
+            }
+            for difference in rollups.pass(connection, head.hour, head.id)? {
+                audit.differs(difference);
+            }
             continue;
         }
         let sums = sums.get_mut(&head.epoch).expect("every epoch has sums");
@@ -209,6 +219,9 @@ fn read(connection: &Connection) -> SqlResult<Audit> {
             "bill" => check_bill(connection, &mut audit, &head, epoch, &entries, sums)?,
             _ => check_house(&mut audit, &head, epoch, &entries, sums),
         }
+    }
+    for difference in rollups.finish(connection)? {
+        audit.differs(difference);
     }
     for (id, epoch) in &epochs.by_id {
         check_epoch(connection, &mut audit, epoch, &sums[id])?;
@@ -226,7 +239,7 @@ fn structure(connection: &Connection, audit: &mut Audit) -> SqlResult<()> {
     }
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let guards = count("SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'")?;
-    audit.same("triggers that keep the ledger append-only", guards, 22);
+    audit.same("triggers that keep the ledger append-only", guards, 28);
     let receipts = count("SELECT count(*) FROM receipts")?;
     audit.receipts = u64::try_from(receipts).unwrap_or(0);
     let posted = count("SELECT count(*) FROM transactions WHERE kind = 'receipt'")?;
@@ -277,10 +290,10 @@ fn check_receipt(
     epochs: &Epochs,
     entries: &[EntryRow],
     sums: &mut BTreeMap<i64, Sums>,
-) -> SqlResult<()> {
+) -> SqlResult<Option<Receipt>> {
     let Some((_, receipt)) = rows::receipts(connection, "WHERE tx = ?1", &[&head.id])?.pop() else {
         audit.differs(format!("transaction {} has lost its receipt", head.id));
-        return Ok(());
+        return Ok(None);
     };
     let what = format!("receipt {}", receipt.request());
     let payer = payer(receipt.usage.status, &receipt.attribution.tenant);
@@ -316,7 +329,7 @@ fn check_receipt(
     audit.same(&format!("{what}, block-time of its lines"), used.kv, total.kv);
     let credits: BTreeMap<&str, Amounts> = credits.iter().map(|(name, sum)| (name.as_str(), *sum)).collect();
     audit.same(&format!("{what}, its entries, credits"), of_side(false), credits);
-    Ok(())
+    Ok(Some(receipt))
 }
 
 fn check_line(audit: &mut Audit, what: &str, receipt: &Receipt, line: &Line, row: &EpochRow) {

@@ -112,8 +112,6 @@ impl NextTransaction {
 pub(super) struct Standing {
     pub(super) unposted: Vec<(String, Amounts)>,
     pub(super) open: Amounts,
-    /// Of the whole epoch so far.
-    pub(super) bill: Picos,
     /// What is missing to the bill and not posted yet.
     pub(super) rounding: Picos,
 }
@@ -336,7 +334,7 @@ impl Books {
         let bill = self.epoch.rate.bill(DeviceNanos::ZERO, now);
         let house = self.posted.money + unposted.iter().map(|(_, amounts)| amounts.money).sum();
         let rounding = bill - self.settled_money - house - open.money - self.posted.rounding;
-        Standing { unposted, open, bill, rounding }
+        Standing { unposted, open, rounding }
     }
 
     /// An epoch that stopped without a word lasted until `restart` on the wall clock, and from the last snapshot

@@ -5,6 +5,7 @@
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use super::rollup;
 use super::store::SqlResult;
 
 pub(super) const SCHEMA_VERSION: i64 = 1 + STEPS.len() as i64;
@@ -12,7 +13,7 @@ pub(super) const SCHEMA_VERSION: i64 = 1 + STEPS.len() as i64;
 type Step = fn(&Transaction<'_>) -> SqlResult<()>;
 
 /// The first one makes version 2 of version 1.
-const STEPS: [Step; 1] = [energy];
+const STEPS: [Step; 2] = [energy, rollup::create_and_fill];
 
 fn energy(transaction: &Transaction<'_>) -> SqlResult<()> {
     transaction.execute_batch("ALTER TABLE receipts ADD COLUMN energy_mj INTEGER CHECK (energy_mj >= 0);")

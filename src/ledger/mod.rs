@@ -8,7 +8,9 @@
 
 mod audit;
 mod books;
+mod calendar;
 mod entry;
+mod focus;
 mod group;
 mod migrate;
 mod price;
@@ -17,7 +19,10 @@ mod receipt;
 mod recovery;
 mod render;
 mod report;
+mod rollup;
+mod rollup_check;
 mod rows;
+mod showback;
 mod store;
 mod totals;
 mod writer;
@@ -36,10 +41,12 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 pub use audit::{Audit, AuditTotals, audit};
+pub use calendar::{Calendar, CalendarError};
+pub use focus::focus;
 pub use price::{Prices, RateCard, RateError};
 pub use query::{Page, ReceiptFilter, ReceiptPage};
 pub use receipt::{Attribution, Line, Receipt};
-pub use report::{Balance, By, HouseRow, Report, Row, Spend, report};
+pub use report::{Balance, By, HouseRow, Report, ReportQuery, Row, Spend, report};
 pub use totals::{DeviceTotals, ModelTotals, Totals, Used};
 
 use writer::{Adopted, Answer, Shared, Writer};
@@ -161,6 +168,8 @@ pub enum LedgerError {
     RateVersion { version: String, known: String },
     #[error("devices are priced in {one} and in {other}; the books of one server are in one currency")]
     Currencies { one: String, other: String },
+    #[error("cannot write what was asked for: {source}")]
+    Output { source: std::io::Error },
     #[error("there is no device whose time could be booked")]
     NoDevice,
     #[error("cannot start a thread: {source}")]
@@ -332,7 +341,7 @@ impl Ledger {
     }
 
     fn receipt_of_key(&self, (key_id, key): &(String, String)) -> Result<Option<RequestId>, AdoptError> {
-        store::by_idempotency_key(&lock(&self.0.lookup), key_id, key).map_err(|error| {
+        query::by_idempotency_key(&lock(&self.0.lookup), key_id, key).map_err(|error| {
             tracing::error!(%error, "cannot look up an idempotency key");
             AdoptError::Unavailable
         })

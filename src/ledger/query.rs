@@ -1,8 +1,8 @@
-//! Pages of receipts, newest first.
+//! Receipts looked up: pages of them, newest first, and the one of an idempotency key.
 //!
 //! Does not know: who may see what; the caller's filter says it.
 
-use rusqlite::{Connection, OptionalExtension, ToSql};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::receipt::Receipt;
 use super::rows;
@@ -145,6 +145,22 @@ fn transactions_of(connection: &Connection, since: i64, until: i64) -> SqlResult
     let (count, span): (i64, Span) =
         query.query_row([since, until, SPAN_MAX], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
     Ok((count < SPAN_MAX).then_some(span))
+}
+
+/// The receipt that an idempotency key stands on, in the key's scope.
+pub(super) fn by_idempotency_key(
+    connection: &Connection,
+    key_id: &str,
+    idempotency_key: &str,
+) -> SqlResult<Option<RequestId>> {
+    connection
+        .prepare_cached(
+            "SELECT request_id FROM receipts
+             WHERE coalesce(key_id, '') = ?1 AND idempotency_key = ?2 AND idempotency_key IS NOT NULL",
+        )?
+        .query_row(params![key_id, idempotency_key], |row| row.get(0))
+        .map(RequestId)
+        .optional()
 }
 
 #[cfg(test)]

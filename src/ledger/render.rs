@@ -4,8 +4,11 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::report::{By, Report, Row};
+use super::report::{By, Report, Spend};
 use crate::units::BlockNanos;
+
+/// In place of a label that requests do not have.
+const UNTAGGED: &str = "untagged";
 
 const COLUMNS: [&str; 8] = [
     "requests",
@@ -18,8 +21,7 @@ const COLUMNS: [&str; 8] = [
     "loaded_cost",
 ];
 
-fn cells(row: &Row) -> [String; 8] {
-    let spend = &row.spend;
+fn cells(spend: &Spend) -> [String; 8] {
     [
         spend.requests.to_string(),
         spend.prompt_tokens.to_string(),
@@ -36,13 +38,14 @@ impl Report {
     /// Aligned columns for a terminal: spend, then the house, then how it adds up to the bill.
     #[must_use]
     pub fn to_table(&self) -> String {
-        let names = self.by.iter().map(|by| by.as_str());
+        let by = &self.query.by;
+        let names = by.iter().map(|by| by.as_str());
         let header: Vec<String> = names.chain(["currency"]).chain(COLUMNS).map(str::to_owned).collect();
         let rows = self.rows.iter().map(|row| {
             let group = row.group.iter().map(|value| shown(value));
-            group.chain([row.currency.clone()]).chain(cells(row)).collect()
+            group.chain([row.currency.clone()]).chain(cells(&row.spend)).collect()
         });
-        let mut text = aligned(header, rows.collect(), self.by.len() + 1);
+        let mut text = aligned(header, rows.collect(), by.len() + 1);
         text.push('\n');
         let header = ["house account", "currency", "gpu_seconds", "kv_block_seconds", "cost"];
         let house = self.house.iter().map(|house| {
@@ -69,22 +72,21 @@ impl Report {
         text
     }
 
-    /// One JSON document: `rows`, `house`, `balances`.
+    /// One JSON document: `rows`, `house`, `balances`. A label that requests do not have is null.
     #[must_use]
     pub fn to_json(&self) -> Value {
+        let names = || self.query.by.iter().copied().map(By::as_str);
         let rows = self.rows.iter().map(|row| {
-            let mut object: Map<String, Value> = self
-                .by
-                .iter()
-                .zip(&row.group)
-                .map(|(by, value)| (by.as_str().to_owned(), json!(value)))
-                .collect();
+            let labels = row.group.iter().map(|label| Some(label).filter(|label| !label.is_empty()));
+            let mut object: Map<String, Value> =
+                names().zip(labels).map(|(name, label)| (name.to_owned(), json!(label))).collect();
             object.insert("currency".to_owned(), json!(row.currency));
-            for (index, (column, cell)) in COLUMNS.iter().zip(cells(row)).enumerate() {
+            for (index, (column, cell)) in COLUMNS.iter().zip(cells(&row.spend)).enumerate() {
                 // Counts are numbers, quantities and money decimal strings.
                 let value = if index < 4 { json!(cell.parse::<u64>().ok()) } else { json!(cell) };
                 object.insert((*column).to_owned(), value);
             }
+            object.insert("energy_mj".to_owned(), json!(row.spend.energy_mj));
             Value::Object(object)
         });
         let house = self.house.iter().map(|house| {
@@ -100,52 +102,61 @@ impl Report {
             })
         });
         json!({
-            "by": self.by.iter().map(|by| by.as_str()).collect::<Vec<_>>(),
+            "by": names().collect::<Vec<_>>(),
+            "timezone": self.query.calendar.name(),
             "rows": rows.collect::<Vec<_>>(),
             "house": house.collect::<Vec<_>>(),
             "balances": balances.collect::<Vec<_>>(),
         })
     }
 
-    /// RFC 4180: the spend rows, then one row for each house account with its name in the first group
-    /// column (`account` where nothing is grouped) and only the columns that it has.
+    /// RFC 4180: the spend rows, then a row for each house account, for what is open, and for house money that no
+    /// requests carry. `kind` says which; each column of money adds up to the bill.
     #[must_use]
     pub fn to_csv(&self) -> String {
-        let names: Vec<&str> = if self.by.is_empty() {
-            vec!["account"]
-        } else {
-            self.by.iter().copied().map(By::as_str).collect()
-        };
+        let names: Vec<&str> = self.query.by.iter().copied().map(By::as_str).collect();
         let mut text = String::new();
-        let mut line = |cells: Vec<String>| {
+        let mut line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
             text += &cells.join(",");
             text += "\r\n";
         };
-        line(names.iter().copied().chain(["currency"]).chain(COLUMNS).map(str::to_owned).collect());
+        let header = ["kind"].into_iter().chain(names.iter().copied()).chain(["currency"]).chain(COLUMNS);
+        line(&header.map(str::to_owned).collect::<Vec<_>>());
         for row in &self.rows {
-            let group = if self.by.is_empty() { vec!["requests".to_owned()] } else { row.group.clone() };
-            line(group.into_iter().chain([row.currency.clone()]).chain(cells(row)).collect());
+            let group = row.group.iter().map(|label| shown(label));
+            let labels = std::iter::once("usage".to_owned()).chain(group).chain([row.currency.clone()]);
+            line(&labels.chain(cells(&row.spend)).collect::<Vec<_>>());
         }
-        for house in &self.house {
-            let mut cells = vec![String::new(); names.len()];
-            cells[0].clone_from(&house.account);
-            cells.push(house.currency.clone());
+        let mut apart = |kind: &str, currency: &str, seconds: String, usage: String, loaded: String| {
+            let mut cells = vec![kind.to_owned()];
+            cells.extend(names.iter().map(|_| String::new()));
+            cells.push(currency.to_owned());
             cells.extend(vec![String::new(); 4]);
-            cells.extend([house.time.seconds(), String::new(), String::new(), house.money.decimal()]);
-            line(cells);
+            cells.extend([seconds, String::new(), usage, loaded]);
+            line(&cells);
+        };
+        for house in &self.house {
+            let (seconds, money) = (house.time.seconds(), house.money.decimal());
+            apart(&house.account, &house.currency, seconds, money, String::new());
+        }
+        for (currency, sum) in &self.balances {
+            apart("open", currency, String::new(), sum.open.decimal(), sum.open.decimal());
+            apart("unallocated", currency, String::new(), String::new(), sum.unallocated.decimal());
         }
         text
     }
 }
 
 fn shown(value: &str) -> String {
-    if value.is_empty() { "-".to_owned() } else { value.chars().filter(|c| !c.is_control()).collect() }
+    if value.is_empty() { UNTAGGED.to_owned() } else { value.chars().filter(|c| !c.is_control()).collect() }
 }
 
 /// A cell that a spreadsheet takes as text: quoted where needed, and no formula.
-fn quoted(cell: &str) -> String {
-    let guarded = if cell.starts_with(['=', '+', '-', '@']) { format!("'{cell}") } else { cell.to_owned() };
+pub(super) fn quoted(cell: &str) -> String {
+    let formula = cell.starts_with(['=', '+', '-', '@']);
+    let number = cell.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let guarded = if formula && !number { format!("'{cell}") } else { cell.to_owned() };
     if guarded.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", guarded.replace('"', "\"\""))
     } else {

@@ -1,51 +1,94 @@
-//! What was spent, by whom and on what: sums over the receipts, with the house accounts apart.
+//! What was spent, by whom and on what: groups of roll-up rows, with the house accounts apart.
 //!
-//! Does: read one snapshot beside a running server; usage cost and fully loaded cost.
-//! Does not know: how to print (`render.rs`), who may see it.
-//! Invariants: sums are ours, in integers; rows + unallocated house + open = the bill.
-//!
-//! Fully loaded cost: the house money of each clock hour of a device is split over that hour's receipt
-//! lines in the proportion of their usage money, by prefix rounding in the order of request ids. An hour
-//! without lines that cost anything stays unallocated. The hour that is still running is split as it
-//! stands. A request with status `error` is counted, but costs its caller nothing: `house:error` pays.
+//! Does: read one snapshot beside a running server; usage cost and fully loaded cost of each group.
+//! Does not know: how to print (`render.rs`), who may see it, how the house is split (`showback.rs`).
+//! Invariants: sums are ours, in integers; whatever rows are grouped by, those without the label included, they
+//! add up to the same total, and with the house and what is open to the bill.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use rusqlite::Connection;
 
 use super::LedgerError;
-use super::entry::{Amounts, ERROR, ROUNDING};
-use super::price::mul_div;
-use super::rows::{self, wide};
+use super::calendar::{self, Calendar, Part};
+use super::entry::Amounts;
+use super::rollup::{self, Dimension, Label, Party, Sums};
+use super::rows;
+use super::showback::{Hour, HourRow, Showback, Split};
 use super::store::SqlResult;
-use crate::units::{BlockNanos, DeviceNanos, Picos};
+use crate::units::{BlockNanos, DeviceNanos, Picos, UnixNanos};
 
 /// What rows are grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum By {
-    Model,
-    /// UTC day in which the request ended.
-    Day,
+    Team,
+    Feature,
+    Environment,
+    CostCenter,
+    Key,
     Tenant,
     User,
+    /// The run of an agent that the request is part of.
+    Task,
+    Model,
+    Precision,
     Endpoint,
     Status,
+    Device,
+    /// Clock hour in which the request was settled, and the day and the month in which that begins, in the
+    /// calendar's zone.
+    Hour,
+    Day,
+    Month,
+}
+
+/// Where a label comes from.
+enum Source {
+    Dimension(Label),
+    Party,
+    Calendar(Part),
 }
 
 impl By {
-    pub const ALL: [Self; 6] =
-        [Self::Model, Self::Day, Self::Tenant, Self::User, Self::Endpoint, Self::Status];
+    pub const ALL: [Self; 16] = [
+        Self::Team,
+        Self::Feature,
+        Self::Environment,
+        Self::CostCenter,
+        Self::Key,
+        Self::Tenant,
+        Self::User,
+        Self::Task,
+        Self::Model,
+        Self::Precision,
+        Self::Endpoint,
+        Self::Status,
+        Self::Device,
+        Self::Hour,
+        Self::Day,
+        Self::Month,
+    ];
 
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Model => "model",
-            Self::Day => "day",
+            Self::Team => "team",
+            Self::Feature => "feature",
+            Self::Environment => "environment",
+            Self::CostCenter => "cost_center",
+            Self::Key => "key",
             Self::Tenant => "tenant",
             Self::User => "user",
+            Self::Task => "task",
+            Self::Model => "model",
+            Self::Precision => "precision",
             Self::Endpoint => "endpoint",
             Self::Status => "status",
+            Self::Device => "device",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Month => "month",
         }
     }
 
@@ -53,6 +96,54 @@ impl By {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|by| by.as_str() == name)
+    }
+
+    fn source(self) -> Source {
+        Source::Dimension(match self {
+            Self::Team => Label::Team,
+            Self::Feature => Label::Feature,
+            Self::Environment => Label::Environment,
+            Self::CostCenter => Label::CostCenter,
+            Self::Key => Label::Key,
+            Self::Tenant => Label::Tenant,
+            Self::Model => Label::Model,
+            Self::Precision => Label::Precision,
+            Self::Endpoint => Label::Endpoint,
+            Self::Status => Label::Status,
+            Self::Device => Label::Device,
+            Self::User | Self::Task => return Source::Party,
+            Self::Hour => return Source::Calendar(Part::Hour),
+            Self::Day => return Source::Calendar(Part::Day),
+            Self::Month => return Source::Calendar(Part::Month),
+        })
+    }
+}
+
+/// What a report is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportQuery {
+    pub by: Vec<By>,
+    /// Clock hours that begin at or after this.
+    pub since: Option<UnixNanos>,
+    /// Clock hours that begin before this.
+    pub until: Option<UnixNanos>,
+    /// Of `Hour`, `Day` and `Month`.
+    pub calendar: Calendar,
+    /// Rows only of requests that have one of these labels, for each; an empty label is a missing one. The house
+    /// and the balances stay those of all requests. `Hour`, `Day` and `Month` have no effect here.
+    pub only: Vec<(By, Vec<String>)>,
+}
+
+impl ReportQuery {
+    /// Over all time, in UTC.
+    #[must_use]
+    pub fn by(by: &[By]) -> Self {
+        Self { by: by.to_vec(), since: None, until: None, calendar: Calendar::utc(), only: Vec::new() }
+    }
+
+    pub(super) fn open(&self, connection: &Connection) -> SqlResult<Showback> {
+        let whole = self.since.is_none() && self.until.is_none();
+        Showback::read(connection, calendar::hours(self.since, self.until), whole)
     }
 }
 
@@ -63,10 +154,14 @@ pub struct Spend {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
+    /// Millijoules of those requests whose energy is known; `None` where it is of none.
+    pub energy_mj: Option<u64>,
     pub device_time: DeviceNanos,
     pub kv_byte_nanos: u128,
-    /// What receipts say.
+    /// What receipts say: for time and for memory.
     pub usage_cost: Picos,
+    pub time_cost: Picos,
+    pub memory_cost: Picos,
     /// With the house's share of each hour.
     pub loaded_cost: Picos,
 }
@@ -75,6 +170,7 @@ pub struct Spend {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     pub currency: String,
+    /// Empty where the requests have no such label.
     pub group: Vec<String>,
     pub spend: Spend,
 }
@@ -95,7 +191,8 @@ pub struct Balance {
     pub bill: Picos,
     pub usage: Picos,
     pub house: Picos,
-    /// Of requests that have not ended.
+    /// Of requests that have not ended. For a part of time: the work done in it for requests that were settled
+    /// after it, less the work done before it for those that were settled in it; so it may be negative.
     pub open: Picos,
     /// The part of `house` that no hour's requests carry.
     pub unallocated: Picos,
@@ -103,7 +200,7 @@ pub struct Balance {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    pub by: Vec<By>,
+    pub query: ReportQuery,
     pub rows: Vec<Row>,
     pub house: Vec<HouseRow>,
     /// By currency.
@@ -114,208 +211,223 @@ pub struct Report {
 ///
 /// # Errors
 /// When there is no ledger or it cannot be read.
-pub fn report(data_dir: &Path, by: &[By]) -> Result<Report, LedgerError> {
+pub fn report(data_dir: &Path, query: &ReportQuery) -> Result<Report, LedgerError> {
     let (mut connection, path) = rows::open_for_reading(data_dir)?;
-    rows::in_snapshot(&mut connection, &path, |connection| read(connection, by))
+    rows::in_snapshot(&mut connection, &path, |connection| read(connection, query))
 }
 
-/// A receipt line that costs something, waiting for its hour's house money.
-struct Share {
-    request: String,
-    usage: Picos,
-    group: (String, Vec<String>),
-}
-
-type DeviceHour = (String, String, u64);
-
-#[derive(Default)]
-struct Reading {
-    groups: BTreeMap<(String, Vec<String>), Spend>,
-    house: BTreeMap<(String, String), Amounts>,
-    house_hours: BTreeMap<DeviceHour, Picos>,
-    shares: BTreeMap<DeviceHour, Vec<Share>>,
-    balances: BTreeMap<String, Balance>,
-}
-
-fn read(connection: &Connection, by: &[By]) -> SqlResult<Report> {
-    let mut reading = Reading::default();
-    reading.lines(connection, by)?;
-    reading.house_entries(connection)?;
-    reading.standing(connection)?;
-    reading.split_house();
-    let rows = reading.groups.into_iter().map(|((currency, group), spend)| Row { currency, group, spend });
-    let house = reading.house.into_iter().map(|((currency, account), amounts)| HouseRow {
+fn read(connection: &Connection, query: &ReportQuery) -> SqlResult<Report> {
+    let mut showback = query.open(connection)?;
+    let mut groups = Groups::new(query, &showback);
+    showback.walk(connection, |showback, hour| groups.add(connection, showback, hour))?;
+    let house = std::mem::take(&mut groups.house);
+    let house = house.into_iter().map(|((currency, account), amounts)| HouseRow {
         currency,
         account,
         time: amounts.time,
         kv: amounts.kv,
         money: amounts.money,
     });
-    Ok(Report { by: by.to_vec(), rows: rows.collect(), house: house.collect(), balances: reading.balances })
+    Ok(Report {
+        query: query.clone(),
+        house: house.collect(),
+        rows: groups.rows(),
+        balances: showback.balances,
+    })
 }
 
-impl Reading {
-    fn lines(&mut self, connection: &Connection, by: &[By]) -> SqlResult<()> {
-        let mut query = connection.prepare(
-            "SELECT receipts.currency, transactions.hour, receipt_lines.device, receipts.request_id,
-             receipts.model, receipts.finished_at, receipts.tenant, receipts.user, receipts.endpoint,
-             receipts.status, receipt_lines.line, receipts.prompt_tokens, receipts.cached_tokens,
-             receipts.completion_tokens, receipt_lines.device_ns, receipt_lines.block_ns_hi,
-             receipt_lines.block_ns_lo, receipts.bytes_per_block, receipt_lines.time_picos,
-             receipt_lines.memory_picos
-             FROM receipt_lines JOIN receipts ON receipts.tx = receipt_lines.tx
-             JOIN transactions ON transactions.id = receipts.tx",
-        )?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let text = |column: usize| row.get::<_, String>(column);
-            let mut group = Vec::with_capacity(by.len());
-            for by in by {
-                group.push(match by {
-                    By::Model => text(4)?,
-                    By::Day => day(row.get(5)?),
-                    By::Tenant => text(6)?,
-                    By::User => row.get::<_, Option<String>>(7)?.unwrap_or_default(),
-                    By::Endpoint => text(8)?,
-                    By::Status => text(9)?,
-                });
-            }
-            let (currency, hour, device) = (text(0)?, row.get(1)?, text(2)?);
-            let group = (currency.clone(), group);
-            let spend = self.groups.entry(group.clone()).or_default();
-            if row.get::<_, i64>(10)? == 0 {
-                spend.requests += 1;
-                spend.prompt_tokens += row.get::<_, u64>(11)?;
-                spend.cached_tokens += row.get::<_, u64>(12)?;
-                spend.completion_tokens += row.get::<_, u64>(13)?;
-            }
-            let usage = Picos(i128::from(row.get::<_, i64>(18)?) + i128::from(row.get::<_, i64>(19)?));
-            let (time, kv) = (DeviceNanos(row.get(14)?), BlockNanos(wide(row, 15)?));
-            if text(9)? == "error" {
-                let amounts = Amounts { time, kv, money: usage };
-                self.add_house(&(currency, device, hour), ERROR.to_owned(), amounts);
-                continue;
-            }
-            spend.device_time += time;
-            spend.kv_byte_nanos += kv.0.saturating_mul(u128::from(row.get::<_, u64>(17)?));
-            spend.usage_cost += usage;
-            spend.loaded_cost += usage;
-            self.balances.entry(currency.clone()).or_default().usage += usage;
-            if usage > Picos::ZERO {
-                let share = Share { request: text(3)?, usage, group };
-                self.shares.entry((currency, device, hour)).or_default().push(share);
+/// Texts by number, each once.
+#[derive(Default)]
+struct Interned {
+    numbers: HashMap<Vec<String>, u32>,
+    texts: Vec<Vec<String>>,
+}
+
+impl Interned {
+    fn number(&mut self, text: Vec<String>) -> u32 {
+        if let Some(&number) = self.numbers.get(&text) {
+            return number;
+        }
+        let number = u32::try_from(self.texts.len()).expect("fewer than 2^32 groups");
+        self.texts.push(text.clone());
+        self.numbers.insert(text, number);
+        number
+    }
+}
+
+/// Rows by group: the labels of the calendar, of the dimension (with the currency first) and of the party.
+struct Groups<'a> {
+    query: &'a ReportQuery,
+    with_parties: bool,
+    sums: HashMap<[u32; 3], Spend>,
+    times: Interned,
+    dimensions: Interned,
+    parties: Interned,
+    /// Of each dimension; `None` where the query leaves it out.
+    group_of: Vec<Option<u32>>,
+    /// Parties met so far, by id: themselves, and their group unless the query leaves them out.
+    known: HashMap<i64, (Party, Option<u32>)>,
+    house: BTreeMap<(String, String), Amounts>,
+}
+
+impl<'a> Groups<'a> {
+    fn new(query: &'a ReportQuery, showback: &Showback) -> Self {
+        let asked = query.by.iter().chain(query.only.iter().map(|(by, _)| by));
+        let mut groups = Self {
+            query,
+            with_parties: asked.into_iter().any(|by| matches!(by.source(), Source::Party)),
+            sums: HashMap::new(),
+            times: Interned::default(),
+            dimensions: Interned::default(),
+            parties: Interned::default(),
+            group_of: Vec::new(),
+            known: HashMap::new(),
+            house: BTreeMap::new(),
+        };
+        groups.group_of =
+            showback.dimensions.sorted.iter().map(|dimension| groups.dimension_group(dimension)).collect();
+        groups
+    }
+
+    fn dimension_group(&mut self, dimension: &Dimension) -> Option<u32> {
+        let label = |by: &By| match by.source() {
+            Source::Dimension(label) => Some(dimension.label(label)),
+            Source::Party | Source::Calendar(_) => None,
+        };
+        let taken = |(by, labels): &(By, Vec<String>)| {
+            label(by).is_none_or(|label| labels.iter().any(|only| only == label))
+        };
+        if !self.query.only.iter().all(taken) {
+            return None;
+        }
+        let labels = self.query.by.iter().filter_map(|by| label(by).map(str::to_owned));
+        let currency = dimension.label(Label::Currency).to_owned();
+        Some(self.dimensions.number(std::iter::once(currency).chain(labels).collect()))
+    }
+
+    fn party_group(&mut self, party: &Party) -> Option<u32> {
+        let label = |by: &By| match by {
+            By::User => Some(&party.user),
+            By::Task => Some(&party.task),
+            _ => None,
+        };
+        let taken = |(by, labels): &(By, Vec<String>)| label(by).is_none_or(|label| labels.contains(label));
+        if !self.query.only.iter().all(taken) {
+            return None;
+        }
+        let labels = self.query.by.iter().filter_map(|by| label(by).cloned()).collect();
+        Some(self.parties.number(labels))
+    }
+
+    fn add(&mut self, connection: &Connection, showback: &Showback, hour: &Hour<'_>) -> SqlResult<()> {
+        for ((device, account), amounts) in hour.house {
+            let currency = showback.devices[*device].0.clone();
+            *self.house.entry((currency, account.clone())).or_default() += *amounts;
+        }
+        if hour.rows.is_empty() {
+            return Ok(());
+        }
+        let labels = self.query.by.iter().filter_map(|by| match by.source() {
+            Source::Calendar(part) => Some(self.query.calendar.label(part, hour.hour)),
+            _ => None,
+        });
+        let time = self.times.number(labels.collect());
+        if self.with_parties {
+            return self.add_parties(connection, showback, hour, time);
+        }
+        let party = self.parties.number(Vec::new());
+        for row in hour.rows {
+            if let Some(group) = self.group_of[row.dimension] {
+                let spend = self.sums.entry([time, group, party]).or_default();
+                spend.add(&row.sums, row.share, showback, row);
             }
         }
         Ok(())
     }
 
-    fn add_house(&mut self, at: &DeviceHour, account: String, amounts: Amounts) {
-        *self.house_hours.entry(at.clone()).or_default() += amounts.money;
-        *self.house.entry((at.0.clone(), account)).or_default() += amounts;
-        self.balances.entry(at.0.clone()).or_default().house += amounts.money;
+    /// Splits each row over its parties; what is left has none.
+    fn add_parties(
+        &mut self,
+        connection: &Connection,
+        showback: &Showback,
+        hour: &Hour<'_>,
+        time: u32,
+    ) -> SqlResult<()> {
+        let mut of_dimension: HashMap<usize, Vec<(i64, Sums)>> = HashMap::new();
+        for (dimension, party, sums) in rollup::parties_of_hour(connection, &showback.dimensions, hour.hour)?
+        {
+            if !self.known.contains_key(&party) {
+                let named = rollup::party(connection, party)?;
+                let group = self.party_group(&named);
+                self.known.insert(party, (named, group));
+            }
+            of_dimension.entry(dimension).or_default().push((party, sums));
+        }
+        let nobody = self.party_group(&Party::default());
+        for row in hour.rows {
+            let Some(group) = self.group_of[row.dimension] else { continue };
+            let mut parties = of_dimension.remove(&row.dimension).unwrap_or_default();
+            parties.sort_by(|(a, _), (b, _)| self.known[a].0.cmp(&self.known[b].0));
+            let mut rest = row.sums;
+            for (_, sums) in &parties {
+                rest = rest.without(sums).ok_or_else(|| {
+                    rows::invalid(0, "users and tasks have more than all requests; run `obol audit`")
+                })?;
+            }
+            let mut split = Split::new(row.share, row.sums.money());
+            let parties = parties.into_iter().map(|(id, sums)| (self.known[&id].1, sums));
+            for (party, sums) in std::iter::once((nobody, rest)).chain(parties) {
+                let share = split.next(sums.money());
+                if let Some(party) = party.filter(|_| sums != Sums::default()) {
+                    let spend = self.sums.entry([time, group, party]).or_default();
+                    spend.add(&sums, share, showback, row);
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// What was posted at closes; what requests with status `error` used is in their lines.
-    fn house_entries(&mut self, connection: &Connection) -> SqlResult<()> {
-        let mut query = connection.prepare(
-            "SELECT rates.currency, epochs.device, transactions.hour, accounts.name, entries.device_ns,
-             entries.block_ns_hi, entries.block_ns_lo, entries.picos
-             FROM transactions JOIN entries ON entries.tx = transactions.id
-             JOIN accounts ON accounts.id = entries.account
-             JOIN epochs ON epochs.id = transactions.epoch JOIN rates ON rates.version = epochs.rate_version
-             WHERE transactions.kind = 'house' AND entries.side = 'debit'",
-        )?;
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let amounts = Amounts {
-                time: DeviceNanos(row.get(4)?),
-                kv: BlockNanos(wide(row, 5)?),
-                money: Picos(i128::from(row.get::<_, i64>(7)?)),
+    fn rows(self) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::with_capacity(self.sums.len());
+        for ([time, dimension, party], spend) in self.sums {
+            let mut times = self.times.texts[time as usize].iter();
+            let mut dimensions = self.dimensions.texts[dimension as usize].iter();
+            let mut parties = self.parties.texts[party as usize].iter();
+            let next = |labels: &mut std::slice::Iter<'_, String>| {
+                labels.next().expect("as many labels as are asked for").clone()
             };
-            self.add_house(&(row.get(0)?, row.get(1)?, row.get(2)?), row.get(3)?, amounts);
+            let currency = next(&mut dimensions);
+            let group = self.query.by.iter().map(|by| match by.source() {
+                Source::Dimension(_) => next(&mut dimensions),
+                Source::Party => next(&mut parties),
+                Source::Calendar(_) => next(&mut times),
+            });
+            rows.push(Row { group: group.collect(), currency, spend });
         }
-        Ok(())
-    }
-
-    /// Bills, and what the running epochs have not posted yet.
-    fn standing(&mut self, connection: &Connection) -> SqlResult<()> {
-        for row in rows::epochs(connection)? {
-            let currency = row.epoch.rate.currency().to_owned();
-            if let Some(end) = row.end {
-                let bill = row.epoch.rate.bill(DeviceNanos::ZERO, end);
-                self.balances.entry(currency).or_default().bill += bill;
-                continue;
-            }
-            let Some(checkpoint) = rows::checkpoint(connection, &row)? else { continue };
-            let at = (currency, row.epoch.device.clone(), checkpoint.hour);
-            let posted = rows::posted(connection, row.epoch.id)?;
-            let standing = checkpoint.books(row.epoch, posted).standing();
-            let balance = self.balances.entry(at.0.clone()).or_default();
-            balance.bill += standing.bill;
-            balance.open += standing.open.money;
-            for (account, amounts) in standing.unposted {
-                self.add_house(&at, account, amounts);
-            }
-            let rounding = Amounts { money: standing.rounding, ..Amounts::default() };
-            self.add_house(&at, ROUNDING.to_owned(), rounding);
-        }
-        Ok(())
-    }
-
-    fn split_house(&mut self) {
-        for (at, house) in &self.house_hours {
-            let Some(shares) = self.shares.get_mut(at) else {
-                self.balances.entry(at.0.clone()).or_default().unallocated += *house;
-                continue;
-            };
-            shares.sort_by(|a, b| a.request.cmp(&b.request));
-            let total: Picos = shares.iter().map(|share| share.usage).sum();
-            let (mut before, mut given) = (Picos::ZERO, Picos::ZERO);
-            for share in shares {
-                before += share.usage;
-                let until = portion(*house, before, total);
-                let spend = self.groups.get_mut(&share.group).expect("every share's group was made with it");
-                spend.loaded_cost += until - given;
-                given = until;
-            }
-            assert_eq!(given, *house, "an hour's house money is split without remainder");
-        }
+        rows.sort_by(|a, b| (&a.currency, &a.group).cmp(&(&b.currency, &b.group)));
+        rows
     }
 }
 
-/// `floor(house * part / whole)`.
-fn portion(house: Picos, part: Picos, whole: Picos) -> Picos {
-    let positive = |money: Picos| u128::try_from(money.0).expect("entries hold nothing negative");
-    let (quotient, _) = mul_div(positive(house), positive(part), positive(whole));
-    Picos(i128::try_from(quotient).expect("a part is not more than the whole"))
-}
-
-/// The UTC day as YYYY-MM-DD. Civil-from-days after Howard Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms".
-fn day(wall: u64) -> String {
-    let days = wall / 86_400_000_000_000 + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let date = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{date:02}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_are_civil() {
-        let check = |seconds: u64, want: &str| assert_eq!(day(seconds * 1_000_000_000), want);
-        check(0, "1970-01-01");
-        check(86_399, "1970-01-01");
-        check(951_782_400, "2000-02-29");
-        check(1_767_225_599, "2025-12-31");
-        check(1_767_225_600, "2026-01-01");
-        check(4_107_542_400, "2100-03-01");
+impl Spend {
+    /// Adds a row of an hour or a part of it. A request with status `error` is counted, but costs nothing here.
+    fn add(&mut self, sums: &Sums, share: Picos, showback: &Showback, row: &HourRow) {
+        self.requests += sums.requests;
+        self.prompt_tokens += sums.prompt_tokens;
+        self.cached_tokens += sums.cached_tokens;
+        self.completion_tokens += sums.completion_tokens;
+        if sums.metered > 0 {
+            *self.energy_mj.get_or_insert(0) += sums.energy_mj;
+        }
+        if showback.is_error(row) {
+            return;
+        }
+        let bytes_per_block = showback.dimensions.sorted[row.dimension].bytes_per_block;
+        self.device_time += sums.device;
+        self.kv_byte_nanos += sums.kv.0.saturating_mul(u128::from(bytes_per_block));
+        self.time_cost += sums.time;
+        self.memory_cost += sums.memory;
+        self.usage_cost += sums.money();
+        self.loaded_cost += sums.money() + share;
     }
 }

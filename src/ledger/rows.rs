@@ -3,6 +3,7 @@
 //! Does not know: what a balance should be.
 //! Invariants: nothing is summed by SQL; a receipt read equals the receipt written.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, params};
@@ -117,6 +118,14 @@ pub(super) fn epochs(connection: &Connection) -> SqlResult<Vec<EpochRow>> {
     rows.collect()
 }
 
+/// Name and kind of each device, as of its latest start.
+pub(super) type DeviceNames = BTreeMap<String, (String, String)>;
+
+pub(super) fn device_names(connection: &Connection) -> SqlResult<DeviceNames> {
+    let mut query = connection.prepare("SELECT device, device_name, device_kind FROM epochs ORDER BY id")?;
+    query.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?.collect()
+}
+
 pub(super) fn rate(connection: &Connection, version: &str) -> SqlResult<Option<RateCard>> {
     connection
         .query_row(
@@ -203,7 +212,8 @@ pub(super) fn posted(connection: &Connection, epoch: i64) -> SqlResult<Posted> {
         "SELECT accounts.name, entries.device_ns, entries.block_ns_hi, entries.block_ns_lo, entries.picos
          FROM transactions JOIN entries ON entries.tx = transactions.id
          JOIN accounts ON accounts.id = entries.account
-         WHERE transactions.epoch = ?1 AND transactions.kind = 'house' AND entries.side = 'debit'",
+         WHERE transactions.epoch = ?1 AND transactions.kind = 'house' AND transactions.kind <> 'receipt'
+         AND entries.side = 'debit'", // the second condition names the index of closes
     )?;
     let mut rows = query.query([epoch])?;
     while let Some(row) = rows.next()? {
@@ -365,6 +375,9 @@ fn money(value: u128) -> Picos {
     Picos(i128::try_from(value).expect("two columns hold less than 2^127"))
 }
 
-fn invalid(column: usize, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+pub(super) fn invalid(
+    column: usize,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, error.into())
 }

@@ -2,7 +2,7 @@
 //!
 //! Does not know: prices, waiters, when to commit.
 //! Invariants: a file that is not our ledger is never written to; a commit is all or nothing; rows are
-//! only ever added, except those of the checkpoint.
+//! only ever added, except those of the checkpoint and the sums of roll-ups.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -15,9 +15,10 @@ use super::entry::Transaction;
 use super::migrate::{SCHEMA_VERSION, migrate};
 use super::price::RateCard;
 use super::receipt::Receipt;
+use super::rollup::{self, Batch};
 use super::rows::split;
 use super::{DeviceInfo, LedgerError, MethodRecord};
-use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
+use crate::units::{BlockNanos, DeviceNanos, Ticket, UnixNanos};
 
 pub(super) const FILE: &str = "ledger.db";
 /// "OBOL".
@@ -55,6 +56,7 @@ pub(super) struct Store {
     accounts: HashMap<String, i64>,
     /// The rows of `open_accruals` of the running epochs, as last committed.
     accruals: HashMap<i64, Accruals>,
+    rollups: rollup::Known,
 }
 
 /// What each open request has used in an epoch.
@@ -84,7 +86,8 @@ impl Store {
         }
         .map_err(broken)?;
         connection.execute_batch(INDEXES).map_err(broken)?;
-        Ok(Self { connection, accounts: HashMap::new(), accruals: HashMap::new() })
+        let (accounts, accruals, rollups) = Default::default();
+        Ok(Self { connection, accounts, accruals, rollups })
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -101,8 +104,9 @@ impl Store {
     ) -> SqlResult<()> {
         let result = self.try_commit(records, methods, books, attribution);
         if result.is_err() {
-            // Accounts that the failed transaction made do not exist.
+            // Accounts and labels that the failed transaction made do not exist.
             self.accounts.clear();
+            self.rollups.forget();
         }
         result
     }
@@ -119,9 +123,14 @@ impl Store {
         for method in methods {
             writer.method(method)?;
         }
+        let mut batch = Batch::default();
         for record in records {
             writer.record(record)?;
+            if let Record::Receipt { receipt, transaction, .. } = record {
+                batch.add(transaction.hour, receipt);
+            }
         }
+        self.rollups.write(&transaction, &batch)?;
         // Their rows were deleted with the receipts.
         let settled = records.iter().filter_map(|record| match record {
             Record::Receipt { receipt, .. } => Some(receipt.usage.ticket),
@@ -222,6 +231,7 @@ fn configure(connection: &Connection) -> SqlResult<()> {
 fn create(connection: &mut Connection) -> SqlResult<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(SCHEMA)?;
+    transaction.execute_batch(rollup::SCHEMA)?;
     for table in APPEND_ONLY {
         for verb in ["UPDATE", "DELETE"] {
             transaction.execute_batch(&format!(
@@ -499,22 +509,6 @@ impl Writer<'_> {
     }
 }
 
-/// The receipt that an idempotency key stands on, in the key's scope.
-pub(super) fn by_idempotency_key(
-    connection: &Connection,
-    key_id: &str,
-    idempotency_key: &str,
-) -> SqlResult<Option<RequestId>> {
-    connection
-        .prepare_cached(
-            "SELECT request_id FROM receipts
-             WHERE coalesce(key_id, '') = ?1 AND idempotency_key = ?2 AND idempotency_key IS NOT NULL",
-        )?
-        .query_row(params![key_id, idempotency_key], |row| row.get(0))
-        .map(RequestId)
-        .optional()
-}
-
 fn picos(money: i128) -> SqlResult<i64> {
     i64::try_from(money).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
@@ -529,6 +523,7 @@ mod tests {
     use super::super::group::Group;
     use super::super::rows;
     use super::*;
+    use crate::units::RequestId;
     use crate::usage::Accrual;
 
     const WALL: UnixNanos = UnixNanos(1_790_000_000_000_000_000);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use obol::ledger::{
-    AdoptError, By, Ledger, LedgerError, LedgerUnavailable, MethodRecord, Page, ReceiptFilter, audit, report,
+    AdoptError, By, Ledger, LedgerError, LedgerUnavailable, MethodRecord, Page, ReceiptFilter, ReportQuery,
+    audit, report,
 };
 use obol::request::Finish;
 use obol::units::{Picos, RequestId, UnixNanos};
@@ -18,7 +19,7 @@ use world::{Meter, Random, START, World, context, eager, open, options, rate, wa
 pub(crate) fn reconciled(dir: &Path, what: &str) {
     let audit = audit(dir).unwrap();
     assert!(audit.is_reconciled(), "{what}: {audit}");
-    let report = report(dir, &[By::Model, By::Day]).unwrap();
+    let report = report(dir, &ReportQuery::by(&[By::Model, By::Day])).unwrap();
     for (currency, sum) in &report.balances {
         assert_eq!(sum.bill, sum.usage + sum.house + sum.open, "{what}: the report's {currency}");
         let loaded: Picos = report.rows.iter().map(|row| row.spend.loaded_cost).sum();
@@ -487,7 +488,7 @@ fn pages_and_filters() {
     }
     let unknown = Page { after: Some(RequestId("no such".into())), ..Page::default() };
     assert!(ledger.receipts(&ReceiptFilter::default(), &unknown).unwrap().receipts.is_empty());
-    let printed = report(dir.path(), &[By::User, By::Status]).unwrap();
+    let printed = report(dir.path(), &ReportQuery::by(&[By::User, By::Status])).unwrap();
     assert!(printed.to_csv().contains("\"ann, \"\"the\"\" tester\",stop,USD,"), "{}", printed.to_csv());
     assert!(printed.to_table().contains("house:rounding"), "{}", printed.to_table());
     assert_eq!(printed.to_json()["rows"].as_array().unwrap().len(), printed.rows.len());

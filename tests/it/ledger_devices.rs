@@ -7,11 +7,11 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use obol::ledger::{
-    By, DeviceInfo, Ledger, LedgerError, MeteredDevice, OpenOptions, RateCard, audit, report,
+    By, DeviceInfo, Ledger, LedgerError, MeteredDevice, OpenOptions, RateCard, ReportQuery, audit, report,
 };
 use obol::request::Finish;
 use obol::units::{DeviceNanos, Picos, UnixNanos};
-use obol::usage::MeterReport;
+use obol::usage::{HouseKv, HouseTime, MeterReport};
 use rusqlite::Connection;
 
 use crate::ledger::world::{START, World, eager, rate, wait};
@@ -111,8 +111,16 @@ fn a_crash_settles_a_request_over_all_its_devices_in_one_receipt() {
         let worlds = run(seed, 40, &ledger, &senders);
         // What is written is what was reported last.
         let stands = |device: usize, world: &World| {
-            let totals = ledger.totals();
-            totals.devices[device].house_time.get("house:idle") == Some(&world.meter.at.house_time[1])
+            let (totals, at) = (ledger.totals(), &world.meter.at);
+            let device = &totals.devices[device];
+            HouseTime::ALL
+                .iter()
+                .zip(at.house_time)
+                .all(|(class, time)| device.house_time.get(class.account()) == Some(&time))
+                && HouseKv::ALL
+                    .iter()
+                    .zip(at.house_kv)
+                    .all(|(class, kv)| device.house_kv.get(class.account()) == Some(&kv))
         };
         while !(stands(0, &worlds[0]) && stands(1, &worlds[0]) && stands(2, &worlds[1])) {
             std::thread::sleep(Duration::from_millis(5));
@@ -225,11 +233,11 @@ fn a_ledger_of_an_earlier_build_is_brought_up_to_date_while_nobody_has_it() {
     let before = columns(old.path());
     let holder = File::create(old.path().join("ledger.lock")).expect("a file");
     holder.lock().expect("a lock");
-    let error = report(old.path(), &[By::Status]).expect_err("a server has it");
+    let error = report(old.path(), &ReportQuery::by(&[By::Status])).expect_err("a server has it");
     assert!(matches!(error, LedgerError::InUse { .. }), "{error}");
     assert_eq!(columns(old.path()), before);
     drop(holder);
-    let spent = report(old.path(), &[By::Status]).expect("a report");
+    let spent = report(old.path(), &ReportQuery::by(&[By::Status])).expect("a report");
     assert_eq!(spent.rows.len(), 1);
     assert_eq!(columns(old.path()), columns(new.path()));
 }
@@ -250,6 +258,6 @@ fn a_ledger_of_one_device_is_opened_by_a_server_with_several() {
     assert_eq!(receipts[0].usage.device(), DeviceNanos(2_916_537_618), "what the checkpoint says");
     ledger.close().expect("closes");
     reconciled(dir.path(), "closed");
-    let spent = report(dir.path(), &[By::Status]).expect("a report");
+    let spent = report(dir.path(), &ReportQuery::by(&[By::Status])).expect("a report");
     assert_eq!(spent.rows.len(), 2);
 }

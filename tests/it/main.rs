@@ -17,5 +17,6 @@ mod http_tokens;
 mod http_world;
 mod ledger;
 mod ledger_devices;
+mod reports;
 mod tidy;
 mod tiny_model;

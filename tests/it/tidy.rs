@@ -41,6 +41,9 @@ const SQL_HOMES: &[&str] = &[
     "src/ledger/query.rs",
     "src/ledger/report.rs",
     "src/ledger/audit.rs",
+    "src/ledger/rollup.rs",
+    "src/ledger/rollup_check.rs",
+    "src/ledger/showback.rs",
 ];
 
 /// Files that may read the environment: flags become a `Config` once, and then it is passed.

@@ -70,6 +70,31 @@ pub(crate) fn context(id: &str) -> RequestContext {
     }
 }
 
+/// With labels that follow from the id; some requests lack some of them.
+pub(crate) fn labelled(id: &str) -> RequestContext {
+    let mut random = Random(id.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(131) + u64::from(byte)));
+    let mut one_of = |names: &[&str]| {
+        let name = names[random.below(names.len() as u64) as usize];
+        Some(name.to_owned()).filter(|name| !name.is_empty())
+    };
+    let mut context = context(id);
+    context.tags.clear();
+    for (tag, names) in [
+        ("team", &["", "red", "blue", "=green"][..]),
+        ("feature", &["", "chat", "search"]),
+        ("environment", &["", "prod", "test"]),
+        ("cost_center", &["", "4711"]),
+        ("task", &["", "", "run-1", "run-2", "run-3"]),
+    ] {
+        context.tags.extend(one_of(names).map(|name| (tag.to_owned(), name)));
+    }
+    context.user = one_of(&["", "ann, \"the\" tester", "bob", "cy"]);
+    context.key_id = one_of(&["", "key_1", "key_2"]);
+    context.tenant = one_of(&["anonymous", "red"]).expect("not empty");
+    context.model = one_of(&["small", "large"]).expect("not empty");
+    context
+}
+
 /// A meter that makes time and blocks up, but accounts for all of them.
 pub(crate) struct Meter {
     pub(crate) random: Random,
@@ -202,6 +227,8 @@ pub(crate) struct World {
     pub(crate) meter: Meter,
     pub(crate) dumb: Dumb,
     pub(crate) waiting: Vec<ReceiptWaiter>,
+    /// Who asks, by the request's id.
+    pub(crate) context: fn(&str) -> RequestContext,
     made: u64,
     prefix: String,
 }
@@ -212,6 +239,7 @@ impl World {
             meter: Meter::new(seed, wall),
             dumb: Dumb::default(),
             waiting: Vec::new(),
+            context,
             made: 0,
             prefix: prefix.to_owned(),
         }
@@ -228,7 +256,7 @@ impl World {
             // Ids that do not sort by age.
             let id = format!("{}{:016x}", self.prefix, self.made.wrapping_mul(0x9E37_79B9_7F4A_7C15));
             self.made += 1;
-            let (ticket, waiter) = ledger.adopt(context(&id)).unwrap();
+            let (ticket, waiter) = ledger.adopt((self.context)(&id)).unwrap();
             if self.meter.random.one_in(9) {
                 ledger.release(ticket);
                 continue;
@@ -243,8 +271,10 @@ impl World {
             let all = [Finish::Stop, Finish::Length, Finish::Cancelled, Finish::Budget, Finish::Error];
             let status = all[self.meter.random.below(5) as usize];
             let usage = self.meter.finish(index, status);
-            let account = if status == Finish::Error { "house:error" } else { "tenant:anonymous" };
-            let sum = self.dumb.paid.entry(account.to_owned()).or_default();
+            let tenant = (self.context)(&usage.request.0).tenant;
+            let account =
+                if status == Finish::Error { "house:error".to_owned() } else { format!("tenant:{tenant}") };
+            let sum = self.dumb.paid.entry(account).or_default();
             sum.0 += usage.device().0;
             sum.1 += usage.kv.0;
             self.dumb.receipts += 1;
@@ -259,7 +289,8 @@ impl World {
         let mut finished = Vec::new();
         while !self.meter.open.is_empty() {
             let usage = self.meter.finish(0, Finish::Cancelled);
-            let sum = self.dumb.paid.entry("tenant:anonymous".to_owned()).or_default();
+            let tenant = (self.context)(&usage.request.0).tenant;
+            let sum = self.dumb.paid.entry(format!("tenant:{tenant}")).or_default();
             sum.0 += usage.device().0;
             sum.1 += usage.kv.0;
             self.dumb.receipts += 1;

@@ -1,0 +1,95 @@
+//! `obol report`: reads the ledger, also beside a running server.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use crate::config::{PlaceFlags, data_dir};
+use crate::ledger::{self, By, Calendar, LedgerError, ReportQuery};
+
+use super::{Directories, Failure, print};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Table,
+    Json,
+    Csv,
+    /// FOCUS 1.2 rows (CSV) for cost tools, by clock hour and all labels but user and task
+    Focus,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReportFlags {
+    /// What rows are grouped by, several with commas: team, feature, environment, cost_center, key, tenant, user,
+    /// task, model, precision, endpoint, status, device, hour, day, month [default: model,day]
+    #[arg(long, value_delimiter = ',', value_parser = by)]
+    by: Vec<By>,
+    /// From this date or time on (2026-11-01 or 2026-11-01T08:00:00Z): clock hours that begin at or after it
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Up to this date or time, which is not in it any more: clock hours that begin before it
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Time zone of dates, days and months, such as Europe/Berlin
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    timezone: String,
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// The same as --format json
+    #[arg(long)]
+    json: bool,
+}
+
+fn by(name: &str) -> Result<By, String> {
+    By::parse(name).ok_or_else(|| {
+        let names: Vec<&str> = By::ALL.iter().map(|by| by.as_str()).collect();
+        format!("use one of {}", names.join(", "))
+    })
+}
+
+impl ReportFlags {
+    fn query(&self) -> Result<ReportQuery, Failure> {
+        let calendar = Calendar::named(&self.timezone).map_err(Failure::usage)?;
+        let instant = |text: &Option<String>| {
+            text.as_deref().map(|text| calendar.instant(text)).transpose().map_err(Failure::usage)
+        };
+        let (since, until) = (instant(&self.since)?, instant(&self.until)?);
+        let by = if self.by.is_empty() { vec![By::Model, By::Day] } else { self.by.clone() };
+        Ok(ReportQuery { by, since, until, calendar, only: Vec::new() })
+    }
+}
+
+pub(super) fn report(
+    flags: &ReportFlags,
+    places: &PlaceFlags,
+    directories: &Directories,
+) -> Result<ExitCode, Failure> {
+    let dir = data_dir(places, directories.data.clone()).map_err(Failure::usage)?;
+    let query = flags.query()?;
+    let format = if flags.json { Format::Json } else { flags.format };
+    if format == Format::Focus {
+        if !flags.by.is_empty() {
+            return Err(Failure::usage("--format focus has all labels; leave --by out"));
+        }
+        return focus(&dir, &query);
+    }
+    let report = ledger::report(&dir, &query).map_err(Failure::failed)?;
+    print(&match format {
+        Format::Json => report.to_json().to_string(),
+        Format::Csv => report.to_csv(),
+        Format::Table | Format::Focus => report.to_table(),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Row by row, as a year of them does not fit into memory. A reader that has seen enough is no failure.
+fn focus(dir: &std::path::Path, query: &ReportQuery) -> Result<ExitCode, Failure> {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let written = ledger::focus(dir, query, |rows| out.write_all(rows.as_bytes()));
+    match written.and_then(|()| out.flush().map_err(|source| LedgerError::Output { source })) {
+        Err(LedgerError::Output { source }) if source.kind() == std::io::ErrorKind::BrokenPipe => {}
+        done => done.map_err(Failure::failed)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,463 @@
+//! Roll-ups: sums over receipt lines by clock hour and by what they are attributed to, so that a report reads
+//! some rows an hour instead of all receipts.
+//!
+//! Does: add receipts to them in the commit that writes the receipts, fill them from the receipts of a ledger
+//! that has none, read them.
+//! Does not know: the house, how rows are grouped.
+//! Invariants: they are the sums of the lines that are in the same snapshot; sums are ours, in integers.
+//!
+//! Two grains, as labels differ in how many values they take. `rollups` has a row for each hour and each
+//! combination of the labels with few values (`Label`). Users and tasks may be as many as requests, so they have
+//! rows of their own in `party_rollups`, which only reports by user or task read.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, Transaction, params};
+
+use super::receipt::Receipt;
+use super::rows::{self, split, wide};
+use super::store::SqlResult;
+use crate::units::{BlockNanos, DeviceNanos, Picos};
+
+/// The tables; part of the schema since version 3.
+pub(super) const SCHEMA: &str = include_str!("rollups.sql");
+
+/// Labels of a dimension, in the order in which dimensions are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Label {
+    Currency,
+    Device,
+    RateVersion,
+    Tenant,
+    Key,
+    Team,
+    Feature,
+    Environment,
+    CostCenter,
+    Model,
+    Precision,
+    Endpoint,
+    Status,
+}
+
+const LABELS: usize = 13;
+const FIND_DIMENSION: &str = "SELECT id FROM dimensions WHERE currency = ?1 AND device = ?2
+    AND rate_version = ?3 AND tenant = ?4 AND key_id = ?5 AND team = ?6 AND feature = ?7 AND environment = ?8
+    AND cost_center = ?9 AND model = ?10 AND precision = ?11 AND endpoint = ?12 AND status = ?13
+    AND bytes_per_block = ?14";
+const INSERT_DIMENSION: &str = "INSERT INTO dimensions (currency, device, rate_version, tenant, key_id, team,
+    feature, environment, cost_center, model, precision, endpoint, status, bytes_per_block)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+const DIMENSIONS: &str = "SELECT currency, device, rate_version, tenant, key_id, team, feature, environment,
+    cost_center, model, precision, endpoint, status, bytes_per_block, id FROM dimensions ORDER BY id";
+
+/// The sums' columns, as `Sums` reads and writes them.
+const SUMS: &str = "requests, prompt_tokens, cached_tokens, completion_tokens, metered, energy_mj, device_ns,
+    block_ns_hi, block_ns_lo, time_hi, time_lo, memory_hi, memory_lo";
+const SET: &str = "requests = excluded.requests, prompt_tokens = excluded.prompt_tokens,
+    cached_tokens = excluded.cached_tokens, completion_tokens = excluded.completion_tokens,
+    metered = excluded.metered, energy_mj = excluded.energy_mj, device_ns = excluded.device_ns,
+    block_ns_hi = excluded.block_ns_hi, block_ns_lo = excluded.block_ns_lo, time_hi = excluded.time_hi,
+    time_lo = excluded.time_lo, memory_hi = excluded.memory_hi, memory_lo = excluded.memory_lo";
+
+/// More parties than this are not remembered between commits, but looked up.
+const PARTIES_KNOWN_MAX: usize = 100_000;
+/// While roll-ups are filled: so many rows are in memory before they are written.
+const FILL_ROWS_MAX: usize = 200_000;
+/// While roll-ups are filled: how many receipts are between two lines of the log.
+const FILL_LOGGED: u64 = 500_000;
+
+/// What a line is attributed to; ordered by its labels.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Dimension {
+    labels: [String; LABELS],
+    pub(super) bytes_per_block: u64,
+}
+
+impl Dimension {
+    /// Of a receipt's line.
+    fn of(receipt: &Receipt, line: usize) -> Self {
+        let (who, line) = (&receipt.attribution, &receipt.lines[line]);
+        let tag = |name: &str| who.tags.get(name).cloned().unwrap_or_default();
+        Self {
+            labels: [
+                receipt.currency.clone(),
+                line.device.clone(),
+                line.rate_version.clone(),
+                who.tenant.clone(),
+                who.key_id.clone().unwrap_or_default(),
+                tag("team"),
+                tag("feature"),
+                tag("environment"),
+                tag("cost_center"),
+                who.model.clone(),
+                who.precision.clone(),
+                who.endpoint.clone(),
+                receipt.usage.status.as_str().to_owned(),
+            ],
+            bytes_per_block: receipt.bytes_per_block,
+        }
+    }
+
+    pub(super) fn labels(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().map(String::as_str)
+    }
+
+    /// Empty where the request had none.
+    pub(super) fn label(&self, label: Label) -> &str {
+        &self.labels[label as usize]
+    }
+}
+
+/// Who or what run a request belongs to. Empty: unknown. A user that the key's tags name goes before the request's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(super) struct Party {
+    pub(super) user: String,
+    pub(super) task: String,
+}
+
+impl Party {
+    fn of(receipt: &Receipt) -> Option<Self> {
+        let who = &receipt.attribution;
+        let user = who.tags.get("user").or(who.user.as_ref()).cloned().unwrap_or_default();
+        let task = who.tags.get("task").cloned().unwrap_or_default();
+        (!user.is_empty() || !task.is_empty()).then_some(Self { user, task })
+    }
+}
+
+/// Sums over lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Sums {
+    pub(super) requests: u64,
+    pub(super) prompt_tokens: u64,
+    pub(super) cached_tokens: u64,
+    pub(super) completion_tokens: u64,
+    /// Requests whose energy is known.
+    pub(super) metered: u64,
+    pub(super) energy_mj: u64,
+    pub(super) device: DeviceNanos,
+    pub(super) kv: BlockNanos,
+    pub(super) time: Picos,
+    pub(super) memory: Picos,
+}
+
+impl Sums {
+    fn of(receipt: &Receipt, line: usize) -> Self {
+        let used = &receipt.usage;
+        let of_line = &receipt.lines[line];
+        let mut sums = Self {
+            device: of_line.device_time,
+            kv: of_line.kv,
+            time: of_line.time,
+            memory: of_line.memory,
+            ..Self::default()
+        };
+        if line == 0 {
+            sums.requests = 1;
+            sums.prompt_tokens = used.tokens.prompt;
+            sums.cached_tokens = used.tokens.cached;
+            sums.completion_tokens = used.tokens.completion;
+            sums.metered = u64::from(used.energy_mj.is_some());
+            sums.energy_mj = used.energy_mj.unwrap_or(0);
+        }
+        sums
+    }
+
+    pub(super) fn money(&self) -> Picos {
+        self.time + self.memory
+    }
+
+    /// What is left of these when `part` is taken away; `None` where that is more than there is.
+    pub(super) fn without(&self, part: &Self) -> Option<Self> {
+        let money = |all: Picos, part: Picos| Some(Picos(all.0 - part.0)).filter(|rest| *rest >= Picos::ZERO);
+        Some(Self {
+            requests: self.requests.checked_sub(part.requests)?,
+            prompt_tokens: self.prompt_tokens.checked_sub(part.prompt_tokens)?,
+            cached_tokens: self.cached_tokens.checked_sub(part.cached_tokens)?,
+            completion_tokens: self.completion_tokens.checked_sub(part.completion_tokens)?,
+            metered: self.metered.checked_sub(part.metered)?,
+            energy_mj: self.energy_mj.checked_sub(part.energy_mj)?,
+            device: DeviceNanos(self.device.0.checked_sub(part.device.0)?),
+            kv: BlockNanos(self.kv.0.checked_sub(part.kv.0)?),
+            time: money(self.time, part.time)?,
+            memory: money(self.memory, part.memory)?,
+        })
+    }
+
+    fn read(row: &Row<'_>, first: usize) -> SqlResult<Self> {
+        let money = |column: usize| {
+            Ok::<_, rusqlite::Error>(Picos(i128::try_from(wide(row, column)?).expect("less than 2^127")))
+        };
+        Ok(Self {
+            requests: row.get(first)?,
+            prompt_tokens: row.get(first + 1)?,
+            cached_tokens: row.get(first + 2)?,
+            completion_tokens: row.get(first + 3)?,
+            metered: row.get(first + 4)?,
+            energy_mj: row.get(first + 5)?,
+            device: DeviceNanos(row.get(first + 6)?),
+            kv: BlockNanos(wide(row, first + 7)?),
+            time: money(first + 9)?,
+            memory: money(first + 11)?,
+        })
+    }
+
+    /// Binds these after `keys`, and runs the statement.
+    fn write(&self, statement: &mut CachedStatement<'_>, keys: &[&dyn ToSql]) -> SqlResult<()> {
+        let money = |money: Picos| split(u128::try_from(money.0).expect("lines cost nothing negative"));
+        let (kv, time, memory) = (split(self.kv.0)?, money(self.time)?, money(self.memory)?);
+        let sums: [&dyn ToSql; 13] = [
+            &self.requests,
+            &self.prompt_tokens,
+            &self.cached_tokens,
+            &self.completion_tokens,
+            &self.metered,
+            &self.energy_mj,
+            &self.device.0,
+            &kv.0,
+            &kv.1,
+            &time.0,
+            &time.1,
+            &memory.0,
+            &memory.1,
+        ];
+        statement.execute(&*[keys, &sums].concat()).map(drop)
+    }
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.completion_tokens += other.completion_tokens;
+        self.metered += other.metered;
+        self.energy_mj += other.energy_mj;
+        self.device += other.device;
+        self.kv += other.kv;
+        self.time += other.time;
+        self.memory += other.memory;
+    }
+}
+
+/// The sums of some receipts, in the order in which they are written.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) rows: BTreeMap<(u64, Dimension), Sums>,
+    pub(super) parties: BTreeMap<(u64, Dimension, Party), Sums>,
+}
+
+impl Batch {
+    /// Adds a receipt of a transaction in this clock hour.
+    pub(super) fn add(&mut self, hour: u64, receipt: &Receipt) {
+        let party = Party::of(receipt);
+        for line in 0..receipt.lines.len() {
+            let (dimension, sums) = (Dimension::of(receipt, line), Sums::of(receipt, line));
+            if let Some(party) = &party {
+                *self.parties.entry((hour, dimension.clone(), party.clone())).or_default() += sums;
+            }
+            *self.rows.entry((hour, dimension)).or_default() += sums;
+        }
+    }
+}
+
+/// Ids of labels that are in the database.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    dimensions: HashMap<Dimension, i64>,
+    parties: HashMap<Party, i64>,
+}
+
+impl Known {
+    /// Adds a batch to the roll-ups, in the transaction that is open on the connection. Where it fails, what was
+    /// learnt here is not to be believed.
+    pub(super) fn write(&mut self, connection: &Connection, batch: &Batch) -> SqlResult<()> {
+        let mut find = connection
+            .prepare_cached(&format!("SELECT {SUMS} FROM rollups WHERE hour = ?1 AND dimension = ?2"))?;
+        let mut put = connection.prepare_cached(&format!(
+            "INSERT INTO rollups (hour, dimension, {SUMS})
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+             ON CONFLICT DO UPDATE SET {SET}"
+        ))?;
+        for ((hour, dimension), sums) in &batch.rows {
+            let dimension = self.dimension(connection, dimension)?;
+            let keys: [&dyn ToSql; 2] = [hour, &dimension];
+            add(&mut find, &mut put, &keys, *sums)?;
+        }
+        let mut find = connection.prepare_cached(&format!(
+            "SELECT {SUMS} FROM party_rollups WHERE hour = ?1 AND dimension = ?2 AND party = ?3"
+        ))?;
+        let mut put = connection.prepare_cached(&format!(
+            "INSERT INTO party_rollups (hour, dimension, party, {SUMS})
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+             ON CONFLICT DO UPDATE SET {SET}"
+        ))?;
+        for ((hour, dimension, party), sums) in &batch.parties {
+            let dimension = self.dimension(connection, dimension)?;
+            let party = self.party(connection, party)?;
+            let keys: [&dyn ToSql; 3] = [hour, &dimension, &party];
+            add(&mut find, &mut put, &keys, *sums)?;
+        }
+        Ok(())
+    }
+
+    fn dimension(&mut self, connection: &Connection, dimension: &Dimension) -> SqlResult<i64> {
+        if let Some(&id) = self.dimensions.get(dimension) {
+            return Ok(id);
+        }
+        let mut values: Vec<&dyn ToSql> = dimension.labels.iter().map(|label| label as &dyn ToSql).collect();
+        values.push(&dimension.bytes_per_block);
+        let id = id_of(connection, FIND_DIMENSION, INSERT_DIMENSION, &values)?;
+        self.dimensions.insert(dimension.clone(), id);
+        Ok(id)
+    }
+
+    fn party(&mut self, connection: &Connection, party: &Party) -> SqlResult<i64> {
+        if let Some(&id) = self.parties.get(party) {
+            return Ok(id);
+        }
+        if self.parties.len() >= PARTIES_KNOWN_MAX {
+            self.parties.clear();
+        }
+        let find = "SELECT id FROM parties WHERE user = ?1 AND task = ?2";
+        let insert = "INSERT INTO parties (user, task) VALUES (?1, ?2)";
+        let id = id_of(connection, find, insert, &[&party.user, &party.task])?;
+        self.parties.insert(party.clone(), id);
+        Ok(id)
+    }
+
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+fn id_of(connection: &Connection, find: &str, insert: &str, values: &[&dyn ToSql]) -> SqlResult<i64> {
+    let known = connection.prepare_cached(find)?.query_row(values, |row| row.get(0)).optional()?;
+    if let Some(id) = known {
+        return Ok(id);
+    }
+    connection.prepare_cached(insert)?.execute(values)?;
+    Ok(connection.last_insert_rowid())
+}
+
+/// Adds `sums` to the row with these keys.
+fn add(
+    find: &mut CachedStatement<'_>,
+    put: &mut CachedStatement<'_>,
+    keys: &[&dyn ToSql],
+    mut sums: Sums,
+) -> SqlResult<()> {
+    if let Some(there) = find.query_row(keys, |row| Sums::read(row, 0)).optional()? {
+        sums += there;
+    }
+    sums.write(put, keys)
+}
+
+/// Makes the tables in a ledger of an earlier schema, and fills them from its receipts.
+pub(super) fn create_and_fill(transaction: &Transaction<'_>) -> SqlResult<()> {
+    transaction.execute_batch(SCHEMA)?;
+    let (mut known, mut batch) = (Known::default(), Batch::default());
+    let (mut after, mut count) = (0_i64, 0_u64);
+    loop {
+        let page = rows::receipts(transaction, "WHERE tx > ?1 ORDER BY tx LIMIT 1000", &[&after])?;
+        let Some((last, _)) = page.last() else { break };
+        after = *last;
+        let mut hour_of = transaction.prepare_cached("SELECT hour FROM transactions WHERE id = ?1")?;
+        for (tx, receipt) in &page {
+            batch.add(hour_of.query_row([tx], |row| row.get(0))?, receipt);
+        }
+        let before = count;
+        count += page.len() as u64;
+        if count / FILL_LOGGED > before / FILL_LOGGED {
+            tracing::info!(receipts = count, "the ledger's roll-ups are being made");
+        }
+        if batch.rows.len() + batch.parties.len() > FILL_ROWS_MAX {
+            known.write(transaction, &std::mem::take(&mut batch))?;
+        }
+    }
+    known.write(transaction, &batch)
+}
+
+/// Dimensions by id, and their places when sorted by their labels.
+#[derive(Debug, Clone)]
+pub(super) struct Dimensions {
+    by_id: HashMap<i64, usize>,
+    /// In their order.
+    pub(super) sorted: Vec<Dimension>,
+}
+
+impl Dimensions {
+    pub(super) fn read(connection: &Connection) -> SqlResult<Self> {
+        let mut query = connection.prepare(DIMENSIONS)?;
+        let rows = query.query_map([], |row| {
+            let mut labels: [String; LABELS] = Default::default();
+            for (column, label) in labels.iter_mut().enumerate() {
+                *label = row.get(column)?;
+            }
+            Ok((Dimension { labels, bytes_per_block: row.get(LABELS)? }, row.get(LABELS + 1)?))
+        })?;
+        let mut all: Vec<(Dimension, i64)> = rows.collect::<SqlResult<_>>()?;
+        all.sort();
+        let by_id = all.iter().enumerate().map(|(place, (_, id))| (*id, place)).collect();
+        Ok(Self { by_id, sorted: all.into_iter().map(|(dimension, _)| dimension).collect() })
+    }
+
+    fn place(&self, id: i64) -> SqlResult<usize> {
+        self.by_id.get(&id).copied().ok_or(rusqlite::Error::QueryReturnedNoRows)
+    }
+}
+
+/// Hands out each hour's rows, of the dimensions at these places, in the order of their places.
+pub(super) fn each_hour(
+    connection: &Connection,
+    dimensions: &Dimensions,
+    hours: Range<u64>,
+    mut take: impl FnMut(u64, &[(usize, Sums)]) -> SqlResult<()>,
+) -> SqlResult<()> {
+    let mut query = connection.prepare(&format!(
+        "SELECT hour, dimension, {SUMS} FROM rollups WHERE hour >= ?1 AND hour < ?2 ORDER BY hour, dimension"
+    ))?;
+    let mut rows = query.query([signed(hours.start), signed(hours.end)])?;
+    let (mut hour, mut of_hour) = (0, Vec::new());
+    let mut flush = |hour: u64, of_hour: &mut Vec<(usize, Sums)>| {
+        of_hour.sort_unstable_by_key(|(place, _)| *place);
+        take(hour, of_hour)?;
+        of_hour.clear();
+        Ok::<_, rusqlite::Error>(())
+    };
+    while let Some(row) = rows.next()? {
+        let next = row.get(0)?;
+        if next != hour && !of_hour.is_empty() {
+            flush(hour, &mut of_hour)?;
+        }
+        hour = next;
+        of_hour.push((dimensions.place(row.get(1)?)?, Sums::read(row, 2)?));
+    }
+    if of_hour.is_empty() { Ok(()) } else { flush(hour, &mut of_hour) }
+}
+
+/// An hour's rows by dimension's place and party's id.
+pub(super) fn parties_of_hour(
+    connection: &Connection,
+    dimensions: &Dimensions,
+    hour: u64,
+) -> SqlResult<Vec<(usize, i64, Sums)>> {
+    let mut query = connection.prepare_cached(&format!(
+        "SELECT dimension, party, {SUMS} FROM party_rollups WHERE hour = ?1 ORDER BY dimension, party"
+    ))?;
+    let rows = query.query_map([signed(hour)], |row| {
+        Ok((dimensions.place(row.get(0)?)?, row.get(1)?, Sums::read(row, 2)?))
+    })?;
+    rows.collect()
+}
+
+pub(super) fn party(connection: &Connection, id: i64) -> SqlResult<Party> {
+    connection
+        .prepare_cached("SELECT user, task FROM parties WHERE id = ?1")?
+        .query_row(params![id], |row| Ok(Party { user: row.get(0)?, task: row.get(1)? }))
+}
+
+fn signed(hour: u64) -> i64 {
+    i64::try_from(hour).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,86 @@
+-- Roll-ups: sums over receipt lines by clock hour, written with the receipts. Within an hour that is still open
+-- a row grows; after it, it stands. They hold nothing that the receipts do not say: the audit adds them up again.
+-- An empty label is one that the request did not have.
+
+-- What lines are attributed to, each combination once; it has few values a label, whatever the number of requests.
+CREATE TABLE dimensions (
+    id INTEGER PRIMARY KEY,
+    currency TEXT NOT NULL,
+    device TEXT NOT NULL,
+    rate_version TEXT NOT NULL REFERENCES rates,
+    tenant TEXT NOT NULL,
+    key_id TEXT NOT NULL,
+    team TEXT NOT NULL,
+    feature TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    cost_center TEXT NOT NULL,
+    model TEXT NOT NULL,
+    precision TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    status TEXT NOT NULL,
+    bytes_per_block INTEGER NOT NULL CHECK (bytes_per_block >= 0),
+    UNIQUE (currency, device, rate_version, tenant, key_id, team, feature, environment, cost_center, model,
+            precision, endpoint, status, bytes_per_block)
+) STRICT;
+
+-- Labels that may have as many values as there are requests: kept apart, so that the others stay few.
+CREATE TABLE parties (
+    id INTEGER PRIMARY KEY,
+    user TEXT NOT NULL,
+    task TEXT NOT NULL,
+    UNIQUE (user, task)
+) STRICT;
+
+-- A request is counted, with its tokens and its energy, in the row of its first line.
+CREATE TABLE rollups (
+    hour INTEGER NOT NULL CHECK (hour >= 0), -- of the receipts' transactions
+    dimension INTEGER NOT NULL REFERENCES dimensions,
+    requests INTEGER NOT NULL CHECK (requests >= 0),
+    prompt_tokens INTEGER NOT NULL CHECK (prompt_tokens >= 0),
+    cached_tokens INTEGER NOT NULL CHECK (cached_tokens >= 0),
+    completion_tokens INTEGER NOT NULL CHECK (completion_tokens >= 0),
+    metered INTEGER NOT NULL CHECK (metered >= 0), -- requests whose energy is known
+    energy_mj INTEGER NOT NULL CHECK (energy_mj >= 0), -- theirs
+    device_ns INTEGER NOT NULL CHECK (device_ns >= 0),
+    block_ns_hi INTEGER NOT NULL CHECK (block_ns_hi >= 0),
+    block_ns_lo INTEGER NOT NULL CHECK (block_ns_lo BETWEEN 0 AND 999999999999999999),
+    time_hi INTEGER NOT NULL CHECK (time_hi >= 0), -- money
+    time_lo INTEGER NOT NULL CHECK (time_lo BETWEEN 0 AND 999999999999999999),
+    memory_hi INTEGER NOT NULL CHECK (memory_hi >= 0),
+    memory_lo INTEGER NOT NULL CHECK (memory_lo BETWEEN 0 AND 999999999999999999),
+    PRIMARY KEY (hour, dimension)
+) STRICT, WITHOUT ROWID;
+
+-- The same for lines with a user or a task; what a row of `rollups` has beyond these has neither.
+CREATE TABLE party_rollups (
+    hour INTEGER NOT NULL CHECK (hour >= 0),
+    dimension INTEGER NOT NULL REFERENCES dimensions,
+    party INTEGER NOT NULL REFERENCES parties,
+    requests INTEGER NOT NULL CHECK (requests >= 0),
+    prompt_tokens INTEGER NOT NULL CHECK (prompt_tokens >= 0),
+    cached_tokens INTEGER NOT NULL CHECK (cached_tokens >= 0),
+    completion_tokens INTEGER NOT NULL CHECK (completion_tokens >= 0),
+    metered INTEGER NOT NULL CHECK (metered >= 0),
+    energy_mj INTEGER NOT NULL CHECK (energy_mj >= 0),
+    device_ns INTEGER NOT NULL CHECK (device_ns >= 0),
+    block_ns_hi INTEGER NOT NULL CHECK (block_ns_hi >= 0),
+    block_ns_lo INTEGER NOT NULL CHECK (block_ns_lo BETWEEN 0 AND 999999999999999999),
+    time_hi INTEGER NOT NULL CHECK (time_hi >= 0),
+    time_lo INTEGER NOT NULL CHECK (time_lo BETWEEN 0 AND 999999999999999999),
+    memory_hi INTEGER NOT NULL CHECK (memory_hi >= 0),
+    memory_lo INTEGER NOT NULL CHECK (memory_lo BETWEEN 0 AND 999999999999999999),
+    PRIMARY KEY (hour, dimension, party)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER dimensions_no_UPDATE BEFORE UPDATE ON dimensions
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
+CREATE TRIGGER dimensions_no_DELETE BEFORE DELETE ON dimensions
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
+CREATE TRIGGER parties_no_UPDATE BEFORE UPDATE ON parties
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
+CREATE TRIGGER parties_no_DELETE BEFORE DELETE ON parties
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
+CREATE TRIGGER rollups_no_DELETE BEFORE DELETE ON rollups
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
+CREATE TRIGGER party_rollups_no_DELETE BEFORE DELETE ON party_rollups
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;

@@ -1,0 +1,283 @@
+//! The books hour by hour: each hour's roll-ups with their share of the house's money.
+//!
+//! Does: read house entries, bills and what runs, and hand out each clock hour complete.
+//! Does not know: groups, formats.
+//! Invariants: an hour's house money is split without remainder; rows + unallocated house + open = the bill.
+//!
+//! Fully loaded cost: the house money of each clock hour of a device is split over that hour's roll-up rows in
+//! the proportion of their usage money, by prefix rounding in the order of their labels; within a row over its
+//! parties in the same way. So every grouping has the same total, and any two agree where one refines the other.
+//! An hour in which no line cost anything stays unallocated. The hour that still runs is split as it stands.
+//! A request with status `error` costs its caller nothing: `house:error` pays.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use rusqlite::Connection;
+
+use super::entry::{Amounts, ERROR, ROUNDING};
+use super::price::mul_div;
+use super::report::Balance;
+use super::rollup::{self, Dimensions, Label, Sums};
+use super::rows::{self, wide};
+use super::store::SqlResult;
+use crate::units::{BlockNanos, DeviceNanos, Picos};
+
+/// A roll-up row of an hour.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HourRow {
+    /// Its dimension's place.
+    pub(super) dimension: usize,
+    pub(super) sums: Sums,
+    /// What it carries of the house. Nothing where the house pays for the row itself.
+    pub(super) share: Picos,
+}
+
+/// Amounts of an hour by device and account.
+pub(super) type House = BTreeMap<(usize, String), Amounts>;
+
+/// All of one clock hour.
+pub(super) struct Hour<'a> {
+    pub(super) hour: u64,
+    pub(super) rows: &'a [HourRow],
+    pub(super) house: &'a House,
+    /// House money that no row carries, by device.
+    pub(super) unallocated: &'a [(usize, Picos)],
+}
+
+/// Some clock hours of the ledger.
+pub(super) struct Showback {
+    hours: Range<u64>,
+    whole: bool,
+    pub(super) dimensions: Dimensions,
+    /// Currency and device.
+    pub(super) devices: Vec<(String, String)>,
+    /// The device of each dimension.
+    device_of_dimension: Vec<usize>,
+    /// The latest size of a block of the KV pool, by device.
+    bytes_per_block: BTreeMap<String, u64>,
+    house: BTreeMap<u64, House>,
+    pub(super) balances: BTreeMap<String, Balance>,
+}
+
+impl Showback {
+    /// Reads all but the roll-ups. `whole`: the hours are all that there are.
+    pub(super) fn read(connection: &Connection, hours: Range<u64>, whole: bool) -> SqlResult<Self> {
+        let mut showback = Self {
+            hours,
+            whole,
+            dimensions: Dimensions::read(connection)?,
+            devices: Vec::new(),
+            device_of_dimension: Vec::new(),
+            bytes_per_block: BTreeMap::new(),
+            house: BTreeMap::new(),
+            balances: BTreeMap::new(),
+        };
+        for place in 0..showback.dimensions.sorted.len() {
+            let dimension = &showback.dimensions.sorted[place];
+            let (currency, device) =
+                (dimension.label(Label::Currency).to_owned(), dimension.label(Label::Device).to_owned());
+            let device = showback.device(currency, device);
+            showback.device_of_dimension.push(device);
+        }
+        showback.closes(connection)?;
+        showback.standing(connection)?;
+        Ok(showback)
+    }
+
+    pub(super) fn is_error(&self, row: &HourRow) -> bool {
+        self.dimensions.sorted[row.dimension].label(Label::Status) == "error"
+    }
+
+    /// The place of a row's device.
+    pub(super) fn device_of(&self, row: &HourRow) -> usize {
+        self.device_of_dimension[row.dimension]
+    }
+
+    /// Of a device's latest KV pool; 0 where it never had one.
+    pub(super) fn bytes_per_block(&self, device: usize) -> u64 {
+        self.bytes_per_block.get(&self.devices[device].1).copied().unwrap_or(0)
+    }
+
+    fn device(&mut self, currency: String, device: String) -> usize {
+        let name = (currency, device);
+        self.devices.iter().position(|known| *known == name).unwrap_or_else(|| {
+            self.devices.push(name);
+            self.devices.len() - 1
+        })
+    }
+
+    fn balance(&mut self, device: usize) -> &mut Balance {
+        self.balances.entry(self.devices[device].0.clone()).or_default()
+    }
+
+    fn add_house(&mut self, hour: u64, device: usize, account: &str, amounts: Amounts) {
+        let of_hour = self.house.entry(hour).or_default();
+        *of_hour.entry((device, account.to_owned())).or_default() += amounts;
+    }
+
+    /// What closes posted in these hours: the house, and the bills.
+    fn closes(&mut self, connection: &Connection) -> SqlResult<()> {
+        // The first condition is that of the index of closes: receipts are not looked at.
+        let mut query = connection.prepare(
+            "SELECT rates.currency, epochs.device, transactions.hour, transactions.kind, accounts.name,
+             entries.device_ns, entries.block_ns_hi, entries.block_ns_lo, entries.picos
+             FROM epochs JOIN transactions ON transactions.epoch = epochs.id AND transactions.kind <> 'receipt'
+             JOIN entries ON entries.tx = transactions.id AND entries.side = 'debit'
+             JOIN accounts ON accounts.id = entries.account JOIN rates ON rates.version = epochs.rate_version",
+        )?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let hour = row.get(2)?;
+            if !self.hours.contains(&hour) {
+                continue;
+            }
+            let device = self.device(row.get(0)?, row.get(1)?);
+            let money = Picos(i128::from(row.get::<_, i64>(8)?));
+            if row.get_ref(3)?.as_str()? == "bill" {
+                self.balance(device).bill += money;
+                continue;
+            }
+            let amounts = Amounts { time: DeviceNanos(row.get(5)?), kv: BlockNanos(wide(row, 6)?), money };
+            self.add_house(hour, device, row.get_ref(4)?.as_str()?, amounts);
+        }
+        Ok(())
+    }
+
+    /// What the running epochs have not posted yet, in the hours in which they stand; and blocks' sizes.
+    fn standing(&mut self, connection: &Connection) -> SqlResult<()> {
+        for row in rows::epochs(connection)? {
+            if let Some(pool) = row.pool {
+                self.bytes_per_block.insert(row.epoch.device.clone(), pool.bytes_per_block);
+            }
+            if row.end.is_some() {
+                continue;
+            }
+            let Some(checkpoint) = rows::checkpoint(connection, &row)? else { continue };
+            if !self.hours.contains(&checkpoint.hour) {
+                continue;
+            }
+            let device = self.device(row.epoch.rate.currency().to_owned(), row.epoch.device.clone());
+            let posted = rows::posted(connection, row.epoch.id)?;
+            let unbilled = row.epoch.rate.bill(posted.at, checkpoint.snapshot.now);
+            let standing = checkpoint.books(row.epoch, posted).standing();
+            let balance = self.balance(device);
+            balance.bill += unbilled;
+            balance.open += standing.open.money;
+            for (account, amounts) in standing.unposted {
+                self.add_house(checkpoint.hour, device, &account, amounts);
+            }
+            let rounding = Amounts { money: standing.rounding, ..Amounts::default() };
+            self.add_house(checkpoint.hour, device, ROUNDING, rounding);
+        }
+        Ok(())
+    }
+
+    /// Hands out every hour that has something, in order, once.
+    pub(super) fn walk(
+        &mut self,
+        connection: &Connection,
+        mut take: impl FnMut(&Self, &Hour<'_>) -> SqlResult<()>,
+    ) -> SqlResult<()> {
+        let mut houses = std::mem::take(&mut self.house);
+        let (dimensions, hours) = (self.dimensions.clone(), self.hours.clone());
+        rollup::each_hour(connection, &dimensions, hours, |hour, rows| {
+            while let Some(first) = houses.first_entry().filter(|first| *first.key() < hour) {
+                let (earlier, house) = first.remove_entry();
+                self.hour(earlier, &[], house, &mut take)?;
+            }
+            let house = houses.remove(&hour).unwrap_or_default();
+            self.hour(hour, rows, house, &mut take)
+        })?;
+        for (hour, house) in houses {
+            self.hour(hour, &[], house, &mut take)?;
+        }
+        if !self.whole {
+            // What is missing is the work that was begun in these hours but did not end in them, less that which
+            // ended in them but was begun before.
+            self.balances
+                .values_mut()
+                .for_each(|sum| sum.open = Picos(sum.bill.0 - sum.usage.0 - sum.house.0));
+        }
+        Ok(())
+    }
+
+    fn hour(
+        &mut self,
+        hour: u64,
+        rolled_up: &[(usize, Sums)],
+        mut house: House,
+        take: &mut impl FnMut(&Self, &Hour<'_>) -> SqlResult<()>,
+    ) -> SqlResult<()> {
+        let mut rows: Vec<HourRow> = rolled_up
+            .iter()
+            .map(|(dimension, sums)| HourRow { dimension: *dimension, sums: *sums, share: Picos::ZERO })
+            .collect();
+        let mut money: BTreeMap<usize, (Picos, Picos)> = BTreeMap::new();
+        for row in &rows {
+            let device = self.device_of(row);
+            if self.is_error(row) {
+                let amounts = Amounts { time: row.sums.device, kv: row.sums.kv, money: row.sums.money() };
+                *house.entry((device, ERROR.to_owned())).or_default() += amounts;
+            } else {
+                money.entry(device).or_default().1 += row.sums.money();
+            }
+        }
+        for ((device, _), amounts) in &house {
+            money.entry(*device).or_default().0 += amounts.money;
+        }
+        let mut unallocated = Vec::new();
+        for (&device, &(house, usage)) in &money {
+            let balance = self.balance(device);
+            balance.house += house;
+            balance.usage += usage;
+            if usage == Picos::ZERO {
+                balance.unallocated += house;
+                unallocated.push((device, house));
+            }
+        }
+        // Rows are in the order of their labels, those of a device next to each other.
+        for of_device in rows.chunk_by_mut(|a, b| self.device_of(a) == self.device_of(b)) {
+            let (house, usage) = money[&self.device_of(&of_device[0])];
+            if usage == Picos::ZERO {
+                continue;
+            }
+            let mut split = Split::new(house, usage);
+            for row in of_device {
+                if self.dimensions.sorted[row.dimension].label(Label::Status) != "error" {
+                    row.share = split.next(row.sums.money());
+                }
+            }
+            assert_eq!(split.given, house, "an hour's house money is split without remainder");
+        }
+        take(self, &Hour { hour, rows: &rows, house: &house, unallocated: &unallocated })
+    }
+}
+
+/// Prefix rounding: hands out a whole in parts that are proportional to weights, and leaves nothing over.
+pub(super) struct Split {
+    whole: Picos,
+    weights: Picos,
+    before: Picos,
+    given: Picos,
+}
+
+impl Split {
+    /// `weights`: the sum of all to come, more than zero unless the whole is zero.
+    pub(super) fn new(whole: Picos, weights: Picos) -> Self {
+        Self { whole, weights, before: Picos::ZERO, given: Picos::ZERO }
+    }
+
+    pub(super) fn next(&mut self, weight: Picos) -> Picos {
+        if self.whole == Picos::ZERO {
+            return Picos::ZERO;
+        }
+        self.before += weight;
+        let positive = |money: Picos| u128::try_from(money.0).expect("entries hold nothing negative");
+        let (quotient, _) = mul_div(positive(self.whole), positive(self.before), positive(self.weights));
+        let until = Picos(i128::try_from(quotient).expect("a part is not more than the whole"));
+        let part = until - self.given;
+        self.given = until;
+        part
+    }
+}
