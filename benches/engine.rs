@@ -71,10 +71,6 @@ impl CausalLm for Instantly {
         Err(ForwardError("only spans are asked for".into()))
     }
 
-    fn workers(&self) -> usize {
-        1
-    }
-
     fn overlaps(&self) -> bool {
         true
     }

@@ -46,6 +46,16 @@ impl Batch {
         first..first + self.logit_rows[first..].partition_point(|row| *row < rows.end)
     }
 
+    /// Gives `each`, as worker 0, the logits of each span that asked for some, out of (`logit_rows.len()`, vocab).
+    pub fn give_each(&self, logits: &[f32], vocab: usize, each: EachSpan<'_>) {
+        for span in 0..self.spans.len() {
+            let rows = self.logits_of(span);
+            if !rows.is_empty() {
+                each(0, span, &logits[rows.start * vocab..rows.end * vocab]);
+            }
+        }
+    }
+
     /// Whether a model with these limits can run this batch.
     ///
     /// # Errors
@@ -168,10 +178,14 @@ pub trait CausalLm: Send {
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError>;
 
     /// Threads that call what [`CausalLm::forward_each`] is given: workers are numbered below this.
-    fn workers(&self) -> usize;
+    fn workers(&self) -> usize {
+        1
+    }
 
     /// Whether the calling thread can do something else while the device computes.
-    fn overlaps(&self) -> bool;
+    fn overlaps(&self) -> bool {
+        false
+    }
 
     /// As [`CausalLm::forward`], but each span's logits are given to `each`, on the model's own threads and
     /// in any order; spans that asked for none are left out.
@@ -186,5 +200,10 @@ pub trait CausalLm: Send {
         batch: &Batch,
         meanwhile: &mut dyn FnMut(),
         each: EachSpan<'_>,
-    ) -> Result<(), ForwardError>;
+    ) -> Result<(), ForwardError> {
+        meanwhile();
+        let vocab = self.vocab_size();
+        batch.give_each(self.forward(batch)?, vocab, each);
+        Ok(())
+    }
 }

@@ -186,10 +186,6 @@ impl CausalLm for FakeModel {
         Ok(&self.logits)
     }
 
-    fn workers(&self) -> usize {
-        1
-    }
-
     fn overlaps(&self) -> bool {
         true
     }
@@ -203,12 +199,7 @@ impl CausalLm for FakeModel {
         self.begin(batch)?;
         meanwhile();
         self.compute(batch);
-        for span in 0..batch.spans.len() {
-            let rows = batch.logits_of(span);
-            if !rows.is_empty() {
-                each(0, span, &self.logits[rows.start * self.vocab..rows.end * self.vocab]);
-            }
-        }
+        batch.give_each(&self.logits, self.vocab, each);
         Ok(())
     }
 }
@@ -297,12 +288,43 @@ mod tests {
             logit_rows: vec![0, 1, 3],
         };
         let expected: Vec<Vec<f32>> = [[1].as_slice(), &[1, 2], &[4]].map(|t| model().logits_after(t)).into();
-        let got = std::sync::Mutex::new(Vec::new());
-        let mut calls = 0;
-        let each = |_: usize, span: usize, logits: &[f32]| got.lock().unwrap().push((span, logits.to_vec()));
-        model().forward_each(&batch, &mut || calls += 1, &each).expect("forward");
-        assert_eq!(calls, 1);
-        assert_eq!(got.into_inner().unwrap(), [(0, expected[..2].concat()), (2, expected[2].clone())]);
+        let models: [Box<dyn CausalLm>; 2] = [Box::new(model()), Box::new(Plain(model()))];
+        for mut model in models {
+            let got = std::sync::Mutex::new(Vec::new());
+            let mut calls = 0;
+            let each = |worker: usize, span: usize, logits: &[f32]| {
+                assert_eq!(worker, 0);
+                got.lock().unwrap().push((span, logits.to_vec()));
+            };
+            model.forward_each(&batch, &mut || calls += 1, &each).expect("forward");
+            assert_eq!((calls, model.workers()), (1, 1));
+            assert_eq!(got.into_inner().unwrap(), [(0, expected[..2].concat()), (2, expected[2].clone())]);
+        }
+    }
+
+    /// A model that says no more than it must.
+    struct Plain(FakeModel);
+
+    impl CausalLm for Plain {
+        fn vocab_size(&self) -> usize {
+            self.0.vocab_size()
+        }
+
+        fn context_length(&self) -> usize {
+            self.0.context_length()
+        }
+
+        fn kv_bytes_per_token(&self) -> u64 {
+            self.0.kv_bytes_per_token()
+        }
+
+        fn allocate_kv(&mut self, blocks: usize, block_size: usize) -> Result<(), ForwardError> {
+            self.0.allocate_kv(blocks, block_size)
+        }
+
+        fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
+            self.0.forward(batch)
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use obol_kernels::{DenseData, KvDtype, KvShape};
 
 use super::Weights as HostWeights;
 use super::layer::Layer;
-use crate::batch::{Batch, BatchLimits, CausalLm, DeviceMemory, EachSpan, ForwardError};
+use crate::batch::{Batch, BatchLimits, CausalLm, DeviceMemory, ForwardError};
 use crate::device::ComputeDtype;
 use crate::error::LoadError;
 use crate::linear::Linear;
@@ -243,17 +243,6 @@ impl CudaDecoder {
         if larger == self.limits() { Ok(()) } else { self.reserve(larger) }
     }
 
-    /// Gives `each` the logits of each span of the batch that was run last.
-    fn give_each(&self, batch: &Batch, each: EachSpan<'_>) {
-        let vocab = self.spec.vocab;
-        for span in 0..batch.spans.len() {
-            let rows = batch.logits_of(span);
-            if !rows.is_empty() {
-                each(0, span, &self.logits[rows.start * vocab..rows.end * vocab]);
-            }
-        }
-    }
-
     fn stage(&self) -> Stage<'_> {
         let (Some(work), Some(pool)) = (&self.work, &self.pool) else {
             unreachable!("a batch is admitted before it runs")
@@ -362,25 +351,5 @@ impl CausalLm for CudaDecoder {
             self.run(batch).map_err(failed)?;
         }
         Ok(&self.logits)
-    }
-
-    fn workers(&self) -> usize {
-        1
-    }
-
-    fn overlaps(&self) -> bool {
-        false
-    }
-
-    fn forward_each(
-        &mut self,
-        batch: &Batch,
-        meanwhile: &mut dyn FnMut(),
-        each: EachSpan<'_>,
-    ) -> Result<(), ForwardError> {
-        meanwhile();
-        self.forward(batch)?;
-        self.give_each(batch, each);
-        Ok(())
     }
 }

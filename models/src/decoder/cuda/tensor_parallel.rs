@@ -14,7 +14,7 @@ use obol_kernels::cuda::{Communicator, GpuError, GroupId, MemoryView};
 
 use super::graphs::Graphs;
 use super::{CudaDecoder, HostWeights, failed, not_loaded};
-use crate::batch::{Batch, CausalLm, DeviceMemory, EachSpan, ForwardError};
+use crate::batch::{Batch, CausalLm, DeviceMemory, ForwardError};
 use crate::communicator::{Aborted, Communicator as HostCommunicator};
 use crate::cut::Rank;
 use crate::decoder::group::{Group, Meetings, Work};
@@ -312,26 +312,6 @@ impl CausalLm for CudaTensorParallel {
         };
         others.run(write, || first.forward(batch).map(drop))?;
         Ok(&self.first.logits)
-    }
-
-    fn workers(&self) -> usize {
-        1
-    }
-
-    fn overlaps(&self) -> bool {
-        false
-    }
-
-    fn forward_each(
-        &mut self,
-        batch: &Batch,
-        meanwhile: &mut dyn FnMut(),
-        each: EachSpan<'_>,
-    ) -> Result<(), ForwardError> {
-        meanwhile();
-        self.forward(batch)?;
-        self.first.give_each(batch, each);
-        Ok(())
     }
 }
 
