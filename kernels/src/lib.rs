@@ -30,6 +30,7 @@ mod pool;
 mod quantize_weights;
 pub mod reference;
 mod rope;
+mod row_draw;
 mod row_ops;
 mod rows;
 mod simd;
@@ -46,6 +47,7 @@ pub use kv_dtype::KvDtype;
 pub use packed::{Bits, Fill, GROUP, Group, Packed, ScaleKind};
 pub use pool::Pool;
 pub use rope::{RopeScaling, RopeStyle, RopeTable};
+pub use row_draw::RowDraw;
 pub use super_scales::{FillSuper, SUPER_BLOCK, SuperBlock, SuperKind};
 
 /// Rows of equal length at a fixed distance in a larger slice: row `i` starts at `data[i * stride]`.

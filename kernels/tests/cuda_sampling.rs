@@ -4,43 +4,30 @@ mod device;
 
 use device::sampling::{Lists, logprobs, sample};
 use device::{Random, gpu, upload, upload_u32};
+use obol_kernels::RowDraw;
 use obol_kernels::cuda::{
-    DeviceDraw, DeviceRows, DrawLayout, DrawLists, DrawRecord, Dtype, Gpu, PackedDraws, RECORD_BYTES,
-    SamplingPasses, StepTokens,
+    DeviceRows, DrawLayout, DrawLists, DrawRecord, Dtype, Gpu, PackedDraws, RECORD_BYTES, SamplingPasses,
+    StepTokens,
 };
 
 /// What a launch draws: token, its log-probability, the most likely.
 type Drawn = (Option<u32>, f32, Vec<(u32, f32)>);
 
-fn greedy() -> DeviceDraw {
-    DeviceDraw {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        seed: 7,
-        choice: 0,
-        position: 0,
-        logprobs: None,
-        biases: 0..0,
-        forbidden: 0..0,
-        seen: 0..0,
-        fed: None,
-    }
+/// A draw, and the row of the step's tokens that is fed to it.
+type Asked = (RowDraw, Option<usize>);
+
+fn unfed(draws: impl IntoIterator<Item = RowDraw>) -> Vec<Asked> {
+    draws.into_iter().map(|draw| (draw, None)).collect()
 }
 
-fn warm() -> DeviceDraw {
-    DeviceDraw { temperature: 1.0, ..greedy() }
-}
+const GREEDY: RowDraw = RowDraw { seed: 7, ..RowDraw::GREEDY };
+const WARM: RowDraw = RowDraw { temperature: 1.0, ..GREEDY };
 
 /// Draws from rows at a distance of `vocab` + `gap`, in places of which the last `padding` have no draw.
 fn run(
     gpu: &Gpu,
     rows: &[Vec<f32>],
-    draws: &[DeviceDraw],
+    draws: &[Asked],
     lists: &Lists,
     gap: usize,
     padding: usize,
@@ -54,7 +41,7 @@ fn run(
         forbidden: lists.forbidden.iter().copied(),
         seen: lists.seen.iter().copied(),
     };
-    let (len, passes) = layout.pack(draws.iter().cloned(), packed, &mut bytes);
+    let (len, passes) = layout.pack(draws.iter().map(|(draw, fed)| (draw, *fed)), packed, &mut bytes);
     assert_eq!(len, layout.bytes() - 12, "all but the room that is left");
     // One number before the rows, so that no row is aligned where the vocabulary is even.
     let mut all = vec![f32::NAN];
@@ -97,8 +84,8 @@ fn run(
 }
 
 #[track_caller]
-fn token(gpu: &Gpu, row: &[f32], draw: DeviceDraw, lists: &Lists) -> Option<u32> {
-    run(gpu, &[row.to_vec()], &[draw], lists, 0, 0)[0].0
+fn token(gpu: &Gpu, row: &[f32], draw: RowDraw, lists: &Lists) -> Option<u32> {
+    run(gpu, &[row.to_vec()], &unfed([draw]), lists, 0, 0)[0].0
 }
 
 #[test]
@@ -106,19 +93,19 @@ fn greedy_takes_the_highest_and_the_lower_token_on_a_tie() {
     let gpu = gpu();
     let none = Lists::default();
     let forbidden = Lists { forbidden: vec![1], ..Lists::default() };
-    assert_eq!(token(&gpu, &[0.0, 3.0, 3.0, 1.0], greedy(), &none), Some(1));
+    assert_eq!(token(&gpu, &[0.0, 3.0, 3.0, 1.0], GREEDY, &none), Some(1));
     assert_eq!(
-        token(&gpu, &[0.0, 3.0, 3.0, 1.0], DeviceDraw { forbidden: 0..1, ..greedy() }, &forbidden),
+        token(&gpu, &[0.0, 3.0, 3.0, 1.0], RowDraw { forbidden: 0..1, ..GREEDY }, &forbidden),
         Some(2)
     );
-    assert_eq!(token(&gpu, &[f32::NAN, 3.0, f32::INFINITY], greedy(), &none), Some(1));
-    assert_eq!(token(&gpu, &[-1.0, -0.0, 0.0], greedy(), &none), Some(1));
-    assert_eq!(token(&gpu, &[f32::MIN, f32::NEG_INFINITY], greedy(), &none), Some(0));
+    assert_eq!(token(&gpu, &[f32::NAN, 3.0, f32::INFINITY], GREEDY, &none), Some(1));
+    assert_eq!(token(&gpu, &[-1.0, -0.0, 0.0], GREEDY, &none), Some(1));
+    assert_eq!(token(&gpu, &[f32::MIN, f32::NEG_INFINITY], GREEDY, &none), Some(0));
     for temperature in [1e-40, 1e-6, f32::MIN_POSITIVE] {
-        assert_eq!(token(&gpu, &[0.0, 3.0, 2.9], DeviceDraw { temperature, ..greedy() }, &none), Some(1));
+        assert_eq!(token(&gpu, &[0.0, 3.0, 2.9], RowDraw { temperature, ..GREEDY }, &none), Some(1));
     }
-    assert_eq!(token(&gpu, &[0.0, 2.9, 3.0], DeviceDraw { top_k: 1, ..warm() }, &none), Some(2));
-    let cold = DeviceDraw { temperature: 1e-5, ..warm() };
+    assert_eq!(token(&gpu, &[0.0, 2.9, 3.0], RowDraw { top_k: 1, ..WARM }, &none), Some(2));
+    let cold = RowDraw { temperature: 1e-5, ..WARM };
     assert_eq!(token(&gpu, &[-1e30, 3.0, 2.9], cold, &none), Some(1));
 }
 
@@ -126,7 +113,7 @@ fn greedy_takes_the_highest_and_the_lower_token_on_a_tie() {
 fn rows_without_a_finite_logit_draw_nothing() {
     let gpu = gpu();
     let row = vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
-    let draws = [greedy(), warm(), DeviceDraw { top_p: 0.5, top_k: 2, logprobs: Some(2), ..warm() }];
+    let draws = unfed([GREEDY, WARM, RowDraw { top_p: 0.5, top_k: 2, logprobs: Some(2), ..WARM }]);
     for (at, drawn) in run(&gpu, &vec![row; 3], &draws, &Lists::default(), 0, 0).into_iter().enumerate() {
         assert_eq!(drawn, (None, 0.0, Vec::new()), "draw {at}");
     }
@@ -141,25 +128,28 @@ fn penalties_and_bias_move_the_choice() {
         seen: vec![(1, 2), (2, 0), (77, 3)],
         tokens: vec![3, 1],
     };
-    let check = |row: &[f32], draw: DeviceDraw, expected: u32| {
-        assert_eq!(token(&gpu, row, draw.clone(), &lists), Some(expected), "{draw:?}");
+    let check_fed = |row: &[f32], draw: RowDraw, fed: Option<usize>, expected: u32| {
+        let asked = (draw, fed);
+        let drawn = &run(&gpu, &[row.to_vec()], std::slice::from_ref(&asked), &lists, 0, 0)[0];
+        assert_eq!(drawn.0, Some(expected), "{asked:?}");
     };
+    let check = |row: &[f32], draw: RowDraw, expected: u32| check_fed(row, draw, None, expected);
     let row = [1.0, 2.0, 2.5, 1.9];
-    let seen = DeviceDraw { seen: 0..3, ..greedy() };
-    check(&row, greedy(), 2);
-    check(&row, DeviceDraw { repetition_penalty: 2.0, ..seen.clone() }, 3);
-    check(&row, DeviceDraw { repetition_penalty: 2.0, fed: Some(0), ..seen.clone() }, 2);
-    check(&row, DeviceDraw { biases: 0..2, ..greedy() }, 0);
-    check(&row, DeviceDraw { biases: 1..4, ..greedy() }, 2);
+    let seen = RowDraw { seen: 0..3, ..GREEDY };
+    check(&row, GREEDY, 2);
+    check(&row, RowDraw { repetition_penalty: 2.0, ..seen.clone() }, 3);
+    check_fed(&row, RowDraw { repetition_penalty: 2.0, ..seen.clone() }, Some(0), 2);
+    check(&row, RowDraw { biases: 0..2, ..GREEDY }, 0);
+    check(&row, RowDraw { biases: 1..4, ..GREEDY }, 2);
     let row = [1.0, 2.0, 0.0, 1.9];
-    check(&row, DeviceDraw { presence_penalty: 0.05, ..seen.clone() }, 1);
-    check(&row, DeviceDraw { frequency_penalty: 0.06, ..seen.clone() }, 3);
-    check(&row, DeviceDraw { frequency_penalty: 0.04, ..seen.clone() }, 1);
-    check(&row, DeviceDraw { frequency_penalty: 0.04, fed: Some(1), ..seen }, 3);
+    check(&row, RowDraw { presence_penalty: 0.05, ..seen.clone() }, 1);
+    check(&row, RowDraw { frequency_penalty: 0.06, ..seen.clone() }, 3);
+    check(&row, RowDraw { frequency_penalty: 0.04, ..seen.clone() }, 1);
+    check_fed(&row, RowDraw { frequency_penalty: 0.04, ..seen }, Some(1), 3);
     // A fed token that no penalty asks for changes nothing; a row that is not there neither.
-    check(&row, DeviceDraw { fed: Some(1), ..greedy() }, 1);
-    check(&row, DeviceDraw { frequency_penalty: 5.0, fed: Some(9), ..greedy() }, 1);
-    check(&row, DeviceDraw { frequency_penalty: 5.0, fed: Some(1), ..greedy() }, 3);
+    check_fed(&row, GREEDY, Some(1), 1);
+    check_fed(&row, RowDraw { frequency_penalty: 5.0, ..GREEDY }, Some(9), 1);
+    check_fed(&row, RowDraw { frequency_penalty: 5.0, ..GREEDY }, Some(1), 3);
 }
 
 /// Rows of every kind: flat, steep, full of ties, with what is no number.
@@ -186,7 +176,7 @@ fn extend<T>(list: &mut Vec<T>, more: impl IntoIterator<Item = T>) -> std::ops::
     start..list.len()
 }
 
-fn draw(random: &mut Random, vocab: usize, lists: &mut Lists) -> DeviceDraw {
+fn draw(random: &mut Random, vocab: usize, lists: &mut Lists) -> Asked {
     let some = random.one(&[0, 0, 1, 7, 300]);
     let token = |random: &mut Random| (random.below(vocab) + random.one(&[0, 0, 0, 9999])) as u32;
     let biases = (0..some).map(|_| (token(random), random.unit() * 3.0)).collect::<Vec<_>>();
@@ -196,7 +186,7 @@ fn draw(random: &mut Random, vocab: usize, lists: &mut Lists) -> DeviceDraw {
     seen.dedup();
     let seen = seen.into_iter().map(|token| (token, random.below(3) as u32)).collect::<Vec<_>>();
     lists.tokens.push(random.below(vocab) as u32);
-    DeviceDraw {
+    let draw = RowDraw {
         temperature: random.one(&[0.0, 0.3, 1.0, 1.0, 2.0]),
         top_k: random.one(&[0, 0, 0, 1, 2, 5, 40, 1000]),
         top_p: random.one(&[1.0, 1.0, 0.0, 0.05, 0.5, 0.9, 0.999]),
@@ -211,12 +201,12 @@ fn draw(random: &mut Random, vocab: usize, lists: &mut Lists) -> DeviceDraw {
         biases: extend(&mut lists.biases, biases),
         forbidden: extend(&mut lists.forbidden, forbidden),
         seen: extend(&mut lists.seen, seen),
-        fed: random.one(&[None, Some(lists.tokens.len() - 1)]),
-    }
+    };
+    (draw, random.one(&[None, Some(lists.tokens.len() - 1)]))
 }
 
 #[track_caller]
-fn check_logprobs(row: &[f32], draw: &DeviceDraw, (token, logprob, top): &Drawn, what: &str) {
+fn check_logprobs(row: &[f32], draw: &RowDraw, (token, logprob, top): &Drawn, what: &str) {
     let (Some(token), Some(wanted)) = (*token, draw.logprobs) else {
         assert_eq!((*logprob, top.len()), (0.0, 0), "{what}: nobody asked");
         return;
@@ -241,12 +231,12 @@ fn check_random(seed: u64, vocab: usize, rows: usize, cases: usize) {
     for case in 0..cases {
         let mut lists = Lists::default();
         let logits: Vec<Vec<f32>> = (0..rows).map(|_| row(&mut random, vocab)).collect();
-        let draws: Vec<DeviceDraw> = (0..rows).map(|_| draw(&mut random, vocab, &mut lists)).collect();
+        let draws: Vec<Asked> = (0..rows).map(|_| draw(&mut random, vocab, &mut lists)).collect();
         let drawn = run(&gpu, &logits, &draws, &lists, random.below(3), random.below(3));
         for ((logits, draw), drawn) in logits.iter().zip(&draws).zip(&drawn) {
             let what = format!("vocabulary {vocab}, case {case}: {draw:?}");
             assert_eq!(drawn.0, sample(logits, draw, &lists), "{what}");
-            check_logprobs(logits, draw, drawn, &what);
+            check_logprobs(logits, &draw.0, drawn, &what);
         }
     }
 }
@@ -277,27 +267,24 @@ fn more_chunks_than_threads_are_searched() {
     let gpu = gpu();
     let mut random = Random(5);
     let row: Vec<f32> = (0..1 << 20).map(|_| random.unit()).collect();
-    let flat = DeviceDraw { logprobs: Some(3), ..warm() };
-    let drawn =
-        &run(&gpu, std::slice::from_ref(&row), std::slice::from_ref(&flat), &Lists::default(), 0, 0)[0];
-    assert_eq!(drawn.0, sample(&row, &flat, &Lists::default()));
-    check_logprobs(&row, &flat, drawn, "2^20 tokens");
+    let flat = unfed([RowDraw { logprobs: Some(3), ..WARM }]);
+    let drawn = &run(&gpu, std::slice::from_ref(&row), &flat, &Lists::default(), 0, 0)[0];
+    assert_eq!(drawn.0, sample(&row, &flat[0], &Lists::default()));
+    check_logprobs(&row, &flat[0].0, drawn, "2^20 tokens");
 }
 
 #[test]
 fn every_token_of_a_flat_row_can_be_drawn() {
     let gpu = gpu();
     let rows = vec![vec![1.5; 8]; 64];
-    let draws: Vec<DeviceDraw> = (0..64).map(|position| DeviceDraw { position, ..warm() }).collect();
+    let draws = unfed((0..64).map(|position| RowDraw { position, ..WARM }));
     let drawn = run(&gpu, &rows, &draws, &Lists::default(), 0, 0);
     for token in 0..8 {
         assert!(drawn.iter().any(|drawn| drawn.0 == Some(token)), "token {token}");
     }
     // With ties the filters keep the lower tokens.
-    for (filtered, kept) in [(DeviceDraw { top_k: 3, ..warm() }, 3), (DeviceDraw { top_p: 0.5, ..warm() }, 4)]
-    {
-        let draws: Vec<DeviceDraw> =
-            (0..64).map(|position| DeviceDraw { position, ..filtered.clone() }).collect();
+    for (filtered, kept) in [(RowDraw { top_k: 3, ..WARM }, 3), (RowDraw { top_p: 0.5, ..WARM }, 4)] {
+        let draws = unfed((0..64).map(|position| RowDraw { position, ..filtered.clone() }));
         let drawn = run(&gpu, &rows, &draws, &Lists::default(), 0, 0);
         let mut tokens: Vec<u32> = drawn.iter().filter_map(|drawn| drawn.0).collect();
         tokens.sort_unstable();
@@ -312,7 +299,7 @@ fn a_draw_does_not_depend_on_what_shares_the_launch() {
     let mut random = Random(11);
     let mut lists = Lists::default();
     let logits: Vec<Vec<f32>> = (0..20).map(|_| row(&mut random, 3000)).collect();
-    let draws: Vec<DeviceDraw> = (0..20).map(|_| draw(&mut random, 3000, &mut lists)).collect();
+    let draws: Vec<Asked> = (0..20).map(|_| draw(&mut random, 3000, &mut lists)).collect();
     let together = run(&gpu, &logits, &draws, &lists, 0, 5);
     for (at, together) in together.iter().enumerate() {
         let alone = run(&gpu, &logits[at..=at], &draws[at..=at], &lists, 1, 0);
@@ -348,23 +335,23 @@ fn sampling_can_be_recorded_and_run_again_with_other_draws() {
             )
         })
         .expect("recorded");
-    let draw_with = |draws: &[DeviceDraw], biases: &[(u32, f32)]| {
+    let draw_with = |draws: &[RowDraw], biases: &[(u32, f32)]| {
         let mut bytes = vec![0; layout.bytes()];
         let lists = DrawLists {
             biases: biases.iter().copied(),
             forbidden: std::iter::empty(),
             seen: std::iter::empty(),
         };
-        let (len, _) = layout.pack(draws.iter().cloned(), lists, &mut bytes);
+        let (len, _) = layout.pack(draws.iter().map(|draw| (draw, None)), lists, &mut bytes);
         gpu.write(&buffer, 0, &bytes[..len]).expect("written");
         graph.launch().expect("launched");
         let mut bytes = vec![0; records.bytes()];
         gpu.read(&records, 0, &mut bytes).expect("the work before succeeded");
         [0, 1].map(|at| DrawRecord::of(&bytes, at).token())
     };
-    assert_eq!(draw_with(&[greedy(), greedy()], &[]), [Some(2), Some(0)]);
-    assert_eq!(draw_with(&[greedy()], &[]), [Some(2), None]);
-    let biased = DeviceDraw { biases: 0..1, ..greedy() };
-    let filtered = DeviceDraw { top_k: 2, top_p: 0.1, ..warm() };
+    assert_eq!(draw_with(&[GREEDY, GREEDY], &[]), [Some(2), Some(0)]);
+    assert_eq!(draw_with(&[GREEDY], &[]), [Some(2), None]);
+    let biased = RowDraw { biases: 0..1, ..GREEDY };
+    let filtered = RowDraw { top_k: 2, top_p: 0.1, ..WARM };
     assert_eq!(draw_with(&[biased, filtered], &[(1, 9.0)]), [Some(1), Some(0)]);
 }

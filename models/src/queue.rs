@@ -4,7 +4,7 @@
 //! read: rows whose token is not known yet are fed on the device by that step's draws. Tokens are drawn there
 //! too, by the rules of the host's sampler; who asked for them is not known here.
 
-use std::ops::Range;
+pub use obol_kernels::RowDraw;
 
 use crate::batch::{Batch, BatchLimits, ForwardError};
 
@@ -25,37 +25,6 @@ pub struct Seen {
     pub times: u32,
 }
 
-/// How to draw from one row of logits. The order is: logit bias and penalties, forbidden tokens, temperature,
-/// min-p, top-k, top-p, then one inverse-CDF draw in token order.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RowDraw {
-    /// Greedy under 1e-5.
-    pub temperature: f32,
-    /// 0: all.
-    pub top_k: u32,
-    /// 1: all.
-    pub top_p: f32,
-    /// 0: all.
-    pub min_p: f32,
-    /// 1: none.
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    /// The draw's place in the counter-based generator: seed, choice, and the position of the token to draw.
-    pub seed: u64,
-    pub choice: u32,
-    pub position: u64,
-    /// With the log-probability of what is drawn, and of this many of the most likely.
-    pub logprobs: Option<u32>,
-    /// Its part of [`Step::biases`].
-    pub biases: Range<usize>,
-    /// Its part of [`Step::forbidden`].
-    pub forbidden: Range<usize>,
-    /// Its part of [`Step::seen`], ascending by token; empty where no penalty asks for it. A fed row's token
-    /// counts as generated once more than is said here.
-    pub seen: Range<usize>,
-}
-
 /// The work of one step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Step {
@@ -68,6 +37,7 @@ pub struct Step {
     pub biases: Vec<(u32, f32)>,
     /// Never drawn; tokens outside the vocabulary have no effect.
     pub forbidden: Vec<u32>,
+    /// A fed row's token counts as generated once more than is said here.
     pub seen: Vec<Seen>,
 }
 

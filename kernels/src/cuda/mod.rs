@@ -33,8 +33,8 @@ pub use products::{
 };
 pub use rows::{DeviceNorm, DeviceRouting, ExpertChoice, Feeds, NormKind};
 pub use sampling::{
-    DeviceDraw, DeviceSampler, DrawLayout, DrawLists, DrawRecord, PackedDraws, RECORD_BYTES, SamplingPasses,
-    StepTokens, TOP_MAX,
+    DeviceSampler, DrawLayout, DrawLists, DrawRecord, PackedDraws, RECORD_BYTES, SamplingPasses, StepTokens,
+    TOP_MAX,
 };
 
 /// The type of activations.

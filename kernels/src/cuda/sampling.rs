@@ -4,7 +4,7 @@
 mod draws;
 mod workspace;
 
-pub use draws::{DeviceDraw, DrawLayout, DrawLists, DrawRecord, RECORD_BYTES, SamplingPasses, TOP_MAX};
+pub use draws::{DrawLayout, DrawLists, DrawRecord, RECORD_BYTES, SamplingPasses, TOP_MAX};
 pub use workspace::{DeviceSampler, PackedDraws, StepTokens};
 
 use super::GpuError;

@@ -1,7 +1,7 @@
 //! Sampling as its definition says it: copies the row, weighs every token, sorts. What is slow and obvious, and
 //! equal to the device bit for bit.
 
-use obol_kernels::cuda::DeviceDraw;
+use obol_kernels::RowDraw;
 
 /// All lists of a case.
 #[derive(Debug, Clone, Default)]
@@ -13,10 +13,10 @@ pub(crate) struct Lists {
     pub(crate) tokens: Vec<u32>,
 }
 
-/// The drawn token; None where no logit is finite.
-pub(crate) fn sample(logits: &[f32], draw: &DeviceDraw, lists: &Lists) -> Option<u32> {
+/// The drawn token, where this row of the step's tokens is fed; None where no logit is finite.
+pub(crate) fn sample(logits: &[f32], (draw, fed): &(RowDraw, Option<usize>), lists: &Lists) -> Option<u32> {
     let mut row = logits.to_vec();
-    adjust(&mut row, draw, lists);
+    adjust(&mut row, draw, *fed, lists);
     let finite = row.iter().enumerate().filter(|(_, logit)| logit.is_finite());
     let (best, max) = finite.fold(None, |best: Option<(usize, f32)>, (token, logit)| match best {
         Some((_, max)) if *logit <= max => best,
@@ -36,7 +36,7 @@ pub(crate) fn sample(logits: &[f32], draw: &DeviceDraw, lists: &Lists) -> Option
     Some(found.map_or(best as u32, |(token, _)| *token))
 }
 
-fn adjust(row: &mut [f32], draw: &DeviceDraw, lists: &Lists) {
+fn adjust(row: &mut [f32], draw: &RowDraw, fed: Option<usize>, lists: &Lists) {
     for (token, bias) in &lists.biases[draw.biases.clone()] {
         if let Some(logit) = row.get_mut(*token as usize) {
             *logit += bias;
@@ -45,7 +45,7 @@ fn adjust(row: &mut [f32], draw: &DeviceDraw, lists: &Lists) {
     let mut seen = lists.seen[draw.seen.clone()].to_vec();
     let penalised =
         draw.repetition_penalty != 1.0 || draw.presence_penalty != 0.0 || draw.frequency_penalty != 0.0;
-    if let Some(token) = draw.fed.filter(|_| penalised).map(|row| lists.tokens[row]) {
+    if let Some(token) = fed.filter(|_| penalised).map(|row| lists.tokens[row]) {
         match seen.iter_mut().find(|(seen, _)| *seen == token) {
             Some((_, times)) => *times += 1,
             None => seen.push((token, 1)),
@@ -69,7 +69,7 @@ fn adjust(row: &mut [f32], draw: &DeviceDraw, lists: &Lists) {
 }
 
 /// The candidates as (token, weight), in token order.
-fn filter(row: &[f32], max: f32, draw: &DeviceDraw) -> Vec<(u32, f32)> {
+fn filter(row: &[f32], max: f32, draw: &RowDraw) -> Vec<(u32, f32)> {
     let scale = 1.0 / draw.temperature;
     let floor = if draw.min_p > 0.0 { draw.min_p.ln().max(-30.0) } else { -30.0 };
     let exponents = row.iter().enumerate().map(|(token, logit)| (token as u32, (logit - max) * scale));
@@ -111,7 +111,7 @@ fn exp(x: f32) -> f32 {
 }
 
 /// 53 random bits: Philox4x32-10.
-fn random_bits(draw: &DeviceDraw) -> u64 {
+fn random_bits(draw: &RowDraw) -> u64 {
     let mut counter = [draw.position as u32, (draw.position >> 32) as u32, draw.choice, 0];
     let mut key = [draw.seed as u32, (draw.seed >> 32) as u32];
     for _ in 0..10 {

@@ -188,25 +188,6 @@ mod tests {
         fn lost(&mut self) {}
     }
 
-    fn plain() -> RowDraw {
-        RowDraw {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: 0,
-            choice: 0,
-            position: 0,
-            logprobs: None,
-            biases: 0..0,
-            forbidden: 0..0,
-            seen: 0..0,
-        }
-    }
-
     fn step(tokens: &[u32], start: u32, feeds: &[Feed]) -> Step {
         Step {
             batch: Batch {
@@ -217,7 +198,7 @@ mod tests {
                 logit_rows: vec![tokens.len() - 1],
             },
             feeds: feeds.to_vec(),
-            draws: vec![plain()],
+            draws: vec![RowDraw::GREEDY],
             ..Step::default()
         }
     }

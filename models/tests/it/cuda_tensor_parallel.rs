@@ -62,22 +62,7 @@ fn queued(model: &mut dyn CausalLm, start: &[u32], count: usize) -> Vec<u32> {
                 logit_rows: vec![rows - 1],
             },
             feeds: if fed { vec![Feed { row: 0, draw: 0 }] } else { Vec::new() },
-            draws: vec![RowDraw {
-                temperature: 0.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                repetition_penalty: 1.0,
-                presence_penalty: 0.0,
-                frequency_penalty: 0.0,
-                seed: 1,
-                choice: 0,
-                position: (first + rows) as u64,
-                logprobs: None,
-                biases: 0..0,
-                forbidden: 0..0,
-                seen: 0..0,
-            }],
+            draws: vec![RowDraw { position: (first + rows) as u64, ..RowDraw::GREEDY }],
             ..Step::default()
         };
         queue.submit(&step).expect("a step");

@@ -15,22 +15,7 @@ use crate::meter::share::{StepClass, Work};
 const WRITE_AT_ONCE: usize = 16;
 
 /// Sampling as most requests ask for it, of a made-up one.
-const DRAW: RowDraw = RowDraw {
-    temperature: 1.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    seed: 1,
-    choice: 0,
-    position: 1,
-    logprobs: None,
-    biases: 0..0,
-    forbidden: 0..0,
-    seen: 0..0,
-};
+const DRAW: RowDraw = RowDraw { temperature: 1.0, seed: 1, position: 1, ..RowDraw::GREEDY };
 
 /// Sequences of a step that are alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

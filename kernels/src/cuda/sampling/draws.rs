@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::RowDraw;
+
 /// The most likely tokens that a draw can ask for.
 pub const TOP_MAX: usize = 20;
 
@@ -21,39 +23,7 @@ const NONE: u32 = u32::MAX;
 /// Bytes of a packed draw.
 const DRAW_BYTES: usize = 88;
 
-/// How to draw from one row of logits. The order is: logit bias and penalties, forbidden tokens, temperature,
-/// min-p, top-k, top-p, then one inverse-CDF draw in token order. Tokens outside the vocabulary have no effect.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeviceDraw {
-    /// Greedy under 1e-5.
-    pub temperature: f32,
-    /// 0: all.
-    pub top_k: u32,
-    /// 1: all.
-    pub top_p: f32,
-    /// 0: all.
-    pub min_p: f32,
-    /// 1: none.
-    pub repetition_penalty: f32,
-    pub presence_penalty: f32,
-    pub frequency_penalty: f32,
-    /// The draw's place in the counter-based generator: seed, choice, and the position of the token to draw.
-    pub seed: u64,
-    pub choice: u32,
-    pub position: u64,
-    /// With the log-probability of what is drawn, and of this many of the most likely, at most [`TOP_MAX`].
-    pub logprobs: Option<u32>,
-    /// Its part of [`DrawLists::biases`].
-    pub biases: Range<usize>,
-    /// Its part of [`DrawLists::forbidden`].
-    pub forbidden: Range<usize>,
-    /// Its part of [`DrawLists::seen`].
-    pub seen: Range<usize>,
-    /// A row of the step's tokens: that token counts as generated once more than `seen` says, where a penalty asks.
-    pub fed: Option<usize>,
-}
-
-impl DeviceDraw {
+impl RowDraw {
     fn is_greedy(&self) -> bool {
         self.temperature < TEMPERATURE_MIN || self.top_k == 1
     }
@@ -62,8 +32,8 @@ impl DeviceDraw {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
-    /// What the kernels do for it, as they count.
-    fn asks(&self) -> u32 {
+    /// What the kernels do for it, as they count; with a row that is fed to it or not.
+    fn asks(&self, is_fed: bool) -> u32 {
         let sampled = !self.is_greedy();
         let has_lists = !(self.biases.is_empty() && self.forbidden.is_empty() && self.seen.is_empty());
         let all = [
@@ -72,7 +42,7 @@ impl DeviceDraw {
             (sampled && self.top_k > 0, TOP_K),
             (sampled && self.top_p < 1.0, TOP_P),
             (self.logprobs.is_some(), LOGPROBS),
-            (has_lists || (self.fed.is_some() && self.is_penalised()), ADJUSTED),
+            (has_lists || (is_fed && self.is_penalised()), ADJUSTED),
         ];
         all.iter().filter(|(asked, _)| *asked).fold(0, |asks, (_, bit)| asks | bit)
     }
@@ -128,14 +98,16 @@ impl DrawLayout {
         self.draws * DRAW_BYTES + self.words * 4
     }
 
-    /// Packs draws and their lists into `out`; places without a draw are marked so. Returns how many bytes of
-    /// `out` the device needs, and the passes that the draws need.
+    /// Packs draws and their lists into `out`; places without a draw are marked so. A draw comes with the row of
+    /// the step's tokens that is fed to it, if one is: that token counts as generated once more than its `seen`
+    /// says, where a penalty asks. Returns how many bytes of `out` the device needs, and the passes that the draws
+    /// need.
     ///
     /// # Panics
     /// When they do not fit, or a draw names more of a list than there is.
-    pub fn pack(
+    pub fn pack<'a>(
         &self,
-        draws: impl Iterator<Item = DeviceDraw>,
+        draws: impl Iterator<Item = (&'a RowDraw, Option<usize>)>,
         lists: DrawLists<
             impl Iterator<Item = (u32, f32)>,
             impl Iterator<Item = u32>,
@@ -152,16 +124,16 @@ impl DrawLayout {
         let bytes = self.draws * DRAW_BYTES + words.len * 4;
         let mut passes = SamplingPasses::default();
         let mut places = places.chunks_exact_mut(DRAW_BYTES);
-        for draw in draws {
+        for (draw, fed) in draws {
             let place = places.next().expect("more draws than there are places");
-            let asks = draw.asks();
+            let asks = draw.asks(fed.is_some());
             passes.sampled |= asks & SAMPLED > 0;
             passes.top_k |= asks & TOP_K > 0;
             passes.top_p |= asks & TOP_P > 0;
             passes.logprobs |= asks & LOGPROBS > 0;
             let first = self.draws * DRAW_BYTES / 4;
             let parts = [biases.part(first, &draw.biases), forbidden.part(first, &draw.forbidden)];
-            write_draw(&draw, asks, [parts[0], parts[1], seen.part(first, &draw.seen)], place);
+            write_draw((draw, fed), asks, [parts[0], parts[1], seen.part(first, &draw.seen)], place);
         }
         places.for_each(|place| place.fill(0));
         (bytes, passes)
@@ -206,11 +178,11 @@ impl List {
 }
 
 /// As `Draw` in sampling.cuh.
-fn write_draw(draw: &DeviceDraw, asks: u32, lists: [[u32; 2]; 3], place: &mut [u8]) {
+fn write_draw((draw, fed): (&RowDraw, Option<usize>), asks: u32, lists: [[u32; 2]; 3], place: &mut [u8]) {
     let floor = if draw.min_p > 0.0 { draw.min_p.ln().max(EXPONENT_MIN) } else { EXPONENT_MIN };
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
     let [seed, position] = [halves(draw.seed), halves(draw.position)];
-    let fed = draw.fed.map_or(NONE, |row| u32::try_from(row).expect("a batch has fewer rows"));
+    let fed = fed.map_or(NONE, |row| u32::try_from(row).expect("a batch has fewer rows"));
     let top = draw.logprobs.unwrap_or(0);
     assert!(top as usize <= TOP_MAX, "{top} of the most likely tokens; {TOP_MAX} are kept");
     let words = [

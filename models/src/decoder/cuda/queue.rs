@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 
 use obol_kernels::cuda::{
-    Buffer, DeviceDraw, DeviceSampler, DrawLayout, DrawLists, DrawRecord, Event, Feeds, Gpu, GpuError,
-    PackedDraws, Pinned, RECORD_BYTES, SamplingPasses, StepTokens,
+    Buffer, DeviceSampler, DrawLayout, DrawLists, DrawRecord, Event, Feeds, Gpu, GpuError, PackedDraws,
+    Pinned, RECORD_BYTES, SamplingPasses, StepTokens,
 };
 
 use super::inputs::{Inputs, put};
 use super::work::Work;
-use crate::queue::{Draw, RowDraw, Step, StepOutput, StepTime};
+use crate::queue::{Draw, Step, StepOutput, StepTime};
 
 const SLOTS: usize = 3;
 
@@ -161,7 +161,7 @@ impl Queue {
         }
         let fed = |row: &usize| step.feeds.binary_search_by_key(row, |feed| feed.row).is_ok();
         let draws = step.draws.iter().zip(&step.batch.logit_rows);
-        let draws = draws.map(|(draw, row)| device_draw(draw, Some(*row).filter(fed)));
+        let draws = draws.map(|(draw, row)| (draw, Some(*row).filter(fed)));
         let lists = DrawLists {
             biases: step.biases.iter().copied(),
             forbidden: step.forbidden.iter().copied(),
@@ -227,25 +227,5 @@ impl Queue {
         self.flights.clear();
         self.chained = false;
         self.draws = 0;
-    }
-}
-
-fn device_draw(draw: &RowDraw, fed: Option<usize>) -> DeviceDraw {
-    DeviceDraw {
-        temperature: draw.temperature,
-        top_k: draw.top_k,
-        top_p: draw.top_p,
-        min_p: draw.min_p,
-        repetition_penalty: draw.repetition_penalty,
-        presence_penalty: draw.presence_penalty,
-        frequency_penalty: draw.frequency_penalty,
-        seed: draw.seed,
-        choice: draw.choice,
-        position: draw.position,
-        logprobs: draw.logprobs,
-        biases: draw.biases.clone(),
-        forbidden: draw.forbidden.clone(),
-        seen: draw.seen.clone(),
-        fed,
     }
 }

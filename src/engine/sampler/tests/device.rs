@@ -1,8 +1,8 @@
 //! The sampler of CUDA devices against the host's, bit for bit.
 
+use obol_kernels::RowDraw;
 use obol_kernels::cuda::{
-    DeviceDraw, DeviceRows, DrawLayout, DrawLists, DrawRecord, Dtype, Gpu, PackedDraws, RECORD_BYTES,
-    StepTokens,
+    DeviceRows, DrawLayout, DrawLists, DrawRecord, Dtype, Gpu, PackedDraws, RECORD_BYTES, StepTokens,
 };
 use obol_models::queue::Seen;
 
@@ -51,7 +51,7 @@ impl Case {
         let Sampling { logit_bias: biases, logprobs, .. } = &self.sampling;
         let mut seen: Vec<Seen> = Vec::new();
         self.history.list(&mut seen);
-        let draw = |position| DeviceDraw {
+        let draw = |position| RowDraw {
             temperature: self.sampling.temperature,
             top_k: self.sampling.top_k,
             top_p: self.sampling.top_p,
@@ -66,7 +66,6 @@ impl Case {
             biases: 0..biases.len(),
             forbidden: 0..self.forbidden.len(),
             seen: 0..seen.len(),
-            fed: self.fed.map(|_| 0),
         };
         let words = DrawLayout::words_of(biases.len(), self.forbidden.len(), seen.len());
         let layout = DrawLayout { draws: DRAWS, words };
@@ -76,7 +75,9 @@ impl Case {
             forbidden: self.forbidden.iter().copied(),
             seen: seen.iter().map(|seen| (seen.token, seen.times)),
         };
-        let (_, passes) = layout.pack((0..DRAWS as u64).map(draw), lists, &mut bytes);
+        let draws: Vec<RowDraw> = (0..DRAWS as u64).map(draw).collect();
+        let draws = draws.iter().map(|draw| (draw, self.fed.map(|_| 0)));
+        let (_, passes) = layout.pack(draws, lists, &mut bytes);
         let vocab = self.row.len();
         let logits: Vec<u8> = self.row.repeat(DRAWS).iter().flat_map(|logit| logit.to_le_bytes()).collect();
         let upload = |bytes: &[u8]| gpu.upload(bytes).expect("the device has memory");
