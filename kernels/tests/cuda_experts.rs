@@ -1,8 +1,10 @@
 //! A mixture's routing on a device against its definition.
 
 mod device;
+mod numbers;
 
-use device::{Random, assert_close, assert_same_bits, download, download_u32, gpu, rounded, upload};
+use device::{download, download_u32, gpu, round, rounded, upload};
+use numbers::{Random, assert_close, assert_same_bits};
 use obol_kernels::cuda::{DeviceRows, Dtype, ExpertChoice};
 
 /// A row's experts, ascending, with their weights.
@@ -46,7 +48,7 @@ fn check(rows: usize, choice: ExpertChoice, dtype: Dtype, logits: &[f32]) {
     // What an expert gives is a function of the expert and the row.
     for width in [1, 33] {
         let output = |(expert, row): &(u32, usize), i: usize| {
-            rounded(((*expert as usize * 37 + row * 11 + i * 5) % 101) as f32 / 32.0 - 1.0, dtype)
+            round(((*expert as usize * 37 + row * 11 + i * 5) % 101) as f32 / 32.0 - 1.0, dtype)
         };
         let y: Vec<f32> =
             sorted.iter().flat_map(|choice| (0..width).map(move |i| output(choice, i))).collect();
@@ -59,7 +61,7 @@ fn check(rows: usize, choice: ExpertChoice, dtype: Dtype, logits: &[f32]) {
                 expected[at / used * width + i] += weight * output(&(*expert, at / used), i);
             }
         }
-        let expected: Vec<f32> = expected.iter().map(|x| rounded(*x, dtype)).collect();
+        let expected = rounded(&expected, dtype);
         assert_same_bits(&download(&gpu, &out, dtype), &expected, &what);
     }
 }
@@ -74,7 +76,7 @@ fn rows_take_their_experts_in_ascending_order() {
     {
         let dtype = Dtype::ALL[at % 3];
         let logits: Vec<f32> =
-            random.vec(rows * count, dtype).iter().map(|x| rounded(x * 8.0, dtype)).collect();
+            rounded(&random.vec(rows * count), dtype).iter().map(|x| round(x * 8.0, dtype)).collect();
         for normalized in [false, true] {
             check(rows, ExpertChoice { count, used, normalized }, dtype, &logits);
         }

@@ -1,10 +1,10 @@
 //! Operations on single rows on a device, against the reference, and the law of rows.
 
 mod device;
+mod numbers;
 
-use device::{
-    Random, assert_close, assert_same_bits, download, download_u32, epsilon, gpu, rounded, upload, upload_u32,
-};
+use device::{download, download_u32, epsilon, gpu, round, rounded, upload, upload_u32};
+use numbers::{Random, assert_close, assert_same_bits};
 use obol_kernels::cuda::{Buffer, DeviceNorm, DeviceRows, Dtype, Feeds, Gpu, NormKind, RECORD_BYTES};
 use obol_kernels::{Act, Rows, reference};
 
@@ -48,9 +48,9 @@ fn norms_agree_with_the_reference_and_row_by_row() {
         let dtype = Dtype::ALL[at % 3];
         for (kind, with_bias) in [(NormKind::Rms, false), (NormKind::Layer, false), (NormKind::Layer, true)] {
             let what = format!("{kind:?} {rows}x{width} {}", dtype.name());
-            let x: Vec<f32> = random.vec(rows * width, Dtype::F32).iter().map(|x| x + 3.0).collect();
-            let delta = random.vec(rows * width, dtype);
-            let (weight, bias) = (random.vec(width, Dtype::F32), random.vec(width, Dtype::F32));
+            let x: Vec<f32> = random.vec(rows * width).iter().map(|x| x + 3.0).collect();
+            let delta = rounded(&random.vec(rows * width), dtype);
+            let (weight, bias) = (random.vec(width), random.vec(width));
             let bias = with_bias.then_some(&bias[..]);
             let (weights, biases) =
                 (upload(&gpu, &weight, Dtype::F32), bias.map(|bias| upload(&gpu, bias, Dtype::F32)));
@@ -103,8 +103,8 @@ fn head_norms_leave_the_rest_of_a_row() {
     {
         for dtype in Dtype::ALL {
             let what = format!("case {at} {}", dtype.name());
-            let x = random.vec(start + rows * stride, dtype);
-            let weight = random.vec(width, Dtype::F32);
+            let x = rounded(&random.vec(start + rows * stride), dtype);
+            let weight = random.vec(width);
             let (buffer, weights) = (upload(&gpu, &x, dtype), upload(&gpu, &weight, Dtype::F32));
             let norm = DeviceNorm { kind: NormKind::Rms, weight: &weights, bias: None, width, eps: 1e-6 };
             gpu.norm_heads(&norm, DeviceRows { buffer: &buffer, dtype, start, stride }, rows, heads)
@@ -133,8 +133,8 @@ fn activations_agree_with_the_reference_also_far_out() {
     for (act, dtype) in ACTS.into_iter().flat_map(|act| Dtype::ALL.map(|dtype| (act, dtype))) {
         for (rows, width) in [(1, 1), (2, 33), (3, 96), (2, 1025)] {
             let what = format!("{act:?} {rows}x{width} {}", dtype.name());
-            let far = |x: &f32| rounded(x * 20.0, dtype);
-            let mut x: Vec<f32> = random.vec(rows * 2 * width, dtype).iter().map(far).collect();
+            let far = |x: &f32| round(x * 20.0, dtype);
+            let mut x: Vec<f32> = rounded(&random.vec(rows * 2 * width), dtype).iter().map(far).collect();
             x[0] = -200.0;
             if width > 3 {
                 (x[1], x[2], x[3]) = (0.0, 200.0, -85.0);
@@ -173,9 +173,9 @@ fn elements_are_added_cast_scaled_and_capped() {
     for dtype in Dtype::ALL {
         for (rows, width) in [(1, 1), (3, 33), (2, 576), (33, 40)] {
             let what = format!("{rows}x{width} {}", dtype.name());
-            let (x, delta) = (random.vec(rows * width, Dtype::F32), random.vec(rows * width, dtype));
+            let (x, delta) = (random.vec(rows * width), rounded(&random.vec(rows * width), dtype));
             let sums: Vec<f32> = x.iter().zip(&delta).map(|(x, delta)| x + delta).collect();
-            let cast = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| rounded(*x, dtype)).collect() };
+            let cast = |x: &[f32]| rounded(x, dtype);
             let (a, b) = (upload(&gpu, &x, Dtype::F32), upload(&gpu, &delta, dtype));
             let out = gpu.allocate(rows * width * dtype.bytes()).expect("memory");
             let a_rows = DeviceRows::new(&a, Dtype::F32, width);
@@ -222,7 +222,7 @@ fn rows_are_gathered_and_what_is_not_there_is_zero() {
     for dtype in Dtype::ALL {
         for width in [1, 8, 33, 576] {
             let (rows, list) = (9, [8u32, 0, 0, u32::MAX, 3, 9]);
-            let x = random.vec(rows * width, dtype);
+            let x = rounded(&random.vec(rows * width), dtype);
             let (from, indices) = (upload(&gpu, &x, dtype), upload_u32(&gpu, &list));
             let out = gpu.allocate(list.len() * width * dtype.bytes()).expect("memory");
             let [x_rows, to] = [&from, &out].map(|buffer| DeviceRows::new(buffer, dtype, width));

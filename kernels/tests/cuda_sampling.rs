@@ -1,9 +1,11 @@
 //! Sampling on a device against its definition, bit for bit, whatever shares the launch.
 
 mod device;
+mod numbers;
 
 use device::sampling::{Lists, logprobs, sample};
-use device::{Random, gpu, upload, upload_u32};
+use device::{gpu, upload, upload_u32};
+use numbers::Random;
 use obol_kernels::RowDraw;
 use obol_kernels::cuda::{
     DeviceRows, DrawLayout, DrawLists, DrawRecord, Dtype, Gpu, PackedDraws, RECORD_BYTES, SamplingPasses,

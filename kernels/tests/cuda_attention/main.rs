@@ -1,14 +1,20 @@
 //! The KV cache, rope and paged attention on a CUDA device, or one emulated, against the reference; and bit for bit
 //! the same in every batch.
 
+#[path = "../device/mod.rs"]
+mod device;
+#[path = "../numbers/mod.rs"]
+mod numbers;
 mod world;
 
+use device::{bytes_of, download, rounded, upload};
+use numbers::{Random, assert_same_bits};
 use obol_kernels::cuda::{
     AttentionLimits, AttentionWorkspace, DecodeBucket, DeviceKv, DeviceQkv, DeviceRope, DeviceRows, Dtype,
     Gpu, GpuError,
 };
 use obol_kernels::{KvDtype, KvLayer, KvShape, RopeScaling, RopeStyle, RopeTable, Rows, Span, reference};
-use world::{Batch, Case, Piece, Random, SMOL, World, assert_same_bits, encode, open, read, round};
+use world::{Batch, Case, Piece, SMOL, World, open, values};
 
 fn check(seed: u64, case: Case, lengths: &[(usize, usize)]) {
     let gpu = open();
@@ -130,7 +136,7 @@ fn check_rope(gpu: &Gpu, dtype: Dtype, style: RopeStyle, rotary_dim: usize, head
     let shape = KvShape { kv_heads, head_dim, block_size: 16, dtype: KvDtype::F32 };
     let (q_width, width) = (heads * head_dim, kv_heads * head_dim);
     let stride = q_width + 2 * width + 4;
-    let mut data = random.vec(dtype, rows * stride, 2.0);
+    let mut data = values(&mut random, dtype, rows * stride, 2.0);
     // Two sequences, and rows of none.
     let spans = [Span { rows: 0..3, table: 0..2 }, Span { rows: 5..6, table: 2..5 }];
     let (positions, tables) = ([14, 15, 16, 0, 1, 40, 3], [3, 1, 0, 4, 2]);
@@ -150,11 +156,11 @@ fn check_rope(gpu: &Gpu, dtype: Dtype, style: RopeStyle, rotary_dim: usize, head
     let mut table = RopeTable::new(rotary_dim, 1e4, &RopeScaling::Linear(1.5));
     let rope = DeviceRope::new(gpu, &table, style, 48).unwrap();
     let kv = DeviceKv::new(gpu, shape, 1, 5).unwrap();
-    let buffer = gpu.upload(&encode(dtype, &data)).unwrap();
+    let buffer = upload(gpu, &data, dtype);
     let part = |start| DeviceRows { buffer: &buffer, dtype, start, stride };
     let qkv = DeviceQkv { heads, q: part(0), k: part(q_width), v: part(q_width + width) };
     gpu.rope_kv_write(qkv, Some(&rope), (&kv, 0), &batch.device, planned).unwrap();
-    let got = read(gpu, dtype, &buffer);
+    let got = download(gpu, &buffer, dtype);
 
     let given = data.clone();
     table.turn_to(&positions);
@@ -166,7 +172,7 @@ fn check_rope(gpu: &Gpu, dtype: Dtype, style: RopeStyle, rotary_dim: usize, head
     for row in 0..rows {
         let is_covered = spans.iter().any(|span| span.rows.contains(&row));
         let from = if is_covered { &data } else { &given };
-        let q: Vec<f32> = from[row * stride..][..q_width].iter().map(|x| round(dtype, *x)).collect();
+        let q = rounded(&from[row * stride..][..q_width], dtype);
         assert_same_bits(&got[row * stride..][..q_width], &q, &format!("{what}: q of row {row}"));
         let rest = row * stride + q_width..(row + 1) * stride;
         assert_same_bits(&got[rest.clone()], &given[rest], &format!("{what}: beside q of row {row}"));
@@ -223,10 +229,10 @@ fn a_captured_batch_is_replayed_with_other_contents() {
             let (spans, positions, tables, queries) = world.batch(&pieces);
             assert_eq!(batch.plan.plan_decode(&spans, &positions, &tables, bucket), shape);
             gpu.send_batch(&batch.plan, &mut batch.staging, &batch.device).unwrap();
-            gpu.write(&q, 0, &encode(case.dtype, &queries)).unwrap();
-            gpu.write(&out, 0, &encode(case.dtype, &vec![-7.0; 4 * width])).unwrap();
+            gpu.write(&q, 0, &bytes_of(&queries, case.dtype)).unwrap();
+            gpu.write(&out, 0, &bytes_of(&vec![-7.0; 4 * width], case.dtype)).unwrap();
             graph.launch().unwrap();
-            let got = read(&gpu, case.dtype, &out);
+            let got = download(&gpu, &out, case.dtype);
             for (row, sequence) in sequences.iter().enumerate() {
                 let what = format!("{}: sequence {sequence} of {sequences:?}", case.name());
                 assert_same_bits(&got[row * width..][..width], &expected[*sequence], &what);

@@ -1,67 +1,16 @@
 //! What the tests share: numbers from a seed, sequences in a shuffled cache, and attention to them in any batch.
 
-use half::{bf16, f16};
+use crate::device::{download, epsilon, round, upload};
+use crate::numbers::{Random, assert_same_bits};
 use obol_kernels::cuda::{
-    AttentionLimits, AttentionPlan, AttentionWorkspace, BatchShape, Buffer, DeviceAttention, DeviceBatch,
-    DeviceKv, DeviceQkv, DeviceRows, Dtype, Gpu, Pinned,
+    AttentionLimits, AttentionPlan, AttentionWorkspace, BatchShape, DeviceAttention, DeviceBatch, DeviceKv,
+    DeviceQkv, DeviceRows, Dtype, Gpu, Pinned,
 };
 use obol_kernels::{Attention, KvDtype, KvLayer, KvShape, Rows, Span, reference};
 
-/// A splitmix64 generator.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// In -1..1, as `dtype` can hold it.
-    pub(crate) fn vec(&mut self, dtype: Dtype, len: usize, most: f32) -> Vec<f32> {
-        let unit = |x: u64| (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        (0..len).map(|_| round(dtype, most * unit(self.next()))).collect()
-    }
-}
-
-pub(crate) fn round(dtype: Dtype, x: f32) -> f32 {
-    match dtype {
-        Dtype::F32 => x,
-        Dtype::F16 => f16::from_f32(x).to_f32(),
-        Dtype::Bf16 => bf16::from_f32(x).to_f32(),
-    }
-}
-
-pub(crate) fn encode(dtype: Dtype, x: &[f32]) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        Dtype::F16 => x.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        Dtype::Bf16 => x.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-    }
-}
-
-pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let pairs = || bytes.as_chunks::<2>().0.iter();
-    match dtype {
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::Bf16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
-}
-
-/// Largest relative error of rounding to a type.
-pub(crate) fn unit(dtype: Dtype) -> f32 {
-    match dtype {
-        Dtype::F32 => 0.5f32.powi(24),
-        Dtype::F16 => 0.5f32.powi(11),
-        Dtype::Bf16 => 0.5f32.powi(8),
-    }
+/// In -`most`..`most`, as the type holds it.
+pub(crate) fn values(random: &mut Random, dtype: Dtype, len: usize, most: f32) -> Vec<f32> {
+    (0..len).map(|_| round(most * random.unit(), dtype)).collect()
 }
 
 pub(crate) fn open() -> Gpu {
@@ -69,20 +18,6 @@ pub(crate) fn open() -> Gpu {
         Gpu::open(0).unwrap_or_else(|error| panic!("a CUDA device, or the emulator, is needed: {error}"));
     gpu.bind().unwrap();
     gpu
-}
-
-pub(crate) fn read(gpu: &Gpu, dtype: Dtype, buffer: &Buffer) -> Vec<f32> {
-    let mut bytes = vec![0; buffer.bytes()];
-    gpu.read(buffer, 0, &mut bytes).unwrap();
-    decode(dtype, &bytes)
-}
-
-#[track_caller]
-pub(crate) fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
-    assert_eq!(a.len(), b.len(), "{what}: lengths");
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!(a.to_bits() == b.to_bits(), "{what}: {a} and {b} at {i}");
-    }
 }
 
 /// A planned batch on the device.
@@ -178,10 +113,13 @@ impl<'a> World<'a> {
         world.write(&(0..blocks as u32).collect::<Vec<_>>(), &left, &left);
         for (length, new) in lengths {
             let table: Vec<u32> = free.drain(..length.div_ceil(shape.block_size)).collect();
-            let (k, v) = (random.vec(dtype, length * width, 1.0), random.vec(dtype, length * width, 1.0));
+            let (k, v) = (
+                values(&mut random, dtype, length * width, 1.0),
+                values(&mut random, dtype, length * width, 1.0),
+            );
             world.write(&table, &k, &v);
             world.sequences.push((*length, *new, table));
-            world.queries.push(random.vec(dtype, new * heads * shape.head_dim, 3.0));
+            world.queries.push(values(&mut random, dtype, new * heads * shape.head_dim, 3.0));
         }
         world
     }
@@ -223,7 +161,7 @@ impl<'a> World<'a> {
         let mut batch = Batch::new(self.gpu, self.limits(rows, 1, table.len(), 0));
         let planned = batch.plan.plan(&spans, &positions, table);
         batch.send(self.gpu);
-        let upload = |x| self.gpu.upload(&encode(dtype, x)).unwrap();
+        let upload = |x| upload(self.gpu, x, dtype);
         let (k, v) = (upload(k), upload(v));
         let none = self.gpu.allocate(0).unwrap();
         let qkv = DeviceQkv {
@@ -290,8 +228,8 @@ impl<'a> World<'a> {
         for (wide, q) in wide[start..].chunks_mut(stride).zip(q.chunks(width)) {
             wide[..width].copy_from_slice(q);
         }
-        let q = self.gpu.upload(&encode(dtype, &wide)).unwrap();
-        let out = self.gpu.upload(&encode(dtype, &vec![-7.0; wide.len()])).unwrap();
+        let q = upload(self.gpu, &wide, dtype);
+        let out = upload(self.gpu, &vec![-7.0; wide.len()], dtype);
         let mut batch =
             Batch::new(self.gpu, self.limits(positions.len(), spans.len(), tables.len(), partials));
         let planned = batch.plan.plan(&spans, &positions, &tables);
@@ -301,7 +239,7 @@ impl<'a> World<'a> {
         let rows = |buffer| DeviceRows { buffer, dtype, start, stride };
         let attention = self.attention(&batch.device, planned, &workspace);
         self.gpu.paged_attention(rows(&q), &attention, rows(&out)).unwrap();
-        let out = read(self.gpu, dtype, &out);
+        let out = download(self.gpu, &out, dtype);
         assert!(out[..start].iter().all(|x| *x == -7.0), "something before the results was written");
         let rows: Vec<&[f32]> = out[start..].chunks(stride).collect();
         assert!(
@@ -337,7 +275,7 @@ impl<'a> World<'a> {
     pub(crate) fn check(&self) {
         let Case { dtype, shape, .. } = self.case;
         let products = self.case.products();
-        let q_unit = if dtype == Dtype::F16 && products == Dtype::Bf16 { unit(products) } else { 0.0 };
+        let q_unit = if dtype == Dtype::F16 && products == Dtype::Bf16 { epsilon(products) } else { 0.0 };
         let expected = self.expected();
         let got = self.attend(64, &self.whole());
         for (sequence, (got, expected)) in got.iter().zip(&expected).enumerate() {
@@ -346,7 +284,7 @@ impl<'a> World<'a> {
             for (i, (q, (got, expected))) in queries.zip(heads).enumerate() {
                 let size: f32 = q.iter().map(|q| q.abs()).sum::<f32>() * self.scale();
                 let score = size * (q_unit + 2e-6) + self.case.softcap.map_or(0.0, |cap| cap * 1e-6);
-                let bound = (2.0 * score).exp_m1() + unit(products) + unit(dtype) + 2e-6;
+                let bound = (2.0 * score).exp_m1() + epsilon(products) + epsilon(dtype) + 2e-6;
                 for (d, (got, expected)) in got.iter().zip(expected).enumerate() {
                     assert!(
                         (got - expected).abs() <= bound,

@@ -1,8 +1,9 @@
 //! Products with weights that are not quantised, in each type.
 
-use crate::common::{Random, assert_close, assert_same_bits};
+use crate::device::rounded;
 use crate::device::{gpu, upload};
-use crate::scattered::{Scattered, rounded};
+use crate::numbers::{Random, assert_close, assert_same_bits};
+use crate::scattered::Scattered;
 use half::{bf16, f16};
 use obol_kernels::cuda::{DeviceDense, Dtype, Gpu};
 use obol_kernels::{Dense, DenseData, reference};

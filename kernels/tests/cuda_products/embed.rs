@@ -1,9 +1,11 @@
 //! Rows of every layout, picked on the device.
 
-use crate::common::{KINDS, Random, assert_same_bits, packed};
+use crate::common::{KINDS, packed};
+use crate::device::rounded;
 use crate::device::{gpu, upload_u32};
+use crate::numbers::{Random, assert_same_bits};
 use crate::packed::every_kind;
-use crate::scattered::{Scattered, rounded};
+use crate::scattered::Scattered;
 use obol_kernels::cuda::{DevicePick, DeviceTable, Dtype, Gpu};
 use obol_kernels::{Bits, Cpu, Dense, DenseData};
 

@@ -1,7 +1,7 @@
 //! One launch for all experts gives each row what its expert's matrix alone gives it.
 
-use crate::common::{Random, assert_same_bits};
 use crate::device::{gpu, upload, upload_u32};
+use crate::numbers::{Random, assert_same_bits};
 use crate::scattered::Scattered;
 use crate::{dense, packed};
 use obol_kernels::cuda::{DeviceActivations, Dtype};

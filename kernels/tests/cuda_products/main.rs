@@ -5,6 +5,8 @@
 mod common;
 #[path = "../device/mod.rs"]
 mod device;
+#[path = "../numbers/mod.rs"]
+mod numbers;
 
 mod dense;
 mod embed;

@@ -1,8 +1,10 @@
 //! The packed product against the reference, and its row invariance, for each kind of scales.
 
-use crate::common::{KINDS, Random, assert_close, assert_same_bits, packed};
+use crate::common::{KINDS, packed};
+use crate::device::rounded;
 use crate::device::{gpu, upload};
-use crate::scattered::{Scattered, rounded};
+use crate::numbers::{Random, assert_close, assert_same_bits};
+use crate::scattered::Scattered;
 use half::f16;
 use obol_kernels::cuda::{DeviceActivations, DevicePacked, Dtype, Gpu};
 use obol_kernels::{Activations, Bits, Cpu, GROUP, Packed, ScaleKind, SuperBlock, SuperKind, reference};

@@ -1,8 +1,9 @@
 //! Quantising on the device gives the CPU's bits.
 
-use crate::common::Random;
 use crate::device::gpu;
-use crate::scattered::{Scattered, rounded};
+use crate::device::rounded;
+use crate::numbers::Random;
+use crate::scattered::Scattered;
 use obol_kernels::cuda::{DeviceActivations, Dtype, HostActivations};
 use obol_kernels::{Activations, Cpu, GROUP};
 

@@ -3,11 +3,6 @@
 use crate::device::{download, upload};
 use obol_kernels::cuda::{Buffer, DeviceRows, Dtype, Gpu};
 
-/// Each as the type holds it.
-pub(crate) fn rounded(x: &[f32], dtype: Dtype) -> Vec<f32> {
-    x.iter().map(|x| crate::device::rounded(*x, dtype)).collect()
-}
-
 /// Rows of `width` in memory where every other element is `FILL`.
 pub(crate) struct Scattered {
     pub(crate) buffer: Buffer,

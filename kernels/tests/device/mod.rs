@@ -1,4 +1,4 @@
-//! What the tests on a device share: the device (or the emulator in its place), numbers and their comparison.
+//! What the tests on a device share: the device (or the emulator in its place), and numbers in its memory.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub(crate) mod sampling;
@@ -18,38 +18,8 @@ pub(crate) fn gpu() -> MutexGuard<'static, Gpu> {
     gpu
 }
 
-/// A splitmix64 generator.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// In -1..1
-    pub(crate) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    pub(crate) fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-
-    /// Numbers that the type holds exactly.
-    pub(crate) fn vec(&mut self, len: usize, dtype: Dtype) -> Vec<f32> {
-        (0..len).map(|_| rounded(self.unit(), dtype)).collect()
-    }
-}
-
-pub(crate) fn rounded(x: f32, dtype: Dtype) -> f32 {
+/// As the type holds it.
+pub(crate) fn round(x: f32, dtype: Dtype) -> f32 {
     match dtype {
         Dtype::F32 => x,
         Dtype::F16 => f16::from_f32(x).to_f32(),
@@ -57,7 +27,12 @@ pub(crate) fn rounded(x: f32, dtype: Dtype) -> f32 {
     }
 }
 
-/// Half the distance of numbers near 1.
+/// Each as the type holds it.
+pub(crate) fn rounded(x: &[f32], dtype: Dtype) -> Vec<f32> {
+    x.iter().map(|x| round(*x, dtype)).collect()
+}
+
+/// Half the distance of numbers near 1: the largest relative error of rounding to the type.
 pub(crate) fn epsilon(dtype: Dtype) -> f32 {
     match dtype {
         Dtype::F32 => f32::EPSILON / 2.0,
@@ -99,21 +74,4 @@ pub(crate) fn download_u32(gpu: &Gpu, buffer: &Buffer) -> Vec<u32> {
     let mut bytes = vec![0; buffer.bytes()];
     gpu.read(buffer, 0, &mut bytes).expect("the work before succeeded");
     bytes.as_chunks().0.iter().map(|at| u32::from_le_bytes(*at)).collect()
-}
-
-#[track_caller]
-pub(crate) fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
-    assert_eq!(a.len(), b.len(), "{what}: lengths");
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert_eq!(a.to_bits(), b.to_bits(), "{what}: element {i}: {a} and {b}");
-    }
-}
-
-/// |a - b| <= bound * (1 + |b|)
-#[track_caller]
-pub(crate) fn assert_close(a: &[f32], b: &[f32], bound: f32, what: &str) {
-    assert_eq!(a.len(), b.len(), "{what}: lengths");
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!((a - b).abs() <= bound * (1.0 + b.abs()), "{what}: element {i}: {a}, expected {b}");
-    }
 }

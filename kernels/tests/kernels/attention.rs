@@ -1,6 +1,7 @@
 //! Paged attention against the reference, and bit for bit the same in every batch.
 
-use crate::common::{Random, assert_close, assert_same_bits, cpus, kv_write};
+use crate::common::{cpus, kv_write};
+use crate::numbers::{Random, assert_close, assert_same_bits};
 use obol_kernels::{Attention, Cpu, Isa, KvDtype, KvLayer, KvShape, Place, Qkv, Rows, Span, reference};
 
 /// Sequences of some lengths in a shuffled pool, with the queries of their last rows.

@@ -1,34 +1,9 @@
-//! What the kernels' tests share: numbers from a seed, and matrices made of them.
+//! What the kernels' tests share: matrices made of random numbers, and calls.
 
+use crate::numbers::{Random, assert_close};
 use obol_kernels::{
     Bits, Cpu, GROUP, Isa, KvLayer, Packed, Place, Qkv, RopeStyle, RopeTable, Rows, ScaleKind, Span,
 };
-
-/// A splitmix64 generator.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// In -1..1
-    pub(crate) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    pub(crate) fn vec(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.unit()).collect()
-    }
-}
 
 /// Scales as the kind can hold them, any integers.
 pub(crate) fn packed(cpu: &Cpu, n: usize, k: usize, bits: Bits, kind: ScaleKind, seed: u64) -> Packed {
@@ -52,23 +27,6 @@ pub(crate) const KINDS: [ScaleKind; 3] = [ScaleKind::F16Centred, ScaleKind::F16,
 /// Each instruction set of this machine with 1 and 3 threads.
 pub(crate) fn cpus() -> Vec<Cpu> {
     Isa::available().into_iter().flat_map(|isa| [1, 3].map(|threads| Cpu::with_isa(threads, isa))).collect()
-}
-
-#[track_caller]
-pub(crate) fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
-    assert_eq!(a.len(), b.len(), "{what}: lengths");
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert_eq!(a.to_bits(), b.to_bits(), "{what}: element {i}: {a} and {b}");
-    }
-}
-
-/// |a - b| <= bound * (1 + |b|)
-#[track_caller]
-pub(crate) fn assert_close(a: &[f32], b: &[f32], bound: f32, what: &str) {
-    assert_eq!(a.len(), b.len(), "{what}: lengths");
-    for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!((a - b).abs() <= bound * (1.0 + b.abs()), "{what}: element {i}: {a}, expected {b}");
-    }
 }
 
 /// Writes k and v as they are.

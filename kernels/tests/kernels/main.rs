@@ -2,6 +2,8 @@
 
 mod attention;
 mod common;
+#[path = "../numbers/mod.rs"]
+mod numbers;
 mod packed;
 mod peak;
 mod pool;

@@ -1,6 +1,7 @@
 //! The packed product against the reference, and its row invariance, for each instruction set.
 
-use crate::common::{KINDS, Random, assert_close, assert_same_bits, cpus, packed};
+use crate::common::{KINDS, cpus, packed};
+use crate::numbers::{Random, assert_close, assert_same_bits};
 use obol_kernels::{Activations, Bits, Cpu, GROUP, Packed, ScaleKind, reference};
 
 fn product(cpu: &Cpu, x: &[f32], w: &Packed, bias: Option<&[f32]>) -> (Activations, Vec<f32>) {

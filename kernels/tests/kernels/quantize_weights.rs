@@ -1,6 +1,7 @@
 //! Weights rounded to 4 and 8 bits: never worse than spanning the range, exact in f16, or refused.
 
-use crate::common::{Random, cpus};
+use crate::common::cpus;
+use crate::numbers::Random;
 use half::f16;
 use obol_kernels::{Bits, Cpu, GROUP, Packed, ScaleKind};
 

@@ -1,6 +1,7 @@
 //! Norms, activations, rotation and the dense product against the reference, and their row invariance.
 
-use crate::common::{Random, assert_close, assert_same_bits, cpus, rope};
+use crate::common::{cpus, rope};
+use crate::numbers::{Random, assert_close, assert_same_bits};
 use half::{bf16, f16};
 use obol_kernels::{Act, Cpu, Dense, DenseData, Isa, RopeScaling, RopeStyle, RopeTable, Rows, reference};
 

@@ -1,6 +1,7 @@
 //! Packed weights with scales of two steps (the K-quants'): values, products, row invariance.
 
-use crate::common::{Random, assert_close, assert_same_bits, cpus};
+use crate::common::cpus;
+use crate::numbers::{Random, assert_close, assert_same_bits};
 use half::f16;
 use obol_kernels::{
     Activations, Bits, Cpu, GROUP, Isa, Packed, SUPER_BLOCK, SuperBlock, SuperKind, reference,
