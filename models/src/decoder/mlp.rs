@@ -253,9 +253,12 @@ fn choose(spec: &ExpertsSpec, row: usize, logits: &mut [f32], choices: &mut Vec<
     for _ in 0..spec.used {
         let taken = |expert: usize| choices[first..].iter().any(|choice| choice.expert == expert);
         // The first of the largest; where none is a number, the first that is left.
+        let is_better = |expert: usize, best: usize| {
+            logits[expert] > logits[best] || (logits[best].is_nan() && !logits[expert].is_nan())
+        };
         let mut best: Option<usize> = None;
         for expert in (0..spec.count).filter(|&expert| !taken(expert)) {
-            if best.is_none_or(|best| logits[expert] > logits[best]) {
+            if best.is_none_or(|best| is_better(expert, best)) {
                 best = Some(expert);
             }
         }
@@ -295,5 +298,20 @@ mod tests {
         check(3, false, &[0.0; 4], &[(0, 0.25), (1, 0.25), (2, 0.25)]);
         check(1, true, &[-1.0, 5.0, 5.0], &[(1, 1.0)]);
         check(2, true, &[1000.0, -1000.0], &[(0, 1.0), (1, 0.0)]);
+    }
+
+    #[test]
+    fn experts_whose_logits_are_no_numbers_come_last() {
+        let check = |used: usize, logits: &[f32], expected: &[usize]| {
+            let spec = ExpertsSpec { count: logits.len(), used, width: 1, normalized: true };
+            let mut choices = Vec::new();
+            choose(&spec, 0, &mut logits.to_vec(), &mut choices);
+            let found: Vec<usize> = choices.iter().map(|choice| choice.expert).collect();
+            assert_eq!(found, expected, "{used} of {logits:?}");
+        };
+        check(2, &[f32::NAN, 1.0, 2.0], &[2, 1]);
+        check(2, &[1.0, f32::NAN, f32::NAN], &[0, 1]);
+        check(3, &[f32::NAN, f32::NEG_INFINITY, f32::NAN, 1.0], &[3, 1, 0]);
+        check(2, &[f32::NAN; 3], &[0, 1]);
     }
 }
