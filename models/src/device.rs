@@ -109,9 +109,9 @@ pub fn cuda_facts(index: usize) -> Result<CudaFacts, String> {
     #[cfg(feature = "cuda")]
     {
         use obol_kernels::cuda::{DeviceFacts, Gpu};
-        let gpu = Gpu::open(index).map_err(|error| error.to_string())?;
-        let (free, _) = gpu.memory().map_err(|error| error.to_string())?;
-        let DeviceFacts { name, uuid, .. } = gpu.facts().clone();
+        let (facts, memory) = Gpu::examine(index).map_err(|error| error.to_string())?;
+        let (free, _) = memory.memory().map_err(|error| error.to_string())?;
+        let DeviceFacts { name, uuid, .. } = facts;
         Ok(CudaFacts { name, uuid, free })
     }
     #[cfg(not(feature = "cuda"))]

@@ -156,6 +156,11 @@ impl Gpu {
     /// When there is no driver, or it is too old.
     pub fn count() -> Result<usize, GpuError> {
         Self::start_driver()?;
+        Self::count_started()
+    }
+
+    /// As [`Gpu::count`], of a driver that is loaded.
+    fn count_started() -> Result<usize, GpuError> {
         let count =
             result::device::get_count().map_err(|error| GpuError::of("counting devices", 0, error))?;
         Ok(usize::try_from(count).expect("the driver counts from 0"))
@@ -182,13 +187,18 @@ impl Gpu {
         if version < CUDA { Err(GpuError::DriverTooOld { has: version, needs: CUDA }) } else { Ok(version) }
     }
 
-    /// Opens device `ordinal` and loads all kernels.
+    /// What device `ordinal` is, and its memory. Loads no kernels.
     ///
     /// # Errors
-    /// When there is no driver or no such device, or one of them is too old.
-    pub fn open(ordinal: usize) -> Result<Self, GpuError> {
+    /// As [`Gpu::open`].
+    pub fn examine(ordinal: usize) -> Result<(DeviceFacts, MemoryView), GpuError> {
+        Self::enter(ordinal).map(|(facts, context)| (facts, MemoryView(context)))
+    }
+
+    /// Makes device `ordinal` the calling thread's.
+    fn enter(ordinal: usize) -> Result<(DeviceFacts, Arc<CudaContext>), GpuError> {
         let driver_cuda = Self::start_driver()?;
-        let count = Self::count()?;
+        let count = Self::count_started()?;
         if ordinal >= count {
             return Err(GpuError::NoDevice { ordinal, count });
         }
@@ -212,6 +222,15 @@ impl Gpu {
             memory: context.total_mem().map_err(asking)? as u64,
             driver_cuda,
         };
+        Ok((facts, context))
+    }
+
+    /// Opens device `ordinal` and loads all kernels.
+    ///
+    /// # Errors
+    /// When there is no driver or no such device, or one of them is too old.
+    pub fn open(ordinal: usize) -> Result<Self, GpuError> {
+        let (facts, context) = Self::enter(ordinal)?;
         let stream = context.new_stream().map_err(|error| GpuError::of("making a stream", 0, error))?;
         let modules = Modules::load()?;
         let kernels = Kernels {
