@@ -18,7 +18,7 @@
 //! ```text
 //! ln -s /path/to/libobol_emulator.so DIR/libcuda.so.1
 //! ln -s /path/to/libobol_emulator.so DIR/libnvidia-ml.so.1
-//! ln -s /path/to/libobol_emulator.so DIR/libnccl.so
+//! ln -s /path/to/libobol_emulator.so DIR/libnccl.so.2
 //! LD_LIBRARY_PATH=DIR program
 //! ```
 //!

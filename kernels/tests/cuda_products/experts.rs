@@ -45,7 +45,6 @@ fn packed_experts_are_as_each_alone() {
         for kind in 0..kinds[0].len() {
             let matrices: Vec<_> = kinds.iter().map(|all| &all[kind].1).collect();
             let all = gpu.upload_packed_experts(&matrices).unwrap();
-            assert_eq!(all.matrices(), EXPERTS);
             let each: Vec<_> = matrices.iter().map(|w| gpu.upload_packed(w).unwrap()).collect();
             let biases = random.vec(EXPERTS * n);
             let bias = (kind % 2 == 0).then(|| upload(gpu, &biases, Dtype::F32));

@@ -31,11 +31,6 @@ pub struct DeviceDense {
 }
 
 impl DeviceDense {
-    /// Experts; 1 without.
-    pub fn matrices(&self) -> usize {
-        self.matrices
-    }
-
     /// Output features.
     pub fn n(&self) -> usize {
         self.n

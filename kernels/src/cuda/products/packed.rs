@@ -85,11 +85,6 @@ pub struct DevicePacked {
 }
 
 impl DevicePacked {
-    /// Experts; 1 without.
-    pub fn matrices(&self) -> usize {
-        self.matrices
-    }
-
     /// Output features.
     pub fn n(&self) -> usize {
         self.n
