@@ -5,6 +5,7 @@
 //! is OpenAI's error object, made in `error`; a body is never read past its limit.
 
 mod body;
+mod costs;
 mod envelope;
 mod error;
 mod fields;
@@ -15,6 +16,8 @@ mod openai;
 mod origin;
 mod receipts;
 mod scrape;
+mod spend;
+mod spend_query;
 mod sse;
 mod tokens;
 
@@ -108,6 +111,10 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/requests", get(receipts::list))
         .route("/v1/requests/{id}", get(receipts::one))
+        .route("/v1/organization/costs", get(costs::costs))
+        .route("/v1/organization/usage/completions", get(costs::completions))
+        .route("/spend/logs", get(spend::logs))
+        .route("/global/spend/report", get(spend::report))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(health::health))

@@ -79,7 +79,7 @@ fn instant(name: &str, value: &str) -> Result<UnixNanos, Invalid> {
     Ok(UnixNanos(seconds * 1_000_000_000))
 }
 
-fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, Invalid> {
+pub(super) fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, Invalid> {
     let parsed = value.parse().ok().filter(|number| range.contains(number));
     parsed.ok_or_else(|| {
         let (least, most) = (range.start(), range.end());
@@ -88,7 +88,7 @@ fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u64>) -> Resu
 }
 
 /// Undoes percent-encoding; `None` where it is broken or no UTF-8.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -106,13 +106,13 @@ fn decoded(text: &str) -> Option<String> {
 }
 
 /// The ids of answers are made from the request's: either finds the receipt.
-fn bare_id(id: &str) -> RequestId {
+pub(super) fn bare_id(id: &str) -> RequestId {
     let bare = id.strip_prefix("chatcmpl-").or_else(|| id.strip_prefix("cmpl-"));
     RequestId(bare.unwrap_or(id).to_owned())
 }
 
 /// Reads the database on a thread that may block.
-async fn from_ledger<T: Send + 'static>(
+pub(super) async fn from_ledger<T: Send + 'static>(
     server: &Server,
     read: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
 ) -> Result<T, ApiError> {

@@ -75,6 +75,13 @@ impl Calendar {
         u64::try_from(time.as_nanosecond()).map(UnixNanos).map_err(|_| wrong())
     }
 
+    /// By RFC 3339, to the microsecond.
+    #[must_use]
+    pub fn text(&self, at: UnixNanos) -> String {
+        let time = Timestamp::from_nanosecond(at.0.into()).unwrap_or(Timestamp::MAX);
+        time.to_zoned(self.0.clone()).strftime("%Y-%m-%dT%H:%M:%S.%6f%:z").to_string()
+    }
+
     /// The month, day or hour in which a clock hour begins.
     pub(super) fn label(&self, part: Part, hour: u64) -> String {
         let at = start(hour).to_zoned(self.0.clone());
@@ -145,6 +152,7 @@ mod tests {
         check("2026-11-01", 1_793_487_600);
         check("2026-11-01T00:00:00Z", 1_793_491_200);
         check("2026-11-01T00:00:00+02:00", 1_793_484_000);
+        assert_eq!(berlin.text(UnixNanos(1_793_487_600_123_456_789)), "2026-11-01T00:00:00.123456+01:00");
         for wrong in ["", "yesterday", "2026-13-01", "1969-12-31T23:59:59Z", "2026-11-01T08:00", "20261101"] {
             assert_eq!(berlin.instant(wrong), Err(CalendarError::Instant(wrong.into())), "{wrong:?}");
         }

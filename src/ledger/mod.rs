@@ -383,6 +383,14 @@ impl Ledger {
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
+    /// What was spent, as `report` reads it.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn report(&self, query: &ReportQuery) -> Result<Report, LedgerError> {
+        report(self.0.path.parent().expect("the database is in a directory"), query)
+    }
+
     /// What the books of this start say, as of the last commit.
     #[must_use]
     pub fn totals(&self) -> Totals {

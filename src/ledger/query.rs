@@ -11,7 +11,7 @@ use crate::request::Finish;
 use crate::units::{RequestId, UnixNanos};
 
 /// Which receipts; `None` leaves a field open.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReceiptFilter {
     pub model: Option<String>,
     pub user: Option<String>,
@@ -26,7 +26,7 @@ pub struct ReceiptFilter {
 }
 
 /// Which part of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// At most this many; at least 1 and at most 1,000 are given.
     pub limit: u32,

@@ -13,6 +13,7 @@ mod http_errors;
 mod http_probes;
 mod http_replicas;
 mod http_sockets;
+mod http_spend;
 mod http_tokens;
 mod http_world;
 mod ledger;

@@ -1,6 +1,6 @@
 //! Reports against a dumber model that adds receipts up, in random worlds; and what the formats say.
 
-mod focus_rules;
+pub(crate) mod focus_rules;
 
 use std::collections::BTreeMap;
 use std::path::Path;

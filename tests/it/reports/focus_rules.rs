@@ -7,7 +7,7 @@ use obol::ledger::Calendar;
 use obol::units::Picos;
 use serde_json::Value;
 
-pub(super) type Row = BTreeMap<String, String>;
+pub(crate) type Row = BTreeMap<String, String>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Type {
@@ -64,7 +64,7 @@ const COLUMNS: [Column; 36] = [
 ];
 
 /// Checks a whole file, and gives its rows.
-pub(super) fn check(text: &str) -> Vec<Row> {
+pub(crate) fn check(text: &str) -> Vec<Row> {
     let mut lines = csv(text).into_iter();
     let header = lines.next().expect("a header");
     for (name, _, mandatory, ..) in COLUMNS {
@@ -171,14 +171,14 @@ fn check_together(row: &Row) {
 }
 
 /// An amount with twelve places.
-pub(super) fn picos(text: &str) -> Picos {
+pub(crate) fn picos(text: &str) -> Picos {
     let (whole, places) = text.split_once('.').expect("a point");
     assert_eq!(places.len(), 12, "{text}");
     Picos(format!("{whole}{places}").parse().expect("digits"))
 }
 
 /// RFC 4180, read.
-pub(super) fn csv(text: &str) -> Vec<Vec<String>> {
+pub(crate) fn csv(text: &str) -> Vec<Vec<String>> {
     let (mut lines, mut cells, mut cell, mut inside) = (Vec::new(), Vec::new(), String::new(), false);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
