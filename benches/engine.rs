@@ -118,6 +118,7 @@ fn run(sequences: usize, tokens: usize, ahead: bool) {
     let mut streams: Vec<_> = (0..sequences)
         .map(|index| {
             engine.reserve().expect("room").submit(NewRequest {
+                allowance: None,
                 id: RequestId(format!("r{index}")),
                 ticket: Ticket(index as u64),
                 prompt: [1, 2, 3, 1].into(),

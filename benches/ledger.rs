@@ -24,6 +24,7 @@ fn context() -> RequestContext {
         model: "small".to_owned(),
         precision: "Q4_1".to_owned(),
         endpoint: "/v1/chat/completions",
+        purse: None,
     }
 }
 

@@ -2,6 +2,8 @@
 //! anything starts and never changed. Knows no part of the server; what only loading can tell
 //! (blocks, bytes a block) is not here.
 
+mod budgets;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -14,6 +16,9 @@ use obol_models::KvDtype;
 use obol_models::device::{ComputeDtype, DeviceId};
 use obol_models::quant::Quant;
 use serde::{Deserialize, Deserializer};
+
+use budgets::BudgetFile;
+pub use budgets::BudgetText;
 
 /// The price of a CPU device when the configuration names none, per hour.
 pub const DEFAULT_DEVICE_HOUR: &str = "0.10";
@@ -186,6 +191,8 @@ struct File {
     serve: ServeFlags,
     #[serde(default)]
     rates: RatesFile,
+    #[serde(default)]
+    budgets: Vec<BudgetFile>,
 }
 
 /// A decimal as people write it in TOML: "2.50", 2.50 or 2.
@@ -307,6 +314,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     pub data_dir: PathBuf,
     pub rates: Rates,
+    pub budgets: Vec<BudgetText>,
 }
 
 /// The ledger's directory for commands that only read it.
@@ -356,6 +364,7 @@ impl Config {
             drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),
             data_dir: places.data_dir.clone().or(file.data_dir).unwrap_or(default_data_dir),
             rates: Rates::resolve(file.rates)?,
+            budgets: file.budgets.into_iter().map(Into::into).collect(),
         };
         let insecure = flags.insecure_open.or(serve.insecure_open).unwrap_or(false);
         config.check(insecure)?;

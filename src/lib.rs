@@ -7,6 +7,7 @@ pub mod request;
 pub mod units;
 pub mod usage;
 
+pub mod control;
 pub mod ledger;
 pub mod meter;
 pub mod nvml;

@@ -9,8 +9,10 @@ mod ask;
 mod choice;
 mod failure;
 mod placement;
+mod purse;
 mod replicas;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -22,11 +24,14 @@ pub use choice::Scored;
 pub use failure::Failure;
 pub use replicas::{Replica, Replicas};
 
-use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
+use crate::control::budgets::{Budget, Budgets, Refusal, Spender};
+use crate::ledger::{Ledger, LedgerError, LedgerUnavailable, Prices, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
-use crate::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
-use crate::units::RequestId;
+use crate::request::{Allowance, CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use crate::units::{RequestId, UnixNanos};
+use crate::usage::Purse;
 use choice::ChoiceText;
+use purse::Budgeted;
 use replicas::Events;
 
 /// The tenant of every request while there are no keys.
@@ -48,7 +53,9 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
     let device = placed.device();
     let id = ask.origin.request.clone();
-    let (ticket, receipt) = app.ledger().adopt(context_of(app, ask.origin))?;
+    let budgeted = budgeted(app, &ask.origin, placed.prices())?;
+    let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
+    let (ticket, receipt) = app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin) })?;
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompt.len();
     let events = placed.submit(NewRequest {
@@ -64,6 +71,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         },
         salt,
         id,
+        allowance: budgeted.clone().map(|budgeted| budgeted as Arc<dyn Allowance>),
     });
     let (settled, receipt_durable) = oneshot::channel();
     tokio::spawn(settle(receipt, app.metrics().clone(), ask.choices, settled));
@@ -74,11 +82,72 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         choices: (0..ask.choices).map(|_| ChoiceText::new(&ask.stop)).collect(),
         running: ask.choices,
         failure: None,
+        budgeted: budgeted.clone(),
         events,
         receipt: Some(receipt_durable),
     };
     tokio::spawn(drive(driver, pieces));
-    Ok(Answer { _open: open, device, prompt_tokens, completion_tokens: 0, pieces: given_out, ended: false })
+    let mut answer = Answer {
+        _open: open,
+        device,
+        prompt_tokens,
+        completion_tokens: 0,
+        pieces: given_out,
+        first: None,
+        ended: false,
+    };
+    if budgeted.is_some() {
+        // Whoever has no budget hears of it before anything else.
+        match answer.next().await {
+            Some(Err(failure @ Failure::Budget(..))) => return Err(failure),
+            first => answer.first = first.map(|piece| (answer.completion_tokens, piece)),
+        }
+        answer.ended = false;
+    }
+    Ok(answer)
+}
+
+/// What the budgets let the request use; `None` where it is under none.
+fn budgeted(app: &App, origin: &Origin, prices: &[Prices]) -> Result<Option<Arc<Budgeted>>, Failure> {
+    if app.budgets().is_empty() {
+        return Ok(None);
+    }
+    let who = spender(None, origin.user.clone(), &origin.tags);
+    match app.budgets().admit(&who, app.clock().wall()) {
+        Ok(hold) => Ok(Some(Arc::new(Budgeted::new(hold, prices)))),
+        Err(refusal) => {
+            refusal.log();
+            Err(spent(app, refusal))
+        }
+    }
+}
+
+/// The budgets of a server that starts now, with what the ledger says was charged in their windows so far.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub fn budgets(rules: Vec<Budget>, ledger: &Ledger, now: UnixNanos) -> Result<Budgets, LedgerError> {
+    let budgets = Budgets::new(rules);
+    if let Some(since) = budgets.counts_since(now) {
+        ledger.charges(since, |charge| {
+            let who = spender(charge.key_id, charge.user, &charge.tags);
+            budgets.replay(&who, charge.at, charge.amount, now);
+        })?;
+    }
+    Ok(budgets)
+}
+
+/// Whom a request's cost is counted for, from what is on its receipt.
+fn spender(key: Option<String>, user: Option<String>, tags: &BTreeMap<String, String>) -> Spender {
+    let tag = |name: &str| tags.get(name).cloned();
+    let (team, feature, environment, task) = (tag("team"), tag("feature"), tag("environment"), tag("task"));
+    Spender { key, team, feature, user, environment, task }
+}
+
+fn spent(app: &App, refusal: Box<Refusal>) -> Failure {
+    let now = app.clock().wall();
+    let wait = refusal.resets_at.map(|at| at.0.saturating_sub(now.0).div_ceil(1_000_000_000));
+    Failure::Budget(refusal, wait)
 }
 
 /// Turns events into pieces as they come, however slowly the client reads: a stop string must end its
@@ -132,6 +201,8 @@ pub struct Answer {
     completion_tokens: u64,
     /// With the tokens of all choices up to each piece. At most `max_tokens` of them wait here.
     pieces: mpsc::UnboundedReceiver<(u64, Result<Piece, Failure>)>,
+    /// Was asked for already.
+    first: Option<(u64, Result<Piece, Failure>)>,
     /// The last piece, or a failure, has been given out.
     ended: bool,
 }
@@ -163,8 +234,10 @@ impl Answer {
             return None;
         }
         // A driver that is gone before the last piece has panicked.
-        let (completion_tokens, piece) =
-            self.pieces.recv().await.unwrap_or((self.completion_tokens, Err(Failure::Engine)));
+        let (completion_tokens, piece) = match self.first.take() {
+            Some(first) => first,
+            None => self.pieces.recv().await.unwrap_or((self.completion_tokens, Err(Failure::Engine))),
+        };
         self.completion_tokens = completion_tokens;
         self.ended = matches!(piece, Ok(Piece::Settled(_)) | Err(_));
         Some(piece)
@@ -179,6 +252,7 @@ struct Driver {
     running: u32,
     /// Why the answer is not whole; told after the receipt is durable.
     failure: Option<Failure>,
+    budgeted: Option<Arc<Budgeted>>,
     events: Events,
     /// `None` once the answer has ended.
     receipt: Option<oneshot::Receiver<Result<Arc<Receipt>, LedgerUnavailable>>>,
@@ -224,7 +298,15 @@ impl Driver {
                 match finish {
                     Finish::Error => self.failure = Some(Failure::Engine),
                     Finish::Cancelled => self.failure = Some(Failure::Cancelled),
-                    Finish::Stop | Finish::Length | Finish::Budget => {}
+                    Finish::Budget => {
+                        let refusal = self.budgeted.as_ref().and_then(|budgeted| budgeted.refusal());
+                        if let Some(refusal) = refusal {
+                            self.failure = Some(spent(&self.app, refusal));
+                            // Nothing was said, and nothing else is.
+                            return None;
+                        }
+                    }
+                    Finish::Stop | Finish::Length => {}
                 }
                 let tail = state.finish();
                 // The engine may have reached the length before it heard of the stop string.
@@ -271,6 +353,7 @@ fn context_of(app: &App, origin: Origin) -> RequestContext {
         model: app.served().id.clone(),
         precision: app.served().precision.clone(),
         endpoint: origin.endpoint,
+        purse: None,
     }
 }
 

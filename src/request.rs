@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::units::{RequestId, Ticket};
+use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket};
 
 /// How the next token is drawn from a row of logits.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +62,29 @@ pub struct Stops {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheSalt(pub [u8; 32]);
 
+/// What a request uses of one of its engine's devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Use {
+    pub device: DeviceNanos,
+    pub kv: BlockNanos,
+}
+
+impl std::ops::Add for Use {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { device: self.device + other.device, kv: self.kv + other.kv }
+    }
+}
+
+/// What a request's budgets let it use: the engine asks before its first step and after each one.
+pub trait Allowance: std::fmt::Debug + Send + Sync {
+    /// Whether it may use this in all without asking anybody.
+    fn has(&self, used: Use) -> bool;
+
+    /// Whether it may use `need` in all; `want`, which is more, is what it would like to be sure of.
+    fn covers(&self, need: Use, want: Use) -> bool;
+}
+
 /// What the engine is asked to run. One request has `choices` sequences over the same prompt.
 #[derive(Debug, Clone)]
 pub struct NewRequest {
@@ -73,6 +96,8 @@ pub struct NewRequest {
     pub sampling: Sampling,
     pub stops: Stops,
     pub salt: CacheSalt,
+    /// `None`: no budget bounds what it uses.
+    pub allowance: Option<Arc<dyn Allowance>>,
 }
 
 /// Why a sequence ended.

@@ -83,7 +83,34 @@ impl DeviceNanos {
     }
 }
 
+/// One unit of a currency, in picos.
+const UNIT: i128 = 1_000_000_000_000;
+const PLACES: usize = 12;
+
 impl Picos {
+    /// Most money that a setting may name: 10^15 units, far from where sums overflow.
+    pub const SETTING_MAX: Self = Self(1_000_000_000_000_000 * UNIT);
+
+    /// An amount as people write it, exactly: `25`, `2.50`, at most 12 places, not negative.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text, for people.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole) || !digits(places) {
+            return Err(format!("{text:?} is not an amount such as 25 or 2.50"));
+        }
+        if places.len() > PLACES {
+            return Err(format!("{text:?} has more than 12 decimal places"));
+        }
+        let too_large = || format!("{text:?} is too large; at most 10^15");
+        let whole: i128 = whole.parse().map_err(|_| too_large())?;
+        let places: i128 = format!("{places:0<PLACES$}").parse().map_err(|_| too_large())?;
+        let picos = whole.checked_mul(UNIT).and_then(|picos| picos.checked_add(places));
+        picos.map(Self).filter(|picos| *picos <= Self::SETTING_MAX).ok_or_else(too_large)
+    }
+
     /// Decimal units of the currency with 12 places: `0.000001234567`.
     #[must_use]
     pub fn decimal(self) -> String {
@@ -135,3 +162,22 @@ impl fmt::Display for RequestId {
 /// What the ledger gave out for an adopted request; the engine hands it back unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_exactly_or_not_at_all() {
+        for (text, picos) in [("0", 0), ("25", 25 * UNIT), ("2.50", 5 * UNIT / 2), ("0.000000000001", 1)] {
+            assert_eq!(Picos::parse(text), Ok(Picos(picos)), "{text}");
+        }
+        assert_eq!(Picos::parse("1000000000000000"), Ok(Picos::SETTING_MAX));
+        for text in
+            ["", ".", "1.", ".5", "-1", "+1", "1e3", " 1", "0.0000000000001", "1000000000000001", "\u{661}"]
+        {
+            assert!(Picos::parse(text).is_err(), "{text:?}");
+        }
+        assert!(Picos::parse(&"9".repeat(60)).is_err());
+    }
+}

@@ -2,7 +2,7 @@
 //! to the ledger. No price, no account of a customer.
 
 use crate::request::Finish;
-use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
+use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 
 /// Token counts of one request, all choices together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,6 +72,12 @@ impl Usage {
             ..self
         }
     }
+}
+
+/// Who pays for a request, as the ledger asks when it is settled.
+pub trait Purse: std::fmt::Debug + Send + Sync {
+    /// What is paid of `cost`: all of it, or what a budget had set aside. Asked once.
+    fn pay(&self, cost: Picos) -> Picos;
 }
 
 /// Who pays for device time that no request pays.

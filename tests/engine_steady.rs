@@ -215,6 +215,7 @@ fn steady(depth: Option<usize>) {
         let stops =
             Stops { max_tokens: tokens, min_tokens: tokens, ignore_eos: false, stop_token_ids: vec![5] };
         let stream = engine.reserve().expect("room").submit(NewRequest {
+            allowance: None,
             id: RequestId(format!("r{ticket}")),
             ticket: Ticket(ticket as u64),
             prompt: (0..9).map(|i| i * 5 % 16).collect(),

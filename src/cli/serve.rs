@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags};
+use crate::control::budgets::Budgets;
+use crate::control::rules;
 use crate::engine::EngineConfig;
 use crate::http::{self, HttpConfig, Server};
 use crate::ledger::{DeviceInfo, Ledger, MeteredDevice, MethodRecord, OpenOptions, RateCard, Tuning};
@@ -63,6 +65,7 @@ async fn serve(
     directories: &Directories,
 ) -> Result<(), Failure> {
     let metered = devices::metered(&engines, &config)?;
+    let rules = rules::parse(&config.budgets).map_err(Failure::failed)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         let address = config.listen;
         Failure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
@@ -72,6 +75,7 @@ async fn serve(
     let options = OpenOptions { engines: metered.clone(), wall: start, boot_id: RequestId::new().0 };
     let opened = Ledger::open_tuned(&config.data_dir, &options, Tuning::default());
     let (ledger, reports) = opened.map_err(Failure::failed)?;
+    let budgets = pipeline::budgets(rules, &ledger, clock.wall()).map_err(Failure::failed)?;
     let mut stop = Stop::listen()?;
 
     let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
@@ -96,6 +100,7 @@ async fn serve(
         config: config.clone(),
         directories: directories.clone(),
         ledger: ledger.clone(),
+        budgets,
         engines,
         metered,
         address: address.to_string(),
@@ -178,6 +183,7 @@ struct Starting {
     config: Config,
     directories: Directories,
     ledger: Ledger,
+    budgets: Budgets,
     engines: Engines,
     metered: Vec<Vec<MeteredDevice>>,
     address: String,
@@ -225,6 +231,7 @@ impl Starting {
                 |((ready, early), (devices, metered)): ((Ready, Early), (&Vec<_>, &Vec<_>))| Replica {
                     engine: parts::start(ready, early, devices),
                     device: devices::label(metered).into(),
+                    rates: metered.iter().map(|device| device.rate.clone()).collect(),
                 };
             Replicas::new(ready.into_iter().zip(earlies).zip(devices).map(start).collect())
         };
@@ -244,6 +251,7 @@ impl Starting {
         let app = App::new(pipeline::Parts {
             engines,
             ledger: self.ledger,
+            budgets: self.budgets,
             tokenizer,
             template,
             served,

@@ -18,6 +18,7 @@ use super::blocks::BlockLease;
 use super::draft::{DRAFTS_MAX, Drafter, Estimate, Verified};
 use super::lane::{Drawn, Lane, SharedLane, lock};
 use super::prefix::{self, PrefixKey};
+use super::step::Allowed;
 use super::{Place, Submission};
 
 /// Requests are known inside the engine by their order of arrival.
@@ -52,6 +53,7 @@ pub(super) struct Request {
     saved_by_prefix_cache: DeviceNanos,
     alone: DeviceNanos,
     pub(super) energy: Share,
+    pub(super) allowed: Allowed,
 }
 
 impl Request {
@@ -80,6 +82,7 @@ impl Request {
             saved_by_prefix_cache: DeviceNanos::ZERO,
             alone: DeviceNanos::ZERO,
             energy: Share::default(),
+            allowed: Allowed::default(),
         }
     }
 
@@ -96,6 +99,15 @@ impl Request {
         self.saved_by_prefix_cache =
             DeviceNanos(u64::try_from(calibration.prefill.own(spared) / 1000).unwrap_or(0));
         true
+    }
+
+    pub(super) fn has_not_begun(&self) -> bool {
+        self.first_run.is_none()
+    }
+
+    /// Charged so far.
+    pub(super) fn device(&self) -> DeviceNanos {
+        self.prefill + self.decode
     }
 
     /// Charges its share of a step.
@@ -148,7 +160,7 @@ impl Request {
         Accrual {
             request: self.new.id.clone(),
             ticket: self.new.ticket,
-            device: self.prefill + self.decode,
+            device: self.device(),
             kv: self.kv_paid.get() + held,
         }
     }

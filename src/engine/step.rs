@@ -11,6 +11,7 @@
 //! allocated here.
 
 mod advance;
+mod allowance;
 mod endings;
 mod energy;
 mod prepare;
@@ -44,6 +45,7 @@ use super::sequence::{Request, RequestKey, Sequence};
 use super::speculate::{Candidate, Speculator};
 use super::{Command, EngineConfig, EngineStats, Parts, Shared};
 
+pub(super) use allowance::Allowed;
 use energy::Metered;
 
 /// How often the whole pool is walked.
@@ -135,6 +137,8 @@ struct Buffers {
     shares: Vec<DeviceNanos>,
     ended: Vec<(RequestKey, u32, Finish)>,
     prompts_done: Vec<RequestKey>,
+    /// Requests that may not go on.
+    broke: Vec<RequestKey>,
 }
 
 /// Whether the loop goes on.
@@ -325,10 +329,10 @@ impl Engine {
             // What loses its blocks must not be in flight.
             return false;
         }
-        self.apply(now);
+        let refused = self.apply(now);
         if self.buffers.planned.is_empty() {
-            // After a preemption there is room, and the next plan will not be empty.
-            if !preempts {
+            // After a preemption there is room, and who was refused is gone: the next plan will not be empty.
+            if !preempts && !refused {
                 self.nothing_fits();
             }
             return false;
@@ -377,8 +381,10 @@ impl Engine {
                 let busy = time.map_or(end - start, |time| DeviceNanos(time.run));
                 self.stats.device_busy = DeviceNanos(self.stats.device_busy.0.saturating_add(busy.0));
                 self.meter(&flight, start, end);
+                self.ask_allowances(&flight, end - start);
                 self.energy.read_if_due(self.partition.cursor(), &mut self.requests);
                 self.advance(device, &flight);
+                self.end_the_broke();
                 self.flights.give_back(flight);
             }
             Err(why) => self.crash(&why),

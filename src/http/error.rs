@@ -60,19 +60,21 @@ struct Wire {
     code: Option<&'static str>,
     param: Option<String>,
     message: String,
-    retry_after: Option<u32>,
+    retry_after: Option<u64>,
+    /// Clients that would try again by themselves are told not to.
+    is_final: bool,
 }
 
 impl Wire {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: String) -> Self {
-        Self { status, kind, code, param: None, message, retry_after: None }
+        Self { status, kind, code, param: None, message, retry_after: None, is_final: false }
     }
 
     fn invalid(status: StatusCode, code: Option<&'static str>, message: String) -> Self {
         Self::new(status, "invalid_request_error", code, message)
     }
 
-    fn unavailable(code: &'static str, message: String, retry_after: u32) -> Self {
+    fn unavailable(code: &'static str, message: String, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", Some(code), message)
@@ -150,6 +152,11 @@ fn failed(failure: Failure) -> Wire {
             retry_after: Some(1),
             ..Wire::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message)
         },
+        Failure::Budget(_, retry_after) => Wire {
+            retry_after,
+            is_final: true,
+            ..Wire::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", Some("budget_exceeded"), message)
+        },
         Failure::Draining | Failure::Cancelled => Wire::unavailable("draining", message, 5),
         Failure::LedgerUnavailable => Wire::unavailable("ledger_unavailable", message, 5),
         Failure::Engine => Wire::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message),
@@ -187,6 +194,9 @@ impl IntoResponse for ApiError {
         let mut response = (wire.status, Json(object(&wire))).into_response();
         if let Some(seconds) = wire.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if wire.is_final {
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if wire.status == StatusCode::REQUEST_TIMEOUT {
             // The rest of the body is not wanted: the connection cannot be used again.

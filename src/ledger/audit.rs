@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::LedgerError;
 use super::books::{Posted, elapsed_kv, house_debits};
-use super::entry::{Amounts, CRASH, ERROR, ROUNDING, device_account, payer, vendor_account};
+use super::entry::{Amounts, CRASH, ERROR, ROUNDING, device_account, payer, receipt_debits, vendor_account};
 use super::receipt::{Line, Receipt};
 use super::rollup_check::RollupCheck;
 use super::rows::{self, EpochRow, add_house, wide};
@@ -153,7 +153,8 @@ pub fn audit(data_dir: &Path) -> Result<Audit, LedgerError> {
 struct Sums {
     /// Debits of everybody but the device.
     receipts: Amounts,
-    errors: Amounts,
+    /// Of them, what nobody pays.
+    on_the_house: Picos,
     posted: Posted,
     billed: Amounts,
     /// How often money was floored.
@@ -297,7 +298,12 @@ fn check_receipt(
     };
     let what = format!("receipt {}", receipt.request());
     let payer = payer(receipt.usage.status, &receipt.attribution.tenant);
-    let total = Amounts { time: receipt.usage.device(), kv: receipt.usage.kv, money: receipt.total() };
+    let total = Amounts { time: receipt.usage.device(), kv: receipt.usage.kv, money: receipt.gross() };
+    if receipt.overrun > total.money || (payer == ERROR && receipt.overrun != Picos::ZERO) {
+        audit.differs(format!("{what} is {} over a cap, and cost {}", receipt.overrun.0, total.money.0));
+        return Ok(None);
+    }
+    let debits = receipt_debits(receipt.usage.status, &receipt.attribution.tenant, total, receipt.overrun);
     let of_side = |debit: bool| -> BTreeMap<&str, Amounts> {
         let entries = entries.iter().filter(|entry| entry.debit == debit);
         entries.map(|entry| (entry.account.as_str(), entry.amounts)).collect()
@@ -305,11 +311,11 @@ fn check_receipt(
     audit.same(
         &format!("{what}, its entries, debits"),
         of_side(true),
-        BTreeMap::from([(payer.as_str(), total)]),
+        debits.iter().map(|(account, amounts)| (account.as_str(), *amounts)).collect(),
     );
     let (mut used, mut credits) = (Amounts::default(), BTreeMap::new());
     let boot = &epochs.by_id[&head.epoch].boot;
-    for line in &receipt.lines {
+    for (number, line) in receipt.lines.iter().enumerate() {
         let Some(id) = epochs.by_device.get(&(boot.clone(), line.device.clone())) else {
             audit.differs(format!("{what} has a line of {}, which did not run then", line.device));
             continue;
@@ -321,8 +327,9 @@ fn check_receipt(
         let sums = sums.get_mut(id).expect("every epoch has sums");
         sums.receipts += amounts;
         if payer == ERROR {
-            sums.errors += amounts;
+            sums.on_the_house += amounts.money;
         }
+        sums.on_the_house += receipt.overrun_of(number);
         sums.floors += 2;
     }
     audit.same(&format!("{what}, device time of its lines"), used.time, total.time);
@@ -429,7 +436,7 @@ fn check_epoch(connection: &Connection, audit: &mut Audit, row: &EpochRow, sums:
     let mut time = sums.receipts.time.0 + house_time;
     let mut kv = sums.receipts.kv.0 + house_kv;
     let mut money = sums.receipts.money + sums.posted.money + sums.posted.rounding;
-    let mut house = sums.errors.money + sums.posted.money + sums.posted.rounding;
+    let mut house = sums.on_the_house + sums.posted.money + sums.posted.rounding;
     let mut floors = sums.floors;
     let mut open = Picos::ZERO;
     let mut rounding = sums.posted.rounding;
@@ -490,7 +497,7 @@ fn check_epoch(connection: &Connection, audit: &mut Audit, row: &EpochRow, sums:
     let of_device = audit.devices.entry((currency.clone(), row.epoch.device.clone())).or_default();
     for total in [of_device, audit.totals.entry(currency).or_default()] {
         total.bill += bill;
-        total.posted += sums.receipts.money - sums.errors.money;
+        total.posted += sums.receipts.money - sums.on_the_house;
         total.open += open;
         total.house += house;
         total.device_time += now;

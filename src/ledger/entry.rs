@@ -9,6 +9,8 @@ use crate::usage::{HouseKv, HouseTime};
 
 pub(super) const ERROR: &str = "house:error";
 pub(super) const CRASH: &str = "house:crash";
+/// Work past a hard cap.
+pub(super) const CAP_OVERRUN: &str = "house:cap_overrun";
 pub(super) const ROUNDING: &str = "house:rounding";
 
 /// What the device offers: debited by the bill, credited by whoever used it. Its balance is the work
@@ -25,6 +27,20 @@ pub(super) fn vendor_account(device: &str) -> String {
 /// Who pays for a receipt with this status.
 pub(super) fn payer(status: Finish, tenant: &str) -> String {
     if status == Finish::Error { ERROR.to_owned() } else { format!("tenant:{tenant}") }
+}
+
+/// The debits of a receipt over `total`, of which the payer is not charged `overrun`.
+pub(super) fn receipt_debits(
+    status: Finish,
+    tenant: &str,
+    total: Amounts,
+    overrun: Picos,
+) -> Vec<(String, Amounts)> {
+    let mut debits = vec![(payer(status, tenant), Amounts { money: total.money - overrun, ..total })];
+    if overrun != Picos::ZERO {
+        debits.push((CAP_OVERRUN.to_owned(), Amounts { money: overrun, ..Amounts::default() }));
+    }
+    debits
 }
 
 /// Quantities of the three commodities; never negative, the side says the sign.

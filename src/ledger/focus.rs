@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::LedgerError;
 use super::calendar::{utc_hour, utc_month};
-use super::entry::{Amounts, CRASH, ROUNDING};
+use super::entry::{Amounts, CAP_OVERRUN, CRASH, ROUNDING};
 use super::render::quoted;
 use super::report::ReportQuery;
 use super::rollup::{Dimension, Label};
@@ -222,7 +222,7 @@ fn rows_of(showback: &Showback, hour: &Hour<'_>, devices: &DeviceNames) -> Strin
         cells.cost(amounts.money, if alone { amounts.money } else { Picos::ZERO });
         cells.set("x_Account", account);
         cells.set("ChargeDescription", format!("House: {}", said(account)));
-        if account == ROUNDING {
+        if [ROUNDING, CAP_OVERRUN].contains(&account.as_str()) {
             cells.set("ChargeCategory", "Adjustment");
         } else if amounts.time.0 > 0 {
             cells.usage(Meter::Time, u128::from(amounts.time.0), is_used(account));
@@ -258,6 +258,15 @@ fn usage_rows(showback: &Showback, hour: u64, row: &HourRow, devices: &DeviceNam
         } else {
             cells.cost(cost, cost);
         }
+        cells.line(text);
+    }
+    if sums.overrun > Picos::ZERO {
+        let mut cells = Cells::new(showback, showback.device_of(row), hour, devices);
+        labels(&mut cells, dimension);
+        cells.set("ChargeCategory", "Credit");
+        cells.set("ChargeDescription", "Past a budget's cap: on the house");
+        let credit = Picos(-sums.overrun.0);
+        cells.cost(credit, credit);
         cells.line(text);
     }
 }

@@ -9,11 +9,11 @@
 use std::collections::HashMap;
 
 use super::books::{Books, Fault, NextTransaction, Record};
-use super::entry::{Amounts, Kind, Transaction, payer};
-use super::receipt::{Attribution, Receipt};
+use super::entry::{Amounts, Kind, Transaction, receipt_debits};
+use super::receipt::{Attribution, Claim, Receipt};
 use crate::request::Finish;
-use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
-use crate::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
+use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
+use crate::usage::{MeterReport, PoolInfo, Purse, Snapshot, TokenCounts, Usage};
 
 /// At least one device's books, all at the same instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,13 +37,13 @@ impl Group {
         &self.books[0].last
     }
 
-    /// Books one report for each device. `who` gives each finished request's attribution, `None` for a ticket
+    /// Books one report for each device. `who` gives each finished request's claim, `None` for a ticket
     /// that was never given out.
     pub(super) fn apply(
         &mut self,
         report: MeterReport,
         next: &mut NextTransaction,
-        mut who: impl FnMut(&Usage) -> Option<Attribution>,
+        mut who: impl FnMut(&Usage) -> Option<Claim>,
     ) -> Result<Vec<Record>, Fault> {
         let MeterReport { finished, snapshot } = report;
         let devices = self.books.len() as u64;
@@ -69,7 +69,7 @@ impl Group {
     pub(super) fn end(
         &mut self,
         next: &mut NextTransaction,
-        who: impl FnMut(&Usage) -> Option<Attribution>,
+        who: impl FnMut(&Usage) -> Option<Claim>,
     ) -> Vec<Record> {
         let mut records = self.settle_open(next, who);
         for books in &mut self.books {
@@ -84,7 +84,7 @@ impl Group {
         &mut self,
         restart: UnixNanos,
         next: &mut NextTransaction,
-        who: impl FnMut(&Usage) -> Option<Attribution>,
+        who: impl FnMut(&Usage) -> Option<Claim>,
     ) -> Vec<Record> {
         let mut records = self.settle_open(next, who);
         for books in &mut self.books {
@@ -98,7 +98,7 @@ impl Group {
     pub(super) fn settle_open(
         &mut self,
         next: &mut NextTransaction,
-        mut who: impl FnMut(&Usage) -> Option<Attribution>,
+        mut who: impl FnMut(&Usage) -> Option<Claim>,
     ) -> Vec<Record> {
         let mut requests: Vec<(Ticket, RequestId, Vec<Share>)> = Vec::new();
         let mut known: HashMap<(Ticket, RequestId), usize> = HashMap::new();
@@ -139,13 +139,13 @@ fn settle(
     books: &mut [Books],
     shares: &[Share],
     mut usage: Usage,
-    who: Option<Attribution>,
+    who: Option<Claim>,
     method_id: Option<String>,
     next: &mut NextTransaction,
 ) -> Record {
-    let attribution = who.unwrap_or_else(|| {
+    let Claim { who: attribution, purse } = who.unwrap_or_else(|| {
         usage.status = Finish::Error;
-        Attribution::unknown(&usage)
+        Attribution::unknown(&usage).into()
     });
     let (mut lines, mut credits, mut total) = (Vec::new(), Vec::new(), Amounts::default());
     for &(place, time, kv) in shares {
@@ -156,6 +156,7 @@ fn settle(
         lines.push(line);
     }
     assert_eq!((total.time, total.kv), (usage.device(), usage.kv), "a receipt's usage is that of its lines");
+    let overrun = overrun(purse.as_deref(), usage.status, total.money);
     let first = &books[shares[0].0];
     let devices: Vec<&str> = lines.iter().map(|line| line.device.as_str()).collect();
     let receipt = Receipt {
@@ -165,12 +166,25 @@ fn settle(
         attribution,
         usage,
         lines,
+        overrun,
         method_id,
     };
-    let payer = payer(receipt.usage.status, &receipt.attribution.tenant);
-    let transaction = Transaction::of(first.head(Kind::Receipt, next), vec![(payer, total)], credits);
+    let debits = receipt_debits(receipt.usage.status, &receipt.attribution.tenant, total, overrun);
+    let transaction = Transaction::of(first.head(Kind::Receipt, next), debits, credits);
     let epochs = shares.iter().map(|&(place, ..)| books[place].epoch.id).collect();
     Record::Receipt { receipt: receipt.into(), transaction, epochs }
+}
+
+/// What of a request's money nobody pays, as no budget had set it aside. What ended with an error is the house's.
+fn overrun(purse: Option<&dyn Purse>, status: Finish, cost: Picos) -> Picos {
+    let Some(purse) = purse else { return Picos::ZERO };
+    if status == Finish::Error {
+        purse.pay(Picos::ZERO);
+        return Picos::ZERO;
+    }
+    let paid = purse.pay(cost);
+    assert!(Picos::ZERO <= paid && paid <= cost, "nobody pays more than a request cost; this is a bug");
+    cost - paid
 }
 
 /// The usage of a request that never ended: only its quantities are known, the time not by phase.

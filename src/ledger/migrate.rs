@@ -13,10 +13,16 @@ pub(super) const SCHEMA_VERSION: i64 = 1 + STEPS.len() as i64;
 type Step = fn(&Transaction<'_>) -> SqlResult<()>;
 
 /// The first one makes version 2 of version 1.
-const STEPS: [Step; 2] = [energy, rollup::create_and_fill];
+const STEPS: [Step; 3] = [energy, overrun, rollup::create_and_fill];
 
 fn energy(transaction: &Transaction<'_>) -> SqlResult<()> {
     transaction.execute_batch("ALTER TABLE receipts ADD COLUMN energy_mj INTEGER CHECK (energy_mj >= 0);")
+}
+
+fn overrun(transaction: &Transaction<'_>) -> SqlResult<()> {
+    transaction.execute_batch(
+        "ALTER TABLE receipts ADD COLUMN overrun_picos INTEGER NOT NULL DEFAULT 0 CHECK (overrun_picos >= 0);",
+    )
 }
 
 /// Brings a ledger of version `found`, which is ours alone, to this build's version.

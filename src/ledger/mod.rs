@@ -23,6 +23,7 @@ mod rollup;
 mod rollup_check;
 mod rows;
 mod showback;
+mod spent;
 mod store;
 mod totals;
 mod writer;
@@ -47,15 +48,16 @@ pub use price::{Prices, RateCard, RateError};
 pub use query::{Page, ReceiptFilter, ReceiptPage};
 pub use receipt::{Attribution, Line, Receipt};
 pub use report::{Balance, By, HouseRow, Report, ReportQuery, Row, Spend, report};
+pub use spent::Charge;
 pub use totals::{DeviceTotals, ModelTotals, Totals, Used};
 
 use writer::{Adopted, Answer, Shared, Writer};
 
 use crate::units::{RequestId, Ticket, UnixNanos};
-use crate::usage::MeterReport;
+use crate::usage::{MeterReport, Purse};
 
 /// Whom a request belongs to and what it asked for: what the ledger needs to know before it runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RequestContext {
     pub request: RequestId,
     /// The client's own id, as it sent it.
@@ -72,6 +74,8 @@ pub struct RequestContext {
     pub precision: String,
     /// Route, such as `/v1/chat/completions`.
     pub endpoint: &'static str,
+    /// `None`: whoever asked pays what it costs.
+    pub purse: Option<Arc<dyn Purse>>,
 }
 
 /// The device whose time is booked.
@@ -305,6 +309,7 @@ impl Ledger {
         if !shared.is_available() {
             return Err(AdoptError::Unavailable);
         }
+        let purse = context.purse.clone();
         let who = Attribution::from(context);
         let scope = writer::scope(&who);
         let mut adoptions = lock(&shared.adoptions);
@@ -335,7 +340,7 @@ impl Ledger {
         if let Some(scope) = scope {
             adoptions.idempotency.insert(scope, who.request.clone());
         }
-        let adopted = Adopted { who, waiter: Some(waiter), reported: None, booked: false };
+        let adopted = Adopted { who, purse, waiter: Some(waiter), reported: None, booked: false };
         adoptions.by_ticket.insert(ticket, adopted);
         Ok((ticket, ReceiptWaiter(receiver)))
     }
@@ -391,6 +396,15 @@ impl Ledger {
         report(self.0.path.parent().expect("the database is in a directory"), query)
     }
 
+    /// What requests were charged that were submitted at or after `since`, in parts.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn charges(&self, since: UnixNanos, each: impl FnMut(Charge)) -> Result<(), LedgerError> {
+        spent::charges(&lock(&self.0.pages), since, each)
+            .map_err(|source| LedgerError::unreadable(&self.0.path, source))
+    }
+
     /// What the books of this start say, as of the last commit.
     #[must_use]
     pub fn totals(&self) -> Totals {
@@ -437,6 +451,7 @@ mod tests {
             model: "small".into(),
             precision: "Q4_1".into(),
             endpoint: "/v1/completions",
+            purse: None,
         }
     }
 

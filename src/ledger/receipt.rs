@@ -6,6 +6,7 @@
 //! sums of its lines.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::RequestContext;
 use super::price::{Prices, RateCard};
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId};
-use crate::usage::Usage;
+use crate::usage::{Purse, Usage};
 
 /// Whom and what a request is attributed to; what the ledger keeps of a `RequestContext`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,19 @@ impl Attribution {
             precision: "unknown".to_owned(),
             endpoint: "unknown".to_owned(),
         }
+    }
+}
+
+/// Whose a request is, and who pays for it: `None`, whoever it is attributed to.
+#[derive(Debug, Clone)]
+pub(super) struct Claim {
+    pub(super) who: Attribution,
+    pub(super) purse: Option<Arc<dyn Purse>>,
+}
+
+impl From<Attribution> for Claim {
+    fn from(who: Attribution) -> Self {
+        Self { who, purse: None }
     }
 }
 
@@ -115,6 +129,8 @@ pub struct Receipt {
     /// 0 where the device has no KV pool.
     pub bytes_per_block: u64,
     pub lines: Vec<Line>,
+    /// What of its money is over a budget that had to hold, and on the house.
+    pub overrun: Picos,
     pub currency: String,
     pub method_id: Option<String>,
 }
@@ -135,9 +151,22 @@ impl Receipt {
         self.lines.iter().map(|line| line.memory).sum()
     }
 
+    /// What the device's time and memory cost, whoever pays.
+    #[must_use]
+    pub fn gross(&self) -> Picos {
+        self.time() + self.memory()
+    }
+
+    /// What is charged.
     #[must_use]
     pub fn total(&self) -> Picos {
-        self.time() + self.memory()
+        self.gross() - self.overrun
+    }
+
+    /// The part of the overrun that is of one line: it falls on the first ones.
+    pub(super) fn overrun_of(&self, line: usize) -> Picos {
+        let before: Picos = self.lines[..line].iter().map(Line::total).sum();
+        Picos((self.overrun.0 - before.0).max(0)).min(self.lines[line].total())
     }
 
     #[must_use]
@@ -189,6 +218,7 @@ impl Receipt {
                 "total": self.total().decimal(),
                 "time": self.time().decimal(),
                 "memory": self.memory().decimal(),
+                "cap_overrun": self.overrun.decimal(),
                 "currency": self.currency,
             },
             "lines": self.lines.iter().map(line_json).collect::<Vec<_>>(),
@@ -289,6 +319,7 @@ mod tests {
             device: "cpu".to_owned(),
             bytes_per_block: pool.bytes_per_block,
             lines: vec![line],
+            overrun: Picos::ZERO,
             currency: currency.to_owned(),
             method_id: None,
         }
@@ -308,7 +339,7 @@ mod tests {
             "steps": 4, "kv_byte_seconds": "12288.000004096", "kv_peak_bytes": 8192,
             "queue_seconds": "0.001000000", "ttft_seconds": "0.003500000", "wall_seconds": "0.010000001",
             "cost": {"total": "0.000833749999", "time": "0.000833333333", "memory": "0.000000416666",
-                     "currency": "USD"},
+                     "cap_overrun": "0.000000000000", "currency": "USD"},
             "lines": [{"device": "cpu", "rate_version": "2026-11", "device_ns": "1500000001",
                        "block_ns": "3000000001", "time": "0.000833333333", "memory": "0.000000416666"}],
             "method_id": null, "saved": {"prefix_cache": "0.000000007", "batching": "0.000000000"},

@@ -115,7 +115,9 @@ fn end_crashed_epochs(store: &mut Store, options: &OpenOptions) -> Result<(), ru
         let mut next = store.next_transaction()?;
         let records = group.crash(options.wall, &mut next, |usage| {
             let mut open = checkpoints.iter().flat_map(|checkpoint| &checkpoint.open);
-            open.find(|open| open.accrual.ticket == usage.ticket).and_then(|open| open.attribution.clone())
+            open.find(|open| open.accrual.ticket == usage.ticket)
+                .and_then(|open| open.attribution.clone())
+                .map(Into::into)
         });
         for (books, checkpoint) in group.books.iter().zip(&checkpoints) {
             tracing::warn!(

@@ -20,7 +20,7 @@ use super::rows::{self, split, wide};
 use super::store::SqlResult;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
 
-/// The tables; part of the schema since version 3.
+/// The tables; part of the schema since version 4.
 pub(super) const SCHEMA: &str = include_str!("rollups.sql");
 
 /// Labels of a dimension, in the order in which dimensions are compared.
@@ -54,12 +54,13 @@ const DIMENSIONS: &str = "SELECT currency, device, rate_version, tenant, key_id,
 
 /// The sums' columns, as `Sums` reads and writes them.
 const SUMS: &str = "requests, prompt_tokens, cached_tokens, completion_tokens, metered, energy_mj, device_ns,
-    block_ns_hi, block_ns_lo, time_hi, time_lo, memory_hi, memory_lo";
+    block_ns_hi, block_ns_lo, time_hi, time_lo, memory_hi, memory_lo, overrun_hi, overrun_lo";
 const SET: &str = "requests = excluded.requests, prompt_tokens = excluded.prompt_tokens,
     cached_tokens = excluded.cached_tokens, completion_tokens = excluded.completion_tokens,
     metered = excluded.metered, energy_mj = excluded.energy_mj, device_ns = excluded.device_ns,
     block_ns_hi = excluded.block_ns_hi, block_ns_lo = excluded.block_ns_lo, time_hi = excluded.time_hi,
-    time_lo = excluded.time_lo, memory_hi = excluded.memory_hi, memory_lo = excluded.memory_lo";
+    time_lo = excluded.time_lo, memory_hi = excluded.memory_hi, memory_lo = excluded.memory_lo,
+    overrun_hi = excluded.overrun_hi, overrun_lo = excluded.overrun_lo";
 
 /// More parties than this are not remembered between commits, but looked up.
 const PARTIES_KNOWN_MAX: usize = 100_000;
@@ -140,6 +141,8 @@ pub(super) struct Sums {
     pub(super) kv: BlockNanos,
     pub(super) time: Picos,
     pub(super) memory: Picos,
+    /// Of that money, what nobody is charged.
+    pub(super) overrun: Picos,
 }
 
 impl Sums {
@@ -151,6 +154,7 @@ impl Sums {
             kv: of_line.kv,
             time: of_line.time,
             memory: of_line.memory,
+            overrun: receipt.overrun_of(line),
             ..Self::default()
         };
         if line == 0 {
@@ -164,8 +168,9 @@ impl Sums {
         sums
     }
 
+    /// What is charged.
     pub(super) fn money(&self) -> Picos {
-        self.time + self.memory
+        self.time + self.memory - self.overrun
     }
 
     /// What is left of these when `part` is taken away; `None` where that is more than there is.
@@ -182,6 +187,7 @@ impl Sums {
             kv: BlockNanos(self.kv.0.checked_sub(part.kv.0)?),
             time: money(self.time, part.time)?,
             memory: money(self.memory, part.memory)?,
+            overrun: money(self.overrun, part.overrun)?,
         })
     }
 
@@ -200,14 +206,16 @@ impl Sums {
             kv: BlockNanos(wide(row, first + 7)?),
             time: money(first + 9)?,
             memory: money(first + 11)?,
+            overrun: money(first + 13)?,
         })
     }
 
     /// Binds these after `keys`, and runs the statement.
     fn write(&self, statement: &mut CachedStatement<'_>, keys: &[&dyn ToSql]) -> SqlResult<()> {
         let money = |money: Picos| split(u128::try_from(money.0).expect("lines cost nothing negative"));
-        let (kv, time, memory) = (split(self.kv.0)?, money(self.time)?, money(self.memory)?);
-        let sums: [&dyn ToSql; 13] = [
+        let kv = split(self.kv.0)?;
+        let (time, memory, overrun) = (money(self.time)?, money(self.memory)?, money(self.overrun)?);
+        let sums: [&dyn ToSql; 15] = [
             &self.requests,
             &self.prompt_tokens,
             &self.cached_tokens,
@@ -221,6 +229,8 @@ impl Sums {
             &time.1,
             &memory.0,
             &memory.1,
+            &overrun.0,
+            &overrun.1,
         ];
         statement.execute(&*[keys, &sums].concat()).map(drop)
     }
@@ -238,6 +248,7 @@ impl std::ops::AddAssign for Sums {
         self.kv += other.kv;
         self.time += other.time;
         self.memory += other.memory;
+        self.overrun += other.overrun;
     }
 }
 
@@ -277,7 +288,8 @@ impl Known {
             .prepare_cached(&format!("SELECT {SUMS} FROM rollups WHERE hour = ?1 AND dimension = ?2"))?;
         let mut put = connection.prepare_cached(&format!(
             "INSERT INTO rollups (hour, dimension, {SUMS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
+             ?16, ?17)
              ON CONFLICT DO UPDATE SET {SET}"
         ))?;
         for ((hour, dimension), sums) in &batch.rows {
@@ -290,7 +302,8 @@ impl Known {
         ))?;
         let mut put = connection.prepare_cached(&format!(
             "INSERT INTO party_rollups (hour, dimension, party, {SUMS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
+             ?16, ?17, ?18)
              ON CONFLICT DO UPDATE SET {SET}"
         ))?;
         for ((hour, dimension, party), sums) in &batch.parties {

@@ -48,6 +48,8 @@ CREATE TABLE rollups (
     time_lo INTEGER NOT NULL CHECK (time_lo BETWEEN 0 AND 999999999999999999),
     memory_hi INTEGER NOT NULL CHECK (memory_hi >= 0),
     memory_lo INTEGER NOT NULL CHECK (memory_lo BETWEEN 0 AND 999999999999999999),
+    overrun_hi INTEGER NOT NULL CHECK (overrun_hi >= 0), -- of that money, what nobody is charged
+    overrun_lo INTEGER NOT NULL CHECK (overrun_lo BETWEEN 0 AND 999999999999999999),
     PRIMARY KEY (hour, dimension)
 ) STRICT, WITHOUT ROWID;
 
@@ -69,6 +71,8 @@ CREATE TABLE party_rollups (
     time_lo INTEGER NOT NULL CHECK (time_lo BETWEEN 0 AND 999999999999999999),
     memory_hi INTEGER NOT NULL CHECK (memory_hi >= 0),
     memory_lo INTEGER NOT NULL CHECK (memory_lo BETWEEN 0 AND 999999999999999999),
+    overrun_hi INTEGER NOT NULL CHECK (overrun_hi >= 0),
+    overrun_lo INTEGER NOT NULL CHECK (overrun_lo BETWEEN 0 AND 999999999999999999),
     PRIMARY KEY (hour, dimension, party)
 ) STRICT, WITHOUT ROWID;
 

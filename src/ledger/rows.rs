@@ -265,7 +265,7 @@ pub(super) const RECEIPT: &str = "SELECT tx, request_id, ticket, client_request_
     tenant, user, metadata, tags, model, precision, endpoint, status, seed, prompt_tokens, cached_tokens,
     completion_tokens, draft_accepted, draft_rejected, prefill_ns, decode_ns, steps, block_ns_hi,
     block_ns_lo, bytes_per_block, kv_peak_blocks, queue_ns, ttft_ns, wall_ns, submitted_at, finished_at,
-    saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj FROM receipts";
+    saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj, overrun_picos FROM receipts";
 
 /// Receipts chosen by the end of a query that begins with `RECEIPT`, each with its transaction's id.
 pub(super) fn receipts(
@@ -337,6 +337,7 @@ fn receipt(row: &Row<'_>) -> SqlResult<Receipt> {
         device: row.get(34)?,
         bytes_per_block: row.get(25)?,
         lines: Vec::new(),
+        overrun: Picos(i128::from(row.get::<_, i64>(38)?)),
         currency: row.get(35)?,
         method_id: row.get(36)?,
     })

@@ -111,7 +111,8 @@ CREATE TABLE receipts (
     device TEXT NOT NULL,
     currency TEXT NOT NULL,
     method_id TEXT,
-    energy_mj INTEGER CHECK (energy_mj >= 0)
+    energy_mj INTEGER CHECK (energy_mj >= 0),
+    overrun_picos INTEGER NOT NULL DEFAULT 0 CHECK (overrun_picos >= 0)
 ) STRICT;
 CREATE UNIQUE INDEX receipts_idempotency ON receipts (coalesce(key_id, ''), idempotency_key)
     WHERE idempotency_key IS NOT NULL;

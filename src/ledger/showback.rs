@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use rusqlite::Connection;
 
-use super::entry::{Amounts, ERROR, ROUNDING};
+use super::entry::{Amounts, CAP_OVERRUN, ERROR, ROUNDING};
 use super::price::mul_div;
 use super::report::Balance;
 use super::rollup::{self, Dimensions, Label, Sums};
@@ -221,6 +221,10 @@ impl Showback {
                 *house.entry((device, ERROR.to_owned())).or_default() += amounts;
             } else {
                 money.entry(device).or_default().1 += row.sums.money();
+                if row.sums.overrun > Picos::ZERO {
+                    let amounts = Amounts { money: row.sums.overrun, ..Amounts::default() };
+                    *house.entry((device, CAP_OVERRUN.to_owned())).or_default() += amounts;
+                }
             }
         }
         for ((device, _), amounts) in &house {

@@ -359,9 +359,11 @@ impl Writer<'_> {
              user, metadata, tags, model, precision, endpoint, status, seed, prompt_tokens, cached_tokens,
              completion_tokens, draft_accepted, draft_rejected, prefill_ns, decode_ns, steps, block_ns_hi,
              block_ns_lo, bytes_per_block, kv_peak_blocks, queue_ns, ttft_ns, wall_ns, submitted_at,
-             finished_at, saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj)
+             finished_at, saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj,
+             overrun_picos)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19,
-             ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38)",
+             ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38,
+             ?39)",
             params![
                 transaction.id,
                 who.request.0,
@@ -400,7 +402,8 @@ impl Writer<'_> {
                 receipt.device,
                 receipt.currency,
                 receipt.method_id,
-                used.energy_mj
+                used.energy_mj,
+                picos(receipt.overrun.0)?
             ],
         )?;
         for (number, line) in (0_i64..).zip(&receipt.lines) {

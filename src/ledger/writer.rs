@@ -21,13 +21,13 @@ use tokio::sync::oneshot;
 use super::books::{Books, NextTransaction, Record};
 use super::entry::IDLE;
 use super::group::Group;
-use super::receipt::{Attribution, Receipt};
+use super::receipt::{Attribution, Claim, Receipt};
 use super::recovery::Opened;
 use super::store::Store;
 use super::totals::Totals;
 use super::{LedgerUnavailable, MethodRecord, Tuning, lock};
 use crate::units::{RequestId, Ticket};
-use crate::usage::{MeterReport, Snapshot, Usage};
+use crate::usage::{MeterReport, Purse, Snapshot, Usage};
 
 pub(super) type Answer = Result<Arc<Receipt>, LedgerUnavailable>;
 
@@ -41,6 +41,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A request between adoption and the commit of its receipt.
 pub(super) struct Adopted {
     pub(super) who: Attribution,
+    pub(super) purse: Option<Arc<dyn Purse>>,
     pub(super) waiter: Option<oneshot::Sender<Answer>>,
     /// When the meter reported it.
     pub(super) reported: Option<Instant>,
@@ -487,7 +488,7 @@ impl Writer {
 
 /// Looks a finished request up; a ticket that is not known, or another request's, or reported before,
 /// is a bug elsewhere.
-fn attribution(shared: &Arc<Shared>) -> impl FnMut(&Usage) -> Option<Attribution> + use<> {
+fn attribution(shared: &Arc<Shared>) -> impl FnMut(&Usage) -> Option<Claim> + use<> {
     let shared = Arc::clone(shared);
     move |usage| {
         let mut adoptions = lock(&shared.adoptions);
@@ -497,7 +498,7 @@ fn attribution(shared: &Arc<Shared>) -> impl FnMut(&Usage) -> Option<Attribution
             .filter(|adopted| adopted.who.request == usage.request && !adopted.booked);
         if let Some(adopted) = known {
             adopted.booked = true;
-            return Some(adopted.who.clone());
+            return Some(Claim { who: adopted.who.clone(), purse: adopted.purse.take() });
         }
         tracing::error!(
             request = %usage.request,
@@ -517,9 +518,11 @@ fn only_idle_grew(old: &Snapshot, new: &Snapshot) -> bool {
         && old.pool == new.pool
 }
 
-/// Errors that no retry heals: a row that breaks a constraint or does not fit its column.
+/// Errors that no retry heals: a row that breaks a constraint or does not fit its column, a statement that the
+/// database does not understand.
 fn is_permanent(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::ToSqlConversionFailure(_))
+    use rusqlite::Error::{SqlInputError, ToSqlConversionFailure};
+    matches!(error, ToSqlConversionFailure(_) | SqlInputError { .. })
         || error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
 }
 
@@ -555,7 +558,7 @@ mod tests {
             precision: "Q4_1".into(),
             endpoint: "/v1/completions".into(),
         };
-        let adopted = Adopted { who, waiter: Some(waiter), reported: None, booked: false };
+        let adopted = Adopted { who, purse: None, waiter: Some(waiter), reported: None, booked: false };
         lock(&shared.adoptions).by_ticket.insert(Ticket(1), adopted);
         let first = AtomicBool::new(true);
         let handles_gone = Box::new(move || {

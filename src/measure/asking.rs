@@ -56,6 +56,7 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, NoAnswer> {
 pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option<CacheSalt>) -> NewRequest {
     let id = RequestId::new();
     NewRequest {
+        allowance: None,
         ticket: Ticket(0),
         salt: salt.unwrap_or_else(|| CacheSalt(*blake3::hash(id.0.as_bytes()).as_bytes())),
         id,

@@ -1,10 +1,10 @@
 //! When steps ran, on the host's clock, from what the device's own clock says of them one step late.
 //!
 //! The end of a step is that of the step before it and what the device counted between the two. Such a chain
-//! drifts with the device's clock, so it is held between what the host knows: no step ends sooner than it can have run
-//! after it was submitted and the step before it ended, nor after its end was heard of. A step that found the device empty begins a new chain
-//! when it was submitted; and four times a second the chain is moved forward by the least time that, since the last
-//! time, passed between a step's end by the chain and hearing of it.
+//! drifts with the device's clock, so it is held between what the host knows: no step ends sooner than it can have
+//! run after it was submitted and the step before it ended, nor after its end was heard of. A step that found the
+//! device empty begins a new chain when it was submitted; and four times a second the chain is moved forward by the
+//! least time that, since the last time, passed between a step's end by the chain and hearing of it.
 //!
 //! Knows no step's work, no account, and no cursor: what is booked already is clipped by the partition.
 

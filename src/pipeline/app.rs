@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Failure, Prompt, Replicas};
 use crate::clock::Clock;
+use crate::control::budgets::Budgets;
 use crate::engine;
 use crate::ledger::{AdoptError, Ledger};
 use crate::metrics::Metrics;
@@ -40,6 +41,7 @@ pub struct Served {
 pub struct Parts {
     pub engines: Replicas,
     pub ledger: Ledger,
+    pub budgets: Budgets,
     pub tokenizer: Arc<Tokenizer>,
     /// `None`: the model has no chat template, and chat requests are refused.
     pub template: Option<ChatTemplate>,
@@ -86,6 +88,11 @@ impl App {
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         &self.parts.ledger
+    }
+
+    #[must_use]
+    pub fn budgets(&self) -> &Budgets {
+        &self.parts.budgets
     }
 
     #[must_use]

@@ -1,5 +1,6 @@
 //! Why a request was not answered: every variant is expected, none is a bug.
 
+use crate::control::budgets::Refusal;
 use crate::units::RequestId;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum Failure {
     IdempotencyKeyReused { request: RequestId },
     #[error("the queue is full, {waiting} requests are waiting; retry later")]
     QueueFull { waiting: usize },
+    /// Before the answer had begun. The budget begins anew in so many seconds.
+    #[error("{0}")]
+    Budget(Box<Refusal>, Option<u64>),
     #[error("the server is shutting down and takes no new requests; retry later")]
     Draining,
     /// The server's drain deadline passed, or it ended the request for another reason of its own.

@@ -11,7 +11,9 @@ use futures::future;
 
 use super::placement::{Candidate, Recent, place};
 use crate::engine::{self, EngineConfig, EngineHandle, EngineStats, EventStream, Refused, prefix};
+use crate::ledger::{Prices, RateCard};
 use crate::request::{CacheSalt, NewRequest};
+use crate::units::DeviceNanos;
 
 /// An answer is counted as at most this many tokens of load: most end long before their limit.
 const ANSWER_TOKENS_MAX: u64 = 256;
@@ -21,6 +23,15 @@ pub struct Replica {
     pub engine: EngineHandle,
     /// Its device, or its devices with commas between.
     pub device: Arc<str>,
+    /// Of its devices, as the ledger has them.
+    pub rates: Vec<RateCard>,
+}
+
+impl Replica {
+    fn prices(&self) -> Vec<Prices> {
+        let pool = self.engine.config().pool(DeviceNanos::ZERO);
+        self.rates.iter().map(|rate| rate.prices(Some(pool))).collect()
+    }
 }
 
 /// All engines of a server; cheap to clone.
@@ -29,6 +40,7 @@ pub struct Replicas(Arc<Inner>);
 
 struct Inner {
     replicas: Vec<Replica>,
+    prices: Vec<Vec<Prices>>,
     /// Tokens of each one's requests that wait or run.
     loads: Vec<AtomicU64>,
     queue_depth: usize,
@@ -64,6 +76,7 @@ impl Replicas {
         let placed = replicas.iter().map(|replica| (0, recent(replica))).collect();
         Self(Arc::new(Inner {
             loads: replicas.iter().map(|_| AtomicU64::new(0)).collect(),
+            prices: replicas.iter().map(Replica::prices).collect(),
             replicas,
             queue_depth,
             draining: AtomicBool::new(false),
@@ -73,8 +86,8 @@ impl Replicas {
 
     /// A server of one engine.
     #[must_use]
-    pub fn one(engine: EngineHandle, device: impl Into<Arc<str>>) -> Self {
-        Self::new(vec![Replica { engine, device: device.into() }])
+    pub fn one(engine: EngineHandle, device: impl Into<Arc<str>>, rate: RateCard) -> Self {
+        Self::new(vec![Replica { engine, device: device.into(), rates: vec![rate] }])
     }
 
     #[must_use]
@@ -211,6 +224,12 @@ impl Placed {
     #[must_use]
     pub fn device(&self) -> Arc<str> {
         Arc::clone(&self.load.inner.replicas[self.load.at].device)
+    }
+
+    /// What a nanosecond of each of the engine's devices costs.
+    #[must_use]
+    pub fn prices(&self) -> &[Prices] {
+        &self.load.inner.prices[self.load.at]
     }
 
     /// As [`engine::Seat::submit`].

@@ -57,9 +57,10 @@ def check_receipt(receipt: dict) -> None:
     assert device["total"] == device["prefill"] + device["decode"] > 0
     assert receipt["gpu_seconds"] == f"{device['total'] // 10**9}.{device['total'] % 10**9:09}"
     cost = receipt["cost"]
-    for part in ("total", "time", "memory"):
+    for part in ("total", "time", "memory", "cap_overrun"):
         assert re.fullmatch(r"\d+\.\d{12}", cost[part]), cost
     assert Decimal(cost["total"]) == Decimal(cost["time"]) + Decimal(cost["memory"])
+    assert Decimal(cost["cap_overrun"]) == 0
     assert Decimal(cost["total"]) > 0 and cost["currency"]
     assert receipt["lines"], "at least one line a receipt"
     assert {"prefix_cache", "batching"} <= set(receipt["saved"])

@@ -198,7 +198,8 @@ impl World {
         choices: u32,
         tenant: u8,
     ) -> EventStream {
-        self.engine.reserve().expect("the queue has room").submit(NewRequest {
+        self.submit_new(NewRequest {
+            allowance: None,
             id: RequestId(format!("r{ticket}")),
             ticket: Ticket(ticket),
             prompt: prompt.into(),
@@ -207,6 +208,10 @@ impl World {
             stops,
             salt: CacheSalt([tenant; 32]),
         })
+    }
+
+    pub(crate) fn submit_new(&self, request: NewRequest) -> EventStream {
+        self.engine.reserve().expect("the queue has room").submit(request)
     }
 
     /// Stops the engine and checks everything that must hold for any history.

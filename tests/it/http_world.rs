@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use obol::clock::{Clock, SystemClock};
 use obol::config::Speculative;
+use obol::control::budgets::{Budget, Budgets};
 use obol::engine::{self, EngineConfig, EngineHandle};
 use obol::http::{HttpConfig, Server, router};
 use obol::ledger::{DeviceInfo, Ledger, MeteredDevice, OpenOptions, RateCard, Tuning};
@@ -40,6 +41,7 @@ pub(crate) struct Options {
     /// The n-th forward pass fails, or panics; of several engines the last one's.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
+    pub(crate) budgets: Vec<Budget>,
     pub(crate) http: HttpConfig,
 }
 
@@ -51,6 +53,7 @@ impl Default for Options {
             step: Duration::ZERO,
             fail_at: None,
             panic_at: None,
+            budgets: Vec::new(),
             http: HttpConfig::new("cpu", "USD"),
         }
     }
@@ -97,6 +100,7 @@ pub(crate) fn world_with(options: Options) -> World {
         Replica {
             engine: start(tokenizer.vocab_size(), &options, spoiled, &clock, reports),
             device: devices[at].as_str().into(),
+            rates: vec![rate.clone()],
         }
     };
     let engines = Replicas::new(reports.into_iter().enumerate().map(start).collect());
@@ -104,6 +108,7 @@ pub(crate) fn world_with(options: Options) -> World {
     let app = App::new(Parts {
         engines,
         ledger: ledger.clone(),
+        budgets: Budgets::new(options.budgets),
         tokenizer: Arc::new(tokenizer),
         template: Some(crate::http_tokens::template()),
         served: Served {

@@ -77,7 +77,7 @@ fn each_device_of_random_worlds_adds_up_and_so_do_all() {
                     money += line.total();
                     *charged.entry(line.device.clone()).or_default() += line.device_time;
                 }
-                assert_eq!((time, money), (receipt.usage.device(), receipt.total()), "{what}");
+                assert_eq!((time, money), (receipt.usage.device(), receipt.gross()), "{what}");
                 assert_eq!(receipt.bytes_per_block, [2048, 4096][engine], "{what}: its part of a block");
                 let read = ledger.receipt(receipt.request()).expect("readable").expect("durable");
                 assert_eq!(read, receipt, "{what}");

@@ -260,7 +260,7 @@ fn a_ledger_without_rollups_gets_those_it_would_have_had() {
     connection
         .execute_batch(
             "PRAGMA foreign_keys = OFF; DROP TABLE party_rollups; DROP TABLE rollups; DROP TABLE parties;
-             DROP TABLE dimensions; PRAGMA user_version = 2;",
+             DROP TABLE dimensions; PRAGMA user_version = 3;",
         )
         .expect("drops");
     drop(connection);

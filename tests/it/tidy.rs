@@ -17,7 +17,7 @@ use text::{Keep, keep, without_tests, words};
 /// lower level, except inside level 0, whose modules are plain data and may use each other.
 const LEVELS: &[&[&str]] = &[
     &["units", "clock", "request", "usage", "config", "metrics"],
-    &["text", "meter", "ledger", "nvml"],
+    &["text", "meter", "ledger", "control", "nvml"],
     &["engine", "admission", "measure"],
     &["pipeline", "compare", "bench"],
     &["http", "cli"],
@@ -37,6 +37,7 @@ const SQL_HOMES: &[&str] = &[
     "src/ledger/schema.sql",
     "src/ledger/store.rs",
     "src/ledger/migrate.rs",
+    "src/ledger/spent.rs",
     "src/ledger/rows.rs",
     "src/ledger/query.rs",
     "src/ledger/report.rs",

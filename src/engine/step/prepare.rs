@@ -5,6 +5,7 @@ use crate::engine::device::Device;
 use crate::engine::flight::{Flight, Member};
 use crate::engine::scheduler::{self, Limits, Running, Waiting};
 use crate::meter::share::StepClass;
+use crate::request::Finish;
 use crate::units::DeviceNanos;
 
 use super::Engine;
@@ -38,8 +39,9 @@ impl Engine {
         scheduler::plan(&buffers.views, waiting, available, &limits, &mut buffers.plan);
     }
 
-    /// Carries the plan out: preempts, admits, takes blocks. What takes part is then in `planned`.
-    pub(super) fn apply(&mut self, now: DeviceNanos) {
+    /// Carries the plan out: preempts, admits, takes blocks. What takes part is then in `planned`. Gives whether a
+    /// request was refused, and has ended.
+    pub(super) fn apply(&mut self, now: DeviceNanos) -> bool {
         let plan = std::mem::take(&mut self.buffers.plan);
         for sequence in &mut self.running {
             sequence.rows = 0;
@@ -52,8 +54,15 @@ impl Engine {
             self.preempt(*index);
         }
         // Prefixes first: fresh blocks taken before could evict them.
+        let mut refused = false;
         for tokens in &plan.admit {
-            self.admit(*tokens, now);
+            if self.may_begin() {
+                self.admit(*tokens, now);
+            } else {
+                let head = self.waiting.front().expect("the plan admits waiting sequences");
+                self.end_request(head.request, Finish::Budget);
+                refused = true;
+            }
         }
         self.buffers.plan = plan;
         self.buffers.planned.clear();
@@ -62,6 +71,7 @@ impl Engine {
             sequence.lease.grow_to((sequence.start() + sequence.rows).div_ceil(block_size));
             self.buffers.planned.push(index);
         }
+        refused
     }
 
     fn preempt(&mut self, index: usize) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use obol::ledger::{
     DeviceInfo, Ledger, OpenOptions, RateCard, Receipt, ReceiptWaiter, RequestContext, Tuning,
 };
 use obol::request::Finish;
-use obol::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
-use obol::usage::{Accrual, MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
+use obol::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
+use obol::usage::{Accrual, MeterReport, PoolInfo, Purse, Snapshot, TokenCounts, Usage};
 
 pub(crate) const START: u64 = 1_790_000_000_000_000_000;
 
@@ -54,6 +55,22 @@ pub(crate) fn open(dir: &Path, options: &OpenOptions) -> (Ledger, Sender<MeterRe
     (ledger, senders.remove(0))
 }
 
+/// A budget that had set aside a part of what the request costs.
+#[derive(Debug)]
+struct Scarce;
+
+impl Purse for Scarce {
+    fn pay(&self, cost: Picos) -> Picos {
+        Picos(cost.0 * 3 / 7)
+    }
+}
+
+/// Every third request has one.
+fn purse(id: &str) -> Option<Arc<dyn Purse>> {
+    let sum: u32 = id.bytes().map(u32::from).sum();
+    sum.is_multiple_of(3).then(|| Arc::new(Scarce) as Arc<dyn Purse>)
+}
+
 pub(crate) fn context(id: &str) -> RequestContext {
     RequestContext {
         request: RequestId(id.to_owned()),
@@ -67,6 +84,7 @@ pub(crate) fn context(id: &str) -> RequestContext {
         model: "small".into(),
         precision: "Q4_1".into(),
         endpoint: "/v1/completions",
+        purse: purse(id),
     }
 }
 

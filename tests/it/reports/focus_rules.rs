@@ -155,7 +155,9 @@ fn check_together(row: &Row) {
     assert!(!usage || null("CapacityReservationId") || !null("CapacityReservationStatus"));
     let idle = ["house:idle", "house:kv_free", "house:crash"].contains(&row["x_Account"].as_str());
     assert!(!idle || row["CapacityReservationStatus"] == "Unused", "{row:?}");
-    assert!(!null("x_Account") || row["CapacityReservationStatus"] == "Used", "{row:?}");
+    let credit = row["ChargeCategory"] == "Credit";
+    assert_eq!(credit, row["BilledCost"].starts_with('-'), "{row:?}");
+    assert!(credit || !null("x_Account") || row["CapacityReservationStatus"] == "Used", "{row:?}");
     // Half-open periods of UTC: hours inside months.
     let at = |name: &str| Calendar::utc().instant(&row[name]).expect("a time").0;
     assert_eq!(at("ChargePeriodEnd") - at("ChargePeriodStart"), super::HOUR);

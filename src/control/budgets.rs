@@ -1,0 +1,557 @@
+//! Budgets: what each scope may spend in a window of time, and the leases that keep it to that.
+//!
+//! A request that may cost something takes a lease on every budget that it falls under, all or none, renews it as it
+//! goes on, and is charged at most what it has leased. So at every moment spent + leased of a budget that blocks is at
+//! most its cap, and what was charged is never over it.
+//!
+//! Does: count, lease, settle, refuse. Does not know: prices of devices, the engine, the database, what a key is.
+//! Invariants: each change is one critical section over all budgets that it touches; nothing is spent but by
+//! settling, and what a hold has leased is given back when it settles or is dropped.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::tz::TimeZone;
+
+use super::window::{Span, Window};
+use crate::units::{Picos, UnixNanos};
+
+/// By what requests are counted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// All requests.
+    All,
+    Key,
+    Team,
+    Feature,
+    User,
+    Environment,
+    /// An agent's whole run.
+    Task,
+}
+
+impl Scope {
+    pub const ALL: [Self; 7] =
+        [Self::All, Self::Key, Self::Team, Self::Feature, Self::User, Self::Environment, Self::Task];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Key => "key",
+            Self::Team => "team",
+            Self::Feature => "feature",
+            Self::User => "user",
+            Self::Environment => "environment",
+            Self::Task => "task",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == name)
+    }
+}
+
+/// What a budget does once it is spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Counts, and says nothing.
+    Observe,
+    /// Raises its alerts.
+    Warn,
+    /// Requests run when nobody else's wait.
+    Throttle,
+    /// Requests are refused, and running ones end.
+    Block,
+}
+
+impl Mode {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Warn => "warn",
+            Self::Throttle => "throttle",
+            Self::Block => "block",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Observe, Self::Warn, Self::Throttle, Self::Block].into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Budget {
+    /// Names it in errors, alerts and reports.
+    pub id: String,
+    pub scope: Scope,
+    /// Whose; `None`: each value of the scope has one of its own.
+    pub value: Option<String>,
+    pub cap: Picos,
+    pub window: Window,
+    /// Whose calendar the window follows.
+    pub zone: TimeZone,
+    /// From then on nothing may be spent any more.
+    pub until: Option<UnixNanos>,
+    pub mode: Mode,
+    /// Per cent of the cap at which an alert is raised, ascending, each once a window.
+    pub soft: Vec<u8>,
+}
+
+/// Whom a request's cost is counted for: a value for each scope that it has one in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Spender {
+    pub key: Option<String>,
+    pub team: Option<String>,
+    pub feature: Option<String>,
+    pub user: Option<String>,
+    pub environment: Option<String>,
+    pub task: Option<String>,
+}
+
+impl Spender {
+    fn value(&self, scope: Scope) -> Option<&str> {
+        match scope {
+            Scope::All => Some(""),
+            Scope::Key => self.key.as_deref(),
+            Scope::Team => self.team.as_deref(),
+            Scope::Feature => self.feature.as_deref(),
+            Scope::User => self.user.as_deref(),
+            Scope::Environment => self.environment.as_deref(),
+            Scope::Task => self.task.as_deref(),
+        }
+    }
+}
+
+/// Why a lease was refused: `spent + leased + wanted` is over `cap`, or the budget has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub budget: String,
+    pub scope: Scope,
+    pub value: String,
+    pub cap: Picos,
+    pub spent: Picos,
+    /// By others.
+    pub leased: Picos,
+    /// The whole lease that was asked for.
+    pub wanted: Picos,
+    pub window: Window,
+    /// When the budget begins anew.
+    pub resets_at: Option<UnixNanos>,
+    /// The budget's end date has passed.
+    pub ended: bool,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { budget, scope, value, cap, spent, leased, window, ended, .. } = self;
+        let whose = if *scope == Scope::All {
+            "all requests".to_owned()
+        } else {
+            format!("{} {value:?}", scope.name())
+        };
+        if *ended {
+            return write!(f, "the budget {budget:?} of {whose} has ended");
+        }
+        write!(
+            f,
+            "the budget {budget:?} of {whose} is spent: {} of {} in this {}, and {} is set aside for requests that run",
+            spent.decimal(),
+            cap.decimal(),
+            window.name(),
+            leased.decimal()
+        )
+    }
+}
+
+impl Refusal {
+    /// With the figures that justify it: unless the budget has ended, `spent + leased + wanted > cap`.
+    pub fn log(&self) {
+        tracing::info!(
+            budget = self.budget,
+            scope = self.scope.name(),
+            value = self.value,
+            spent = self.spent.0,
+            leased = self.leased.0,
+            wanted = self.wanted.0,
+            cap = self.cap.0,
+            ended = self.ended,
+            "refused by a budget"
+        );
+    }
+}
+
+/// A soft limit, or the cap, that what was spent has just reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Crossing {
+    pub budget: String,
+    pub scope: Scope,
+    pub value: String,
+    pub percent: u8,
+    pub spent: Picos,
+    pub cap: Picos,
+    pub span: Span,
+}
+
+/// What a budget's window stands at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub budget: String,
+    pub scope: Scope,
+    pub value: String,
+    pub mode: Mode,
+    pub cap: Picos,
+    pub spent: Picos,
+    pub leased: Picos,
+    pub span: Span,
+}
+
+/// A budget's account: its id, whose, and the beginning of the window.
+type AccountKey = (String, String, UnixNanos);
+
+#[derive(Debug)]
+struct Account {
+    rule: Arc<Budget>,
+    value: String,
+    span: Span,
+    spent: Picos,
+    leased: Picos,
+    /// Holds that count on it; while there are any it is kept.
+    holds: usize,
+    /// How many of the rule's soft limits were reached.
+    raised: usize,
+}
+
+impl Account {
+    fn key(&self) -> AccountKey {
+        (self.rule.id.clone(), self.value.clone(), self.span.start)
+    }
+
+    fn has_ended(&self, now: UnixNanos) -> bool {
+        self.rule.until.is_some_and(|until| now >= until)
+    }
+
+    fn refusal(&self, mine: Picos, wanted: Picos, ended: bool) -> Box<Refusal> {
+        Box::new(Refusal {
+            budget: self.rule.id.clone(),
+            scope: self.rule.scope,
+            value: self.value.clone(),
+            cap: self.rule.cap,
+            spent: self.spent,
+            leased: self.leased - mine,
+            wanted,
+            window: self.rule.window,
+            resets_at: self.span.end,
+            ended,
+        })
+    }
+
+    /// What a hold that has leased `mine` may have in all.
+    fn room(&self, mine: Picos) -> Picos {
+        Picos((self.rule.cap.0 - self.spent.0 - (self.leased.0 - mine.0)).max(0))
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rules: Vec<Arc<Budget>>,
+    accounts: HashMap<AccountKey, Account>,
+    /// The beginning of the latest window of each rule.
+    newest: HashMap<String, UnixNanos>,
+    crossings: Vec<Crossing>,
+}
+
+/// All budgets of a server; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Budgets(Arc<Mutex<State>>);
+
+impl Budgets {
+    #[must_use]
+    pub fn new(rules: impl IntoIterator<Item = Budget>) -> Self {
+        let rules = rules.into_iter().map(Arc::new).collect();
+        Self(Arc::new(Mutex::new(State { rules, ..State::default() })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in here is a sum that would be wrong: what was changed before it is still whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is anything to count for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.state().rules.is_empty()
+    }
+
+    /// The earliest beginning of the windows that are open now: what was spent since then must be replayed.
+    #[must_use]
+    pub fn counts_since(&self, now: UnixNanos) -> Option<UnixNanos> {
+        self.state().rules.iter().map(|rule| rule.window.around(now, &rule.zone).start).min()
+    }
+
+    /// Counts what was charged for a request that was admitted at `admitted`, before this server started. Alerts of
+    /// limits that it reaches were raised then.
+    pub fn replay(&self, who: &Spender, admitted: UnixNanos, charged: Picos, now: UnixNanos) {
+        let mut state = self.state();
+        for rule in state.rules.clone() {
+            let span = rule.window.around(admitted, &rule.zone);
+            let over = span.end.is_some_and(|end| end <= now);
+            if let Some(value) = matching(&rule, who).filter(|_| !over) {
+                let account = state.account(&rule, value, span);
+                account.spent += charged;
+                account.raised = reached(account);
+            }
+        }
+    }
+
+    /// Sets or replaces a rule while the server runs. `spent` is what was charged to its value in the window around
+    /// `now` so far; it counts where the window is new.
+    pub fn set(&self, rule: Budget, now: UnixNanos, spent: Picos) {
+        let mut state = self.state();
+        let rule = Arc::new(rule);
+        let old = state.rules.iter().position(|known| known.id == rule.id);
+        for account in state.accounts.values_mut().filter(|account| account.rule.id == rule.id) {
+            if account.rule.window == rule.window && account.rule.zone == rule.zone {
+                account.rule = Arc::clone(&rule);
+                account.raised = reached(account);
+            }
+        }
+        match old {
+            Some(at) => state.rules[at] = Arc::clone(&rule),
+            None => state.rules.push(Arc::clone(&rule)),
+        }
+        let Some(value) = rule.value.clone() else { return };
+        let span = rule.window.around(now, &rule.zone);
+        if !state.accounts.contains_key(&(rule.id.clone(), value.clone(), span.start)) {
+            let account = state.account(&rule, &value, span);
+            account.spent = spent;
+            account.raised = reached(account);
+        }
+    }
+
+    /// From now on nothing is counted under this rule.
+    pub fn remove(&self, id: &str) {
+        let mut state = self.state();
+        state.rules.retain(|rule| rule.id != id);
+        state.accounts.retain(|_, account| account.rule.id != id || account.holds > 0);
+    }
+
+    /// Admits a request at `now`: from here on it counts in the windows of this moment, whenever it ends.
+    ///
+    /// # Errors
+    /// When a budget that blocks has nothing left at all.
+    pub fn admit(&self, who: &Spender, now: UnixNanos) -> Result<Hold, Box<Refusal>> {
+        let mut state = self.state();
+        let rules: Vec<(Arc<Budget>, String)> = state
+            .rules
+            .iter()
+            .filter_map(|rule| Some((Arc::clone(rule), matching(rule, who)?.to_owned())))
+            .collect();
+        let mut keys = Vec::with_capacity(rules.len());
+        let mut throttled = false;
+        for (rule, value) in rules {
+            let span = rule.window.around(now, &rule.zone);
+            let account = state.account(&rule, &value, span);
+            let ended = account.has_ended(now);
+            let spent = ended || account.room(Picos::ZERO) == Picos::ZERO;
+            match rule.mode {
+                Mode::Block if spent => return Err(account.refusal(Picos::ZERO, Picos(1), ended)),
+                Mode::Throttle => throttled |= spent,
+                _ => {}
+            }
+            keys.push(account.key());
+        }
+        for key in &keys {
+            state.at(key).holds += 1;
+        }
+        drop(state);
+        Ok(Hold { budgets: self.clone(), keys, leased: Mutex::new(Some(Picos::ZERO)), throttled })
+    }
+
+    /// Soft limits and caps that were reached since this was asked last.
+    #[must_use]
+    pub fn take_crossings(&self) -> Vec<Crossing> {
+        std::mem::take(&mut self.state().crossings)
+    }
+
+    /// Where the windows stand that are open at `now`, in the order of budgets and values.
+    #[must_use]
+    pub fn standings(&self, now: UnixNanos) -> Vec<Standing> {
+        let state = self.state();
+        let open = |account: &&Account| account.span.end.is_none_or(|end| now < end);
+        let mut standings: Vec<Standing> = state
+            .accounts
+            .values()
+            .filter(open)
+            .map(|account| Standing {
+                budget: account.rule.id.clone(),
+                scope: account.rule.scope,
+                value: account.value.clone(),
+                mode: account.rule.mode,
+                cap: account.rule.cap,
+                spent: account.spent,
+                leased: account.leased,
+                span: account.span,
+            })
+            .collect();
+        standings.sort_by(|a, b| (&a.budget, &a.value, a.span).cmp(&(&b.budget, &b.value, b.span)));
+        standings
+    }
+}
+
+impl State {
+    /// The account, which is made where there is none; windows that are over and that nobody counts on are dropped.
+    fn account(&mut self, rule: &Arc<Budget>, value: &str, span: Span) -> &mut Account {
+        let key = (rule.id.clone(), value.to_owned(), span.start);
+        let newest = self.newest.entry(rule.id.clone()).or_insert(span.start);
+        if *newest < span.start {
+            *newest = span.start;
+            self.accounts.retain(|_, account| {
+                account.holds > 0
+                    || account.rule.id != rule.id
+                    || account.span.end.is_none_or(|end| end > span.start)
+            });
+        }
+        self.accounts.entry(key).or_insert_with(|| Account {
+            rule: Arc::clone(rule),
+            value: value.to_owned(),
+            span,
+            spent: Picos::ZERO,
+            leased: Picos::ZERO,
+            holds: 0,
+            raised: 0,
+        })
+    }
+
+    fn at(&mut self, key: &AccountKey) -> &mut Account {
+        self.accounts.get_mut(key).expect("an account is kept while a hold counts on it")
+    }
+}
+
+/// Whose the budget is, if the request is under it.
+fn matching<'a>(rule: &Budget, who: &'a Spender) -> Option<&'a str> {
+    let value = who.value(rule.scope)?;
+    rule.value.as_deref().is_none_or(|only| only == value).then_some(value)
+}
+
+/// How many of the soft limits have been reached.
+fn reached(account: &Account) -> usize {
+    let Budget { soft, cap, .. } = &*account.rule;
+    soft.iter().take_while(|percent| account.spent.0 * 100 >= cap.0 * i128::from(**percent)).count()
+}
+
+/// A request's claim on the budgets that it is under, from its admission until it is settled. Dropped before that,
+/// it has cost nothing.
+#[derive(Debug)]
+pub struct Hold {
+    budgets: Budgets,
+    keys: Vec<AccountKey>,
+    /// In every one of them; `None` once it is settled.
+    leased: Mutex<Option<Picos>>,
+    throttled: bool,
+}
+
+impl Hold {
+    /// Whether a budget is spent that lets requests run only when nobody else's wait.
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        self.throttled
+    }
+
+    fn leased(&self) -> MutexGuard<'_, Option<Picos>> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether so much is leased.
+    #[must_use]
+    pub fn has(&self, cost: Picos) -> bool {
+        self.leased().is_none_or(|leased| cost <= leased)
+    }
+
+    /// Makes the lease cover `need`: with as much of `want`, which is more, as there is room for. What it has is
+    /// never made less.
+    ///
+    /// # Errors
+    /// When a budget that blocks has no room for `need`. The lease is as it was.
+    pub fn extend(&self, need: Picos, want: Picos) -> Result<(), Box<Refusal>> {
+        let mut leased = self.leased();
+        let Some(mine) = *leased else { return Ok(()) };
+        if need <= mine {
+            return Ok(());
+        }
+        let mut state = self.budgets.state();
+        let mut target = want.max(need);
+        for key in &self.keys {
+            let account = state.at(key);
+            if account.rule.mode != Mode::Block {
+                continue;
+            }
+            let room = account.room(mine);
+            if room < need {
+                return Err(account.refusal(mine, need, false));
+            }
+            target = target.min(room);
+        }
+        for key in &self.keys {
+            let account = state.at(key);
+            account.leased += target - mine;
+            assert!(
+                account.rule.mode != Mode::Block || account.spent + account.leased <= account.rule.cap,
+                "a lease is within the cap"
+            );
+        }
+        *leased = Some(target);
+        Ok(())
+    }
+
+    /// The request has ended and cost `cost`: what of it is charged, which is all that there is room for in the
+    /// budgets that block, and never less than what was leased for it. A second time nothing more is counted.
+    pub fn settle(&self, cost: Picos) -> Picos {
+        let mut leased = self.leased();
+        let mut state = self.budgets.state();
+        let Some(mine) = leased.take() else { return cost };
+        let mut charged = cost;
+        for key in &self.keys {
+            let account = state.at(key);
+            if account.rule.mode == Mode::Block {
+                charged = charged.min(account.room(mine).max(mine));
+            }
+        }
+        for key in &self.keys {
+            let account = state.at(key);
+            account.leased = account.leased - mine;
+            account.spent += charged;
+            account.holds -= 1;
+            let raised = reached(account);
+            let crossed: Vec<Crossing> = (account.raised..raised)
+                .map(|limit| Crossing {
+                    budget: account.rule.id.clone(),
+                    scope: account.rule.scope,
+                    value: account.value.clone(),
+                    percent: account.rule.soft[limit],
+                    spent: account.spent,
+                    cap: account.rule.cap,
+                    span: account.span,
+                })
+                .collect();
+            account.raised = account.raised.max(raised);
+            if account.rule.mode != Mode::Observe {
+                state.crossings.extend(crossed);
+            }
+        }
+        charged
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.settle(Picos::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests;
