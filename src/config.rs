@@ -20,6 +20,8 @@ use serde::{Deserialize, Deserializer};
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
 
+use crate::request::Tag;
+
 /// The price of a CPU device when the configuration names none, per hour.
 pub const DEFAULT_DEVICE_HOUR: &str = "0.10";
 pub const DEFAULT_KV_SHARE: &str = "0.20";
@@ -105,7 +107,17 @@ pub struct ServeFlags {
     /// Address to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "OBOL_LISTEN", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
-    /// Listen on another address than loopback without keys: anybody who reaches it can spend
+    /// File with the admin key: from then on every call but the probes needs a key. OBOL_ADMIN_KEY has the key itself
+    #[arg(long, env = "OBOL_ADMIN_KEY_FILE", value_name = "FILE")]
+    pub admin_key_file: Option<PathBuf>,
+    /// File with a key that may read /metrics; without one they are open on loopback, else for the admin key
+    #[arg(long, env = "OBOL_METRICS_KEY_FILE", value_name = "FILE")]
+    pub metrics_key_file: Option<PathBuf>,
+    /// Tags that every request must have, from its key or by itself: team, feature, environment, user, cost_center,
+    /// task; several with commas
+    #[arg(long, env = "OBOL_REQUIRE_TAGS", value_name = "TAGS", value_delimiter = ',')]
+    pub require_tags: Option<Vec<Tag>>,
+    /// Listen on another address than loopback without an admin key: anybody who reaches it can spend
     #[arg(long, env = "OBOL_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure_open: Option<bool>,
     /// Devices that compute: auto, cpu, cuda:0, or several as cuda:0,cuda:1, each with the whole model unless
@@ -295,6 +307,10 @@ pub struct Config {
     pub kv_dtype: KvDtype,
     pub served_model_name: Option<String>,
     pub listen: SocketAddr,
+    pub admin_key_file: Option<PathBuf>,
+    pub metrics_key_file: Option<PathBuf>,
+    pub require_tags: Vec<Tag>,
+    pub insecure_open: bool,
     pub device: Devices,
     pub tensor_parallel: usize,
     pub dtype: Option<ComputeDtype>,
@@ -345,6 +361,10 @@ impl Config {
             kv_dtype: flags.kv_dtype.or(serve.kv_dtype).unwrap_or_default(),
             served_model_name: flags.served_model_name.or(serve.served_model_name),
             listen: flags.listen.or(serve.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            admin_key_file: flags.admin_key_file.or(serve.admin_key_file),
+            metrics_key_file: flags.metrics_key_file.or(serve.metrics_key_file),
+            require_tags: flags.require_tags.or(serve.require_tags).unwrap_or_default(),
+            insecure_open: flags.insecure_open.or(serve.insecure_open).unwrap_or(false),
             device: flags.device.or(serve.device).unwrap_or(Devices::Auto),
             tensor_parallel: flags.tensor_parallel.or(serve.tensor_parallel).unwrap_or(1),
             dtype: flags.dtype.or(serve.dtype),
@@ -366,8 +386,7 @@ impl Config {
             rates: Rates::resolve(file.rates)?,
             budgets: file.budgets.into_iter().map(Into::into).collect(),
         };
-        let insecure = flags.insecure_open.or(serve.insecure_open).unwrap_or(false);
-        config.check(insecure)?;
+        config.check()?;
         Ok(config)
     }
 
@@ -387,18 +406,25 @@ impl Config {
         Ok(())
     }
 
-    fn check(&self, insecure_open: bool) -> Result<(), ConfigError> {
-        let wrong = |name, problem: String| Err(ConfigError::Value { name, problem });
-        if !self.listen.ip().is_loopback() && !insecure_open {
-            return wrong(
-                "listen",
-                format!(
-                    "{} is open to other machines and there are no keys yet; listen on 127.0.0.1, \
-                     or say --insecure-open if only trusted clients reach it",
-                    self.listen
-                ),
-            );
+    /// Whether the server may listen where it is told to.
+    ///
+    /// # Errors
+    /// When other machines could reach it without keys.
+    pub fn check_open(&self, has_admin_key: bool) -> Result<(), ConfigError> {
+        if self.listen.ip().is_loopback() || has_admin_key || self.insecure_open {
+            return Ok(());
         }
+        let problem = format!(
+            "{} is open to other machines, and without an admin key anybody who reaches it can spend; give one with \
+             --admin-key-file or OBOL_ADMIN_KEY, listen on 127.0.0.1, or say --insecure-open if only trusted clients \
+             reach it",
+            self.listen
+        );
+        Err(ConfigError::Value { name: "listen", problem })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |name, problem: String| Err(ConfigError::Value { name, problem });
         Self::check_steps(self.max_sequences, self.step_tokens)?;
         if !(0.05..=1.0).contains(&self.device_memory) {
             return wrong("device_memory", format!("{} is not between 0.05 and 1", self.device_memory));
@@ -500,6 +526,19 @@ mod tests {
     }
 
     #[test]
+    fn other_machines_are_let_in_with_keys_or_by_name() {
+        let open = |file: &str, has_admin_key| {
+            resolve(file, ServeFlags::default()).unwrap().check_open(has_admin_key).map_err(|e| e.to_string())
+        };
+        open("[serve]\nlisten = '127.0.0.1:80'", false).unwrap();
+        open("[serve]\nlisten = '[::1]:80'", false).unwrap();
+        open("[serve]\nlisten = '0.0.0.0:80'", true).unwrap();
+        open("[serve]\nlisten = '0.0.0.0:80'\ninsecure_open = true", false).unwrap();
+        let said = open("[serve]\nlisten = '0.0.0.0:80'", false).unwrap_err();
+        assert!(said.contains("--admin-key-file") && said.contains("--insecure-open"), "{said}");
+    }
+
+    #[test]
     fn precisions_are_read_by_their_names() {
         let file = "[serve]\nquant = 'int4'\nkv_dtype = 'int8'\nrevision = 'v1'\nspeculative = 'off'\n";
         let config = resolve(file, ServeFlags::default()).unwrap();
@@ -520,7 +559,7 @@ mod tests {
         says("[serve]\nmax_seqs = 3", "max_seqs");
         says("[serve]\nblock_size = 7", "block_size: 7 is not 16, 32 or 64");
         says("[serve]\nkv_memory = 'lots'", "kv_memory: `lots` is not a size");
-        says("[serve]\nlisten = '0.0.0.0:80'", "--insecure-open");
+        says("[serve]\nrequire_tags = ['team', 'colour']", "`colour` is no tag");
         says("[serve]\nstep_tokens = 3", "step_tokens");
         says("[serve]\nquant = 'q4'", "choose file, f32, f16, bf16, int8 or int4");
         says("[serve]\nkv_dtype = 'fp8'", "choose f16, bf16, f32 or int8");

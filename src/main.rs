@@ -32,6 +32,7 @@ fn directories() -> Directories {
         data: base("XDG_DATA_HOME", ".local/share"),
         models: base("XDG_CACHE_HOME", ".cache").join("models"),
         hub_token: hub_token(&home, |name| std::env::var_os(name)),
+        admin_key: std::env::var_os("OBOL_ADMIN_KEY"),
         bench_api_key: std::env::var("OBOL_BENCH_API_KEY").ok().and_then(|text| ApiKey::new(&text)),
     }
 }

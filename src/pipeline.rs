@@ -34,9 +34,6 @@ use choice::ChoiceText;
 use purse::Budgeted;
 use replicas::Events;
 
-/// The tenant of every request while there are no keys.
-const ANONYMOUS: &str = "anonymous";
-
 /// Takes a request all the way to the engine; what comes back streams the answer.
 ///
 /// # Errors
@@ -45,11 +42,15 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let open = app.opened();
     app.check_accepting()?;
     app.check_model(&ask.model)?;
+    let key = ask.origin.key.as_deref();
+    app.check_allowed(key, &ask.model)?;
+    let ceiling = ask.length.ceiling(key, ask.choices)?;
     let seat = app.engines().reserve()?;
     let param = ask.prompt.param();
     let prompt = tokenize(app, ask.prompt).await?;
-    let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length)?;
-    let salt = CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", ANONYMOUS.as_bytes()));
+    let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length, ceiling)?;
+    let tenant = ask.origin.tenant.as_bytes();
+    let salt = CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", tenant));
     let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
     let device = placed.device();
     let id = ask.origin.request.clone();
@@ -345,8 +346,8 @@ fn context_of(app: &App, origin: Origin) -> RequestContext {
         request: origin.request,
         client_request_id: origin.client_request_id,
         idempotency_key: origin.idempotency_key,
-        key_id: None,
-        tenant: ANONYMOUS.to_owned(),
+        key_id: origin.key.map(|key| key.id.0.clone()),
+        tenant: origin.tenant,
         user: origin.user,
         metadata: origin.metadata,
         tags: origin.tags,

@@ -1,6 +1,9 @@
 //! Plain data that every stage of a request shares. No behaviour, no JSON of any API.
 
+use std::str::FromStr;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket};
 
@@ -143,4 +146,59 @@ pub enum Event {
     Token { choice: u32, token: u32, logprobs: Option<TokenLogprobs> },
     /// The choice has ended; each choice ends exactly once.
     Finished { choice: u32, finish: Finish },
+}
+
+/// What a request's cost is attributed to, beside its key. `User` is a field of its own on receipts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum Tag {
+    Team,
+    Feature,
+    Environment,
+    User,
+    CostCenter,
+    /// An agent's whole run.
+    Task,
+}
+
+impl Tag {
+    pub const ALL: [Self; 6] =
+        [Self::Team, Self::Feature, Self::Environment, Self::User, Self::CostCenter, Self::Task];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Team => "team",
+            Self::Feature => "feature",
+            Self::Environment => "environment",
+            Self::User => "user",
+            Self::CostCenter => "cost_center",
+            Self::Task => "task",
+        }
+    }
+}
+
+impl From<Tag> for &'static str {
+    fn from(tag: Tag) -> Self {
+        tag.as_str()
+    }
+}
+
+impl FromStr for Tag {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|tag| tag.as_str() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::as_str).join(", ");
+            format!("`{name}` is no tag; choose from {names}")
+        })
+    }
+}
+
+impl TryFrom<String> for Tag {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
+    }
 }

@@ -6,6 +6,7 @@ mod books;
 mod compare;
 mod devices;
 mod files;
+mod keys;
 mod model;
 mod parts;
 mod report;
@@ -108,6 +109,19 @@ enum Command {
         #[command(flatten)]
         places: PlaceFlags,
     },
+    /// API keys: who may ask, for how much, and what their requests are booked under
+    ///
+    /// Works on the data directory, beside a running server too: a change is in force within 100 ms. Keys are needed
+    /// where the server has an admin key (--admin-key-file); without one it is open to all who reach it. A key is named
+    /// by its id, its alias or its token.
+    #[command(
+        after_help = "Example:\n  obol keys create --alias search-prod --team search --max-budget 25.00 --budget-duration 30d\n  \
+                      obol keys rotate search-prod --grace 24h"
+    )]
+    Keys {
+        #[command(subcommand)]
+        command: keys::KeysCommand,
+    },
     /// Rebuild every balance from the ledger and compare: `reconciled: difference 0`, or exit code 1
     #[command(after_help = "Example:\n  obol audit --data-dir /var/lib/obol")]
     Audit {
@@ -120,11 +134,13 @@ enum Command {
 }
 
 /// What the environment names and no flag does, read once by `main`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Directories {
     pub data: PathBuf,
     pub models: PathBuf,
     pub hub_token: Option<Token>,
+    /// As the variable has it; whoever uses it says what is wrong with it.
+    pub admin_key: Option<OsString>,
     /// For the server that `obol bench` asks.
     pub bench_api_key: Option<ApiKey>,
 }
@@ -148,6 +164,7 @@ pub fn run(mut arguments: Vec<OsString>, directories: &Directories) -> ExitCode 
         Command::Bench { bench, places } => bench::run(*bench, &places, directories, command),
         Command::Compare { compare, places } => compare::run(*compare, &places, directories),
         Command::Report { report, places } => report::report(&report, &places, directories),
+        Command::Keys { command } => keys::run(command, directories),
         Command::Audit { json, places } => books::audit(json, &places, directories),
     };
     match outcome {

@@ -3,6 +3,7 @@
 //! loading is on the bill.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -17,9 +18,9 @@ use tokio::sync::oneshot;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags};
 use crate::control::budgets::Budgets;
-use crate::control::rules;
+use crate::control::{ConfiguredKey, Control, rules};
 use crate::engine::EngineConfig;
-use crate::http::{self, HttpConfig, Server};
+use crate::http::{self, Access, HttpConfig, MetricsAccess, Server};
 use crate::ledger::{DeviceInfo, Ledger, MeteredDevice, MethodRecord, OpenOptions, RateCard, Tuning};
 use crate::meter::partition::Partition;
 use crate::metrics::Metrics;
@@ -30,7 +31,7 @@ use crate::usage::MeterReport;
 
 use super::devices::{self, Engines};
 use super::parts::{self, Early, Ready};
-use super::{Directories, Failure, model};
+use super::{Directories, Failure, files, model};
 
 /// After the last request, how long open connections get to read what was sent.
 const LINGER: Duration = Duration::from_secs(5);
@@ -42,6 +43,9 @@ pub(super) fn run(
 ) -> Result<ExitCode, Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let mut config = Config::resolve(flags, places, directories.data.clone()).map_err(Failure::usage)?;
+    let admin = admin_key(&config, directories)?;
+    config.check_open(admin.is_some()).map_err(Failure::usage)?;
+    let metrics = metrics_access(&config)?;
     let engines = devices::choose(&mut config)?;
     // Each connection is an open file, and the usual limit of 1,024 is soon reached.
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
@@ -52,14 +56,52 @@ pub(super) fn run(
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    let outcome = runtime.block_on(serve(config, engines, clock, directories));
+    let outcome = runtime.block_on(serve(config, (admin, metrics), engines, clock, directories));
     // A start that was interrupted may still be loading; nobody waits for it.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
+/// The key that the file has, or the variable.
+fn admin_key(config: &Config, directories: &Directories) -> Result<Option<ConfiguredKey>, Failure> {
+    if let Some(file) = &config.admin_key_file {
+        return configured_key("--admin-key-file", file).map(Some);
+    }
+    let Some(text) = &directories.admin_key else { return Ok(None) };
+    let key = ConfiguredKey::new(text.to_str().unwrap_or_default());
+    key.map(Some).map_err(|problem| Failure::usage(format!("OBOL_ADMIN_KEY: {problem}")))
+}
+
+fn configured_key(flag: &str, file: &Path) -> Result<ConfiguredKey, Failure> {
+    let text = files::read(flag, file)?;
+    ConfiguredKey::new(&text)
+        .map_err(|problem| Failure::usage(format!("{flag}: {}: {problem}", file.display())))
+}
+
+fn metrics_access(config: &Config) -> Result<MetricsAccess, Failure> {
+    match &config.metrics_key_file {
+        Some(file) => Ok(MetricsAccess::Keyed(Some(configured_key("--metrics-key-file", file)?))),
+        None if config.listen.ip().is_loopback() => Ok(MetricsAccess::Everybody),
+        None => Ok(MetricsAccess::Keyed(None)),
+    }
+}
+
+/// Who may do what, once the data directory is ours.
+fn access(
+    config: &Config,
+    (admin, metrics): (Option<ConfiguredKey>, MetricsAccess),
+    clock: Arc<dyn Clock>,
+) -> Result<Access, Failure> {
+    let control = Control::open(&config.data_dir, clock).map_err(Failure::failed)?;
+    if admin.is_none() && !control.keys().map_err(Failure::failed)?.is_empty() {
+        tracing::warn!("there are keys but no admin key: who sends none is served too; see --admin-key-file");
+    }
+    Ok(Access { control: Some(control), admin, metrics, require_tags: config.require_tags.clone().into() })
+}
+
 async fn serve(
     config: Config,
+    keys: (Option<ConfiguredKey>, MetricsAccess),
     engines: Engines,
     clock: Arc<dyn Clock>,
     directories: &Directories,
@@ -76,24 +118,32 @@ async fn serve(
     let opened = Ledger::open_tuned(&config.data_dir, &options, Tuning::default());
     let (ledger, reports) = opened.map_err(Failure::failed)?;
     let budgets = pipeline::budgets(rules, &ledger, clock.wall()).map_err(Failure::failed)?;
-    let mut stop = Stop::listen()?;
-
-    let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
-    http_config.unknown_fields = config.unknown_fields;
-    http_config.body_bytes_max = config.max_body;
-    let server = Server::loading(http_config);
-    let (close, closed) = oneshot::channel::<()>();
-    let serving = tokio::spawn(http::serve(listener, server.clone(), async {
-        // Dropped or sent: either way it is time to close.
-        drop(closed.await);
-    }));
-
     let early = |reports: &mpsc::Sender<MeterReport>| Early {
         clock: clock.clone(),
         partition: Partition::default(),
         reports: reports.clone(),
     };
     let earlies = || reports.iter().map(early).collect::<Vec<_>>();
+    let access = match access(&config, keys, clock.clone()) {
+        Ok(access) => access,
+        Err(failure) => {
+            earlies().into_iter().for_each(Early::give_up);
+            close_ledger(ledger).await?;
+            return Err(failure);
+        }
+    };
+    let mut stop = Stop::listen()?;
+
+    let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
+    http_config.unknown_fields = config.unknown_fields;
+    http_config.body_bytes_max = config.max_body;
+    let server = Server::loading(http_config, access);
+    let (close, closed) = oneshot::channel::<()>();
+    let serving = tokio::spawn(http::serve(listener, server.clone(), async {
+        // Dropped or sent: either way it is time to close.
+        drop(closed.await);
+    }));
+
     let phase = Arc::new(Mutex::new(Phase::Loading));
     let starting = Starting {
         phase: phase.clone(),

@@ -49,7 +49,8 @@ async fn collect(body: &mut Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     Ok(whole.freeze())
 }
 
-async fn linger(mut body: Body) {
+/// Reads on, within bounds, what nobody wants.
+pub(super) async fn linger(mut body: Body) {
     let rest = async {
         let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 
 use super::Server;
+use super::auth;
 use super::error::{self, ApiError};
 use crate::units::RequestId;
 
@@ -23,7 +24,7 @@ pub(super) async fn envelope(
     next: Next,
 ) -> Response {
     let id = RequestId::new();
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (method, path) = (request.method().clone(), auth::without_secrets(request.uri().path()));
     request.extensions_mut().insert(id.clone());
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = match answered {
@@ -44,7 +45,7 @@ pub(super) async fn envelope(
 }
 
 pub(super) async fn unknown_path(method: Method, uri: Uri) -> ApiError {
-    ApiError::UnknownPath { method: method.to_string(), path: uri.path().to_owned() }
+    ApiError::UnknownPath { method: method.to_string(), path: auth::without_secrets(uri.path()) }
 }
 
 /// Sets one header. A value that no header can hold comes from the configuration and is left out.

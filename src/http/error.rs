@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::fields::Invalid;
+use crate::control::{ControlError, Denied};
 use crate::pipeline::Failure;
 
 /// Everything a request can be refused with.
@@ -26,6 +27,16 @@ pub(crate) enum ApiError {
     ReceiptNotFound {
         id: String,
     },
+    /// A key is needed, and none was sent.
+    KeyMissing,
+    Denied(Denied),
+    /// A key was sent that may not do this.
+    AdminOnly,
+    /// Nobody may do this: there is no admin key.
+    NoAdminKey,
+    /// There is no such key, or it is not the asker's.
+    KeyNotFound,
+    Control(ControlError),
     BodyTooLarge {
         bytes_max: usize,
     },
@@ -53,6 +64,18 @@ impl From<Failure> for ApiError {
     }
 }
 
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error)
+    }
+}
+
 /// What goes over the wire for one error.
 struct Wire {
     status: StatusCode,
@@ -74,6 +97,14 @@ impl Wire {
         Self::new(status, "invalid_request_error", code, message)
     }
 
+    fn unauthorized(message: String) -> Self {
+        Self::invalid(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+    }
+
+    fn forbidden(code: &'static str, message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", Some(code), message)
+    }
+
     fn unavailable(code: &'static str, message: String, retry_after: u64) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -89,8 +120,8 @@ impl Wire {
 impl ApiError {
     fn wire(self) -> Wire {
         match self {
-            Self::Invalid(Invalid { param, message }) => {
-                Wire { param, ..Wire::invalid(StatusCode::BAD_REQUEST, None, message) }
+            Self::Invalid(Invalid { param, message, code }) => {
+                Wire { param, ..Wire::invalid(StatusCode::BAD_REQUEST, code, message) }
             }
             Self::Failed(failure) => failed(failure),
             Self::Loading => Wire::unavailable("loading", "the model is still loading; retry soon".into(), 1),
@@ -106,6 +137,24 @@ impl ApiError {
                 Wire::invalid(StatusCode::NOT_FOUND, None, format!("no receipt with the id `{id}`"))
                     .about("id")
             }
+            Self::KeyMissing => Wire::unauthorized(
+                "no API key was sent; send one as `Authorization: Bearer sk-obol-...`".into(),
+            ),
+            Self::Denied(Denied::Unreadable(error)) => control(error),
+            Self::Denied(denied) => Wire::unauthorized(denied.to_string()),
+            Self::AdminOnly => {
+                Wire::forbidden("admin_only", "this takes the admin key; the API key given is not it".into())
+            }
+            Self::NoAdminKey => Wire::forbidden(
+                "no_admin_key",
+                "this server has no admin key: start it with --admin-key-file or OBOL_ADMIN_KEY, or use \
+                 `obol keys` beside it"
+                    .into(),
+            ),
+            Self::KeyNotFound => {
+                Wire::invalid(StatusCode::NOT_FOUND, Some("key_not_found"), "no such key".into()).about("key")
+            }
+            Self::Control(error) => control(error),
             Self::BodyTooLarge { bytes_max } => Wire::invalid(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Some("request_too_large"),
@@ -135,9 +184,31 @@ impl ApiError {
     }
 }
 
+fn control(error: ControlError) -> Wire {
+    match error {
+        ControlError::BadSetting(bad) => {
+            Wire::invalid(StatusCode::BAD_REQUEST, None, bad.problem).about(bad.param)
+        }
+        ControlError::AliasTaken { .. } => {
+            Wire::invalid(StatusCode::BAD_REQUEST, None, error.to_string()).about("key_alias")
+        }
+        ControlError::NoSuchKey { .. } => ApiError::KeyNotFound.wire(),
+        // Where the file is and what ails it is for the log.
+        _ => {
+            tracing::error!(%error, "keys cannot be read or changed");
+            let message = "keys cannot be read or changed at the moment; nothing was changed";
+            Wire::unavailable("keys_unavailable", message.into(), 5)
+        }
+    }
+}
+
 fn failed(failure: Failure) -> Wire {
     let message = failure.to_string();
     match failure {
+        Failure::ModelNotAllowed { .. } => Wire::forbidden("model_not_allowed", message).about("model"),
+        Failure::OverKeyTokens { param, .. } => {
+            Wire::invalid(StatusCode::BAD_REQUEST, Some("max_tokens_exceeded"), message).about(param)
+        }
         Failure::ModelNotFound { .. } => {
             Wire::invalid(StatusCode::NOT_FOUND, Some("model_not_found"), message).about("model")
         }
@@ -197,6 +268,9 @@ impl IntoResponse for ApiError {
         }
         if wire.is_final {
             response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if wire.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if wire.status == StatusCode::REQUEST_TIMEOUT {
             // The rest of the body is not wanted: the connection cannot be used again.

@@ -16,15 +16,21 @@ pub(crate) struct Invalid {
     /// Path of the field, as in `messages[0].content[1].type`; `None` for the body as a whole.
     pub(crate) param: Option<String>,
     pub(crate) message: String,
+    /// For programs, where what is wrong has a name of its own.
+    pub(crate) code: Option<&'static str>,
 }
 
 impl Invalid {
     pub(crate) fn new(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { param: Some(param.into()), message: message.into() }
+        Self { param: Some(param.into()), message: message.into(), code: None }
     }
 
     pub(crate) fn body(message: impl Into<String>) -> Self {
-        Self { param: None, message: message.into() }
+        Self { param: None, message: message.into(), code: None }
+    }
+
+    pub(crate) fn coded(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
     }
 }
 
@@ -64,6 +70,11 @@ impl Fields {
     /// Takes a field out, whatever its type; `None` when absent or null.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.left.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether a field is there as `null`: in a change of settings that takes the setting away.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.left.get(name).is_some_and(Value::is_null)
     }
 
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, Invalid> {

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 
+use super::auth::Caller;
 use super::envelope::{DEVICE, put};
 use super::error::ApiError;
 use super::openai::{Choice, Delivery, Reply, Shape, parse_chat, parse_completion};
@@ -19,24 +20,26 @@ use crate::units::RequestId;
 pub(super) async fn chat(
     State(server): State<Arc<Server>>,
     Extension(id): Extension<RequestId>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, bytes) = received(&server, request).await?;
     let app = server.app()?;
-    let origin = origin::origin(&head.headers, id, "/v1/chat/completions")?;
-    let (ask, delivery) = parse_chat(&bytes, &server.rules(app), origin)?;
+    let asker = origin::asker(&server, caller, &head.headers, id, "/v1/chat/completions")?;
+    let (ask, delivery) = parse_chat(&bytes, &server.rules(app), asker)?;
     answer(&server, app, Shape::Chat, ask, delivery, &head).await
 }
 
 pub(super) async fn completions(
     State(server): State<Arc<Server>>,
     Extension(id): Extension<RequestId>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, bytes) = received(&server, request).await?;
     let app = server.app()?;
-    let origin = origin::origin(&head.headers, id, "/v1/completions")?;
-    let (ask, delivery) = parse_completion(&bytes, &server.rules(app), origin)?;
+    let asker = origin::asker(&server, caller, &head.headers, id, "/v1/completions")?;
+    let (ask, delivery) = parse_completion(&bytes, &server.rules(app), asker)?;
     answer(&server, app, Shape::Completion, ask, delivery, &head).await
 }
 

@@ -2,8 +2,11 @@
 //! costs it reads from the receipt.
 //!
 //! Invariants: every response carries `x-request-id`, `x-obol-device` and `x-obol-currency`; every error
-//! is OpenAI's error object, made in `error`; a body is never read past its limit.
+//! is OpenAI's error object, made in `error`; a body is never read past its limit; who asks is known (`auth`)
+//! before anything else is looked at.
 
+mod admin;
+mod auth;
 mod body;
 mod costs;
 mod envelope;
@@ -33,6 +36,7 @@ use tokio::net::TcpListener;
 
 use crate::config::UnknownFields;
 use crate::pipeline::App;
+pub use auth::{Access, MetricsAccess};
 use error::ApiError;
 use openai::Rules;
 
@@ -71,14 +75,15 @@ impl HttpConfig {
 /// The server before and after its model is loaded.
 pub struct Server {
     config: HttpConfig,
+    access: Access,
     app: OnceLock<Arc<App>>,
 }
 
 impl Server {
     /// Answers probes; everything else is 503 `loading` until `ready`.
     #[must_use]
-    pub fn loading(config: HttpConfig) -> Arc<Self> {
-        Arc::new(Self { config, app: OnceLock::new() })
+    pub fn loading(config: HttpConfig, access: Access) -> Arc<Self> {
+        Arc::new(Self { config, access, app: OnceLock::new() })
     }
 
     /// From now on requests are served.
@@ -120,7 +125,9 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(scrape::metrics))
+        .merge(admin::routes())
         .fallback(envelope::unknown_path)
+        .layer(from_fn_with_state(Arc::clone(&server), auth::authenticate))
         .layer(from_fn_with_state(Arc::clone(&server), envelope::envelope))
         .with_state(server)
 }

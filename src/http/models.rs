@@ -2,26 +2,35 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Server;
+use super::auth::Caller;
 use super::error::ApiError;
 use crate::pipeline::{App, Served};
 
-pub(super) async fn list(State(server): State<Arc<Server>>) -> Result<Json<Value>, ApiError> {
+/// What the caller may ask for.
+pub(super) async fn list(
+    State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, ApiError> {
     let app = server.app()?;
-    Ok(Json(json!({"object": "list", "data": [model(app.served())]})))
+    let allowed = app.check_allowed(caller.key().map(|key| &**key), &app.served().id).is_ok();
+    let models: Vec<Value> = allowed.then(|| model(app.served())).into_iter().collect();
+    Ok(Json(json!({"object": "list", "data": models})))
 }
 
 /// Ids may contain slashes, as in `organisation/model`.
 pub(super) async fn one(
     State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let app: &App = server.app()?;
     app.check_model(&id)?;
+    app.check_allowed(caller.key().map(|key| &**key), &id)?;
     Ok(Json(model(app.served())))
 }
 

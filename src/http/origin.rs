@@ -1,52 +1,125 @@
-//! Who asked, as the request's headers tell it.
+//! Who asked, as key and headers tell it; and, with what the body says, what the request is booked under.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
+use super::Server;
+use super::auth::Caller;
 use super::fields::Invalid;
+use crate::control::policy::{self, TAG_CHARS_MAX, Tags};
 use crate::pipeline::Origin;
+use crate::request::Tag;
 use crate::units::RequestId;
 
 /// As OpenAI bounds `X-Client-Request-Id`.
 const HEADER_CHARS_MAX: usize = 512;
-const TAG_CHARS_MAX: usize = 128;
 
-const TAGS: [(&str, &str); 4] = [
-    ("team", "x-obol-team"),
-    ("feature", "x-obol-feature"),
-    ("environment", "x-obol-environment"),
-    ("task", "x-obol-task"),
+const HEADERS: [(Tag, &str); 6] = [
+    (Tag::Team, "x-obol-team"),
+    (Tag::Feature, "x-obol-feature"),
+    (Tag::Environment, "x-obol-environment"),
+    (Tag::User, "x-obol-user"),
+    (Tag::CostCenter, "x-obol-cost-center"),
+    (Tag::Task, "x-obol-task"),
 ];
 
-/// Reads the attribution headers.
+/// Who asks, before the body is read.
+pub(crate) struct Asker {
+    request: RequestId,
+    endpoint: &'static str,
+    caller: Caller,
+    client_request_id: Option<String>,
+    idempotency_key: Option<String>,
+    tags: Tags,
+    required: Arc<[Tag]>,
+}
+
+/// Reads the headers.
 ///
 /// # Errors
 /// When one is empty, too long or not printable ASCII: half an id would be worse than none.
-pub(super) fn origin(
+pub(super) fn asker(
+    server: &Server,
+    caller: Caller,
     headers: &HeaderMap,
     request: RequestId,
     endpoint: &'static str,
-) -> Result<Origin, Invalid> {
-    let mut tags = BTreeMap::new();
-    for (tag, header) in TAGS {
+) -> Result<Asker, Invalid> {
+    let mut tags = Tags::new();
+    for (tag, header) in HEADERS {
         if let Some(value) = printable(headers, header, TAG_CHARS_MAX)? {
-            tags.insert(tag.to_owned(), value);
+            tags.insert(tag, value);
         }
     }
     let own_id = match printable(headers, "x-client-request-id", HEADER_CHARS_MAX)? {
         None => printable(headers, "x-request-id", HEADER_CHARS_MAX)?,
         given => given,
     };
-    Ok(Origin {
+    Ok(Asker {
         request,
         endpoint,
+        caller,
         client_request_id: own_id,
         idempotency_key: printable(headers, "idempotency-key", HEADER_CHARS_MAX)?,
-        user: None,
-        metadata: BTreeMap::new(),
         tags,
+        required: Arc::clone(&server.access.require_tags),
     })
+}
+
+impl Asker {
+    /// The whole attribution, with what the body says of it.
+    ///
+    /// # Errors
+    /// When a tag in `metadata` is no name, or one is missing that is required.
+    pub(crate) fn origin(
+        self,
+        user: Option<String>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Origin, Invalid> {
+        let key = self.caller.key().cloned();
+        let mut tags = policy::attribute(key.as_deref(), self.tags, tags_of_body(user, &metadata)?);
+        if let Some(first) = policy::missing(&self.required, key.as_deref(), &tags).first() {
+            return Err(missing(*first));
+        }
+        let user = tags.remove(&Tag::User);
+        Ok(Origin {
+            request: self.request,
+            endpoint: self.endpoint,
+            tenant: self.caller.tenant().to_owned(),
+            key,
+            client_request_id: self.client_request_id,
+            idempotency_key: self.idempotency_key,
+            user,
+            metadata,
+            tags: tags.into_iter().map(|(tag, value)| (tag.as_str().to_owned(), value)).collect(),
+        })
+    }
+}
+
+fn tags_of_body(user: Option<String>, metadata: &BTreeMap<String, String>) -> Result<Tags, Invalid> {
+    let mut tags = Tags::new();
+    for tag in Tag::ALL.into_iter().filter(|tag| *tag != Tag::User) {
+        if let Some(value) = metadata.get(tag.as_str()) {
+            let path = format!("metadata.{}", tag.as_str());
+            policy::check_value(value)
+                .map_err(|problem| Invalid::new(&path, format!("`{path}`: {problem}")))?;
+            tags.insert(tag, value.clone());
+        }
+    }
+    tags.extend(user.map(|user| (Tag::User, user)));
+    Ok(tags)
+}
+
+fn missing(tag: Tag) -> Invalid {
+    let name = tag.as_str();
+    let header = HEADERS.into_iter().find(|(of, _)| *of == tag).map_or("", |(_, header)| header);
+    let field = if tag == Tag::User { "`user`".to_owned() } else { format!("`metadata.{name}`") };
+    let message = format!(
+        "requests here must have the tag `{name}`: send it as the header `{header}` or as {field}, or use a key that has it"
+    );
+    Invalid::new(name, message).coded("missing_tag")
 }
 
 fn printable(headers: &HeaderMap, name: &str, chars_max: usize) -> Result<Option<String>, Invalid> {

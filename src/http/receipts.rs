@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, RawQuery, State};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::Server;
+use super::auth::Caller;
 use super::error::ApiError;
 use super::fields::Invalid;
 use crate::ledger::{Ledger, LedgerError, Page, Receipt, ReceiptFilter};
@@ -17,21 +18,31 @@ const PAGE_MAX: u32 = 1000;
 
 pub(super) async fn one(
     State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let request = bare_id(&id);
     let receipt = from_ledger(&server, move |ledger| ledger.receipt(&request)).await?;
+    // Another's receipt is as one that does not exist.
+    let receipt = receipt.filter(|receipt| caller.may_read(receipt.attribution.key_id.as_deref()));
     let receipt = receipt.ok_or(ApiError::ReceiptNotFound { id })?;
     Ok(Json(receipt.to_json()))
 }
 
 /// A page, newest first, in the shape of OpenAI's lists: `?limit=100&after=ID` and the filters `model`,
-/// `user`, `tenant`, `key_id`, `endpoint`, `status`, `since`, `until` (Unix seconds, of the end).
+/// `user`, `tenant`, `key_id`, `endpoint`, `status`, `since`, `until` (Unix seconds, of the end). A key sees its own.
 pub(super) async fn list(
     State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
-    let (filter, page) = filter_of(query.as_deref().unwrap_or_default())?;
+    let (mut filter, page) = filter_of(query.as_deref().unwrap_or_default())?;
+    if let Some(key) = caller.key() {
+        if filter.key_id.as_ref().is_some_and(|other| *other != key.id.0) {
+            return Err(ApiError::AdminOnly);
+        }
+        filter.key_id = Some(key.id.0.clone());
+    }
     let page = from_ledger(&server, move |ledger| ledger.receipts(&filter, &page)).await?;
     let id_of = |receipt: Option<&Receipt>| receipt.map(|receipt| receipt.request().clone());
     Ok(Json(json!({

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
+use super::auth::Caller;
 use super::error::ApiError;
 use super::fields::{Fields, Invalid};
 use super::openai::{messages_of, tokens_at};
@@ -15,6 +16,7 @@ use crate::pipeline::{self, Prompt};
 /// Answers `{tokens, count, max_model_len}` for a text, or for messages as the template writes them.
 pub(super) async fn tokenize(
     State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let app = server.app()?;
@@ -24,6 +26,7 @@ pub(super) async fn tokenize(
     let mut fields = Fields::parse(&body)?;
     if let Some(model) = fields.string("model")? {
         app.check_model(&model)?;
+        app.check_allowed(caller.key().map(|key| &**key), &model)?;
     }
     let add_special = fields.boolean("add_special_tokens")?;
     let prompt = match (fields.string("prompt")?, fields.array("messages")?) {
@@ -47,6 +50,7 @@ pub(super) async fn tokenize(
 /// Answers `{prompt}`: the text of the tokens, special ones written out.
 pub(super) async fn detokenize(
     State(server): State<Arc<Server>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let app = server.app()?;
@@ -55,6 +59,7 @@ pub(super) async fn detokenize(
     let mut fields = Fields::parse(&body)?;
     if let Some(model) = fields.string("model")? {
         app.check_model(&model)?;
+        app.check_allowed(caller.key().map(|key| &**key), &model)?;
     }
     let items = fields.array("tokens")?;
     let items = items.ok_or_else(|| Invalid::new("tokens", "`tokens` is required: an array of token ids"))?;

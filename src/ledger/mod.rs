@@ -53,7 +53,7 @@ pub use totals::{DeviceTotals, ModelTotals, Totals, Used};
 
 use writer::{Adopted, Answer, Shared, Writer};
 
-use crate::units::{RequestId, Ticket, UnixNanos};
+use crate::units::{Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{MeterReport, Purse};
 
 /// Whom a request belongs to and what it asked for: what the ledger needs to know before it runs.
@@ -405,6 +405,15 @@ impl Ledger {
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
+    /// What the receipts of a key charged it, by currency. Reads each of them: for one key at a time.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn spent_by_key(&self, key_id: &str) -> Result<BTreeMap<String, Picos>, LedgerError> {
+        query::spent_by_key(&lock(&self.0.pages), key_id)
+            .map_err(|source| LedgerError::unreadable(&self.0.path, source))
+    }
+
     /// What the books of this start say, as of the last commit.
     #[must_use]
     pub fn totals(&self) -> Totals {
@@ -419,6 +428,20 @@ impl Ledger {
     pub fn close(&self) -> Result<(), LedgerError> {
         if self.0.shared.close() { Ok(()) } else { Err(LedgerError::NotClosed) }
     }
+}
+
+/// What the receipts of each of these keys charged it, by currency; a server may be running. Without a ledger, nothing.
+///
+/// # Errors
+/// When there is one and it cannot be read.
+pub fn spent_by_keys(data_dir: &Path, key_ids: &[&str]) -> Result<Vec<BTreeMap<String, Picos>>, LedgerError> {
+    let (mut connection, path) = match rows::open_for_reading(data_dir) {
+        Err(LedgerError::NoLedger { .. }) => return Ok(vec![BTreeMap::new(); key_ids.len()]),
+        opened => opened?,
+    };
+    rows::in_snapshot(&mut connection, &path, |connection| {
+        key_ids.iter().map(|key_id| query::spent_by_key(connection, key_id)).collect()
+    })
 }
 
 /// A thread that panicked while holding one of these locks left the data whole: each critical section

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Failure, Prompt, Replicas};
 use crate::clock::Clock;
+use crate::control::Key;
 use crate::control::budgets::Budgets;
 use crate::engine;
 use crate::ledger::{AdoptError, Ledger};
@@ -155,11 +156,33 @@ impl App {
     /// # Errors
     /// When `asked` is none of the served model's names.
     pub fn check_model(&self, asked: &str) -> Result<(), Failure> {
-        let served = &self.parts.served;
-        if asked == served.id || asked == "default" || served.aliases.iter().any(|alias| alias == asked) {
+        if self.is_served(asked) {
             return Ok(());
         }
-        Err(Failure::ModelNotFound { asked: asked.to_owned(), served: served.id.clone() })
+        Err(Failure::ModelNotFound { asked: asked.to_owned(), served: self.parts.served.id.clone() })
+    }
+
+    /// Whether it is a name of the served model.
+    fn is_served(&self, name: &str) -> bool {
+        let served = &self.parts.served;
+        name == served.id || name == "default" || served.aliases.iter().any(|alias| alias == name)
+    }
+
+    /// Whether a key may ask for the served model, which has several names: one on the key's list will do.
+    ///
+    /// # Errors
+    /// `ModelNotAllowed`.
+    pub fn check_allowed(&self, key: Option<&Key>, asked: &str) -> Result<(), Failure> {
+        match key {
+            Some(key)
+                if !key.settings.models.is_empty()
+                    && !key.settings.models.iter().any(|model| self.is_served(model)) =>
+            {
+                let allowed = key.settings.models.join("`, `");
+                Err(Failure::ModelNotAllowed { asked: asked.to_owned(), key: key.name.clone(), allowed })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A place among those that may tokenise now.

@@ -7,6 +7,13 @@ use crate::units::RequestId;
 pub enum Failure {
     #[error("the model `{asked}` does not exist here; this server has `{served}`")]
     ModelNotFound { asked: String, served: String },
+    #[error("the API key {key} may not use the model `{asked}`; it may use `{allowed}`")]
+    ModelNotAllowed { asked: String, key: String, allowed: String },
+    #[error(
+        "`{param}` ({tokens}) for {choices} answers is over the {limit} tokens that this API key may have generated \
+         by one request"
+    )]
+    OverKeyTokens { param: &'static str, tokens: u32, choices: u32, limit: u32 },
     /// A field that only the template, the tokenizer or the prompt's length could judge.
     #[error("{message}")]
     Invalid { param: &'static str, message: String },

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use obol::http::{HttpConfig, Server, router};
+use obol::http::{Access, HttpConfig, Server, router};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -26,7 +26,7 @@ fn sample(text: &str, name: &str) -> f64 {
 
 #[tokio::test]
 async fn while_loading_only_probes_are_answered() {
-    let server = Server::loading(HttpConfig::new("cpu", "USD"));
+    let server = Server::loading(HttpConfig::new("cpu", "USD"), Access::default());
     let get = async |path: &str| {
         let request = Request::get(path).body(Body::empty()).expect("a request");
         let response = router(Arc::clone(&server)).oneshot(request).await.expect("an answer");

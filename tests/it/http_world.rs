@@ -15,8 +15,9 @@ use http_body_util::BodyExt;
 use obol::clock::{Clock, SystemClock};
 use obol::config::Speculative;
 use obol::control::budgets::{Budget, Budgets};
+use obol::control::{ConfiguredKey, Control};
 use obol::engine::{self, EngineConfig, EngineHandle};
-use obol::http::{HttpConfig, Server, router};
+use obol::http::{Access, HttpConfig, Server, router};
 use obol::ledger::{DeviceInfo, Ledger, MeteredDevice, OpenOptions, RateCard, Tuning};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
@@ -43,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) panic_at: Option<u64>,
     pub(crate) budgets: Vec<Budget>,
     pub(crate) http: HttpConfig,
+    /// With keys of its own data directory, whatever it says of them.
+    pub(crate) access: Access,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             panic_at: None,
             budgets: Vec::new(),
             http: HttpConfig::new("cpu", "USD"),
+            access: Access::default(),
         }
     }
 }
@@ -65,6 +69,7 @@ pub(crate) struct World {
     /// The first one.
     pub(crate) engine: EngineHandle,
     pub(crate) ledger: Ledger,
+    pub(crate) control: Control,
     router: Router,
     pub(crate) data_dir: tempfile::TempDir,
 }
@@ -73,6 +78,15 @@ impl Drop for World {
     fn drop(&mut self) {
         self.app.engines().shutdown();
     }
+}
+
+/// The admin key of `guarded`.
+pub(crate) const ADMIN: &str = "sk-admin-of-the-tests";
+
+/// What every call needs a key for.
+pub(crate) fn guarded() -> Access {
+    let admin = ConfiguredKey::new(ADMIN).expect("long enough");
+    Access { admin: Some(admin), ..Access::default() }
 }
 
 pub(crate) fn world() -> World {
@@ -121,15 +135,17 @@ pub(crate) fn world_with(options: Options) -> World {
             row_invariant: true,
             fingerprint: "0123456789abcdef".into(),
         },
-        clock,
+        clock: Arc::clone(&clock),
         metrics: Metrics::new(),
         probes: Vec::new(),
         tokenizing_max: 2,
     });
-    let server = Server::loading(HttpConfig { device: devices.join(","), ..options.http });
+    let control = Control::open(data_dir.path(), Arc::clone(&clock)).expect("keys");
+    let access = Access { control: Some(control.clone()), ..options.access };
+    let server = Server::loading(HttpConfig { device: devices.join(","), ..options.http }, access);
     server.ready(Arc::clone(&app));
     let router = router(Arc::clone(&server));
-    World { app, server, engine, ledger, router, data_dir }
+    World { app, server, engine, ledger, control, router, data_dir }
 }
 
 /// An engine over a fake model, which fails as the options say if it is `spoiled`.
@@ -205,6 +221,15 @@ impl World {
         let trailers = collected.trailers().cloned();
         let text = String::from_utf8(collected.to_bytes().to_vec()).expect("UTF-8");
         Answer { status: head.status, headers: head.headers, trailers, text }
+    }
+
+    /// One call with a key: GET without a body, else POST.
+    pub(crate) async fn with_key(&self, key: &str, path: &str, body: Option<Value>) -> Answer {
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let request =
+            Request::builder().method(method).uri(path).header("authorization", format!("Bearer {key}"));
+        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+        self.send(request.body(body).expect("a request")).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -5,12 +5,13 @@ use serde_json::{Map, Value, json};
 use super::params::{Common, Delivery, MaxTokens, Rules};
 use crate::config::UnknownFields;
 use crate::http::fields::{Fields, Invalid, string_at, wrong_type};
-use crate::pipeline::{Ask, Origin, Prompt};
+use crate::http::origin::Asker;
+use crate::pipeline::{Ask, Prompt};
 
 /// Most alternatives a position may report, as in OpenAI's API.
 const TOP_LOGPROBS_MAX: i64 = 20;
 
-pub(crate) fn parse(body: &[u8], rules: &Rules, origin: Origin) -> Result<(Ask, Delivery), Invalid> {
+pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, Delivery), Invalid> {
     let mut fields = Fields::parse(body)?;
     let mut common = Common::read(&mut fields, rules)?;
     common.sampling.logprobs = logprobs(&mut fields)?;
@@ -22,7 +23,7 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, origin: Origin) -> Result<(Ask, 
     refuse_what_is_not_honoured(&mut fields)?;
     fields.finish(rules.unknown)?;
     let delivery = common.delivery;
-    Ok((common.ask(Prompt::Chat(messages), limit, origin)?, delivery))
+    Ok((common.ask(Prompt::Chat(messages), limit, asker)?, delivery))
 }
 
 /// Messages as templates take them: text content joined, `developer` as `system`.

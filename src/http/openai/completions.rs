@@ -4,12 +4,13 @@ use serde_json::{Value, json};
 
 use super::params::{Common, Delivery, MaxTokens, Rules};
 use crate::http::fields::{Fields, Invalid, string_at, token_at, wrong_type};
-use crate::pipeline::{Ask, Origin, Prompt};
+use crate::http::origin::Asker;
+use crate::pipeline::{Ask, Prompt};
 
 /// Most alternatives a position may report: over OpenAI's 5, as the chat endpoint gives.
 const LOGPROBS_MAX: i64 = 20;
 
-pub(crate) fn parse(body: &[u8], rules: &Rules, origin: Origin) -> Result<(Ask, Delivery), Invalid> {
+pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, Delivery), Invalid> {
     let mut fields = Fields::parse(body)?;
     let mut common = Common::read(&mut fields, rules)?;
     let logprobs = fields.integer("logprobs", 0..=LOGPROBS_MAX)?;
@@ -22,7 +23,7 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, origin: Origin) -> Result<(Ask, 
     fields.only("best_of", &[json!(common.choices)], "use `n` and choose among the answers")?;
     fields.finish(rules.unknown)?;
     let delivery = common.delivery;
-    Ok((common.ask(prompt, limit, origin)?, delivery))
+    Ok((common.ask(prompt, limit, asker)?, delivery))
 }
 
 /// A string, token ids, or a list with one of these. A request is one prompt: its receipt is for

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::config::UnknownFields;
 use crate::http::fields::{Fields, Invalid, number_in, string_at, token_at};
-use crate::pipeline::{Ask, Length, Origin, Prompt};
+use crate::http::origin::Asker;
+use crate::pipeline::{Ask, Length, Prompt};
 use crate::request::Sampling;
 
 /// Bounds that depend on the model and the configuration.
@@ -77,7 +78,7 @@ impl Common {
     }
 
     /// Joins the shared fields with what only one endpoint has.
-    pub(crate) fn ask(self, prompt: Prompt, limit: MaxTokens, origin: Origin) -> Result<Ask, Invalid> {
+    pub(crate) fn ask(self, prompt: Prompt, limit: MaxTokens, asker: Asker) -> Result<Ask, Invalid> {
         if let Some(max) = limit.value
             && self.min_tokens > max
         {
@@ -100,7 +101,7 @@ impl Common {
             ignore_eos: self.ignore_eos,
             stop_token_ids: self.stop_token_ids,
             stop: self.stop,
-            origin: Origin { user: self.user, metadata: self.metadata, ..origin },
+            origin: asker.origin(self.user, self.metadata)?,
         })
     }
 }
