@@ -252,13 +252,14 @@ async fn receipts_say_whose_they_are_and_are_read_by_no_other_key() {
     let theirs = format!("/v1/requests?key_id={}", other["key_id"].as_str().expect("an id"));
     assert_eq!(ids(&two, &theirs).await.len(), 1);
     assert_eq!(world.with_key(&one, &theirs, None).await.status, StatusCode::FORBIDDEN);
-    let now = "start_time=0&group_by=api_key_id&bucket_width=1d";
+    let yesterday = world.control.now().0 / 1_000_000_000 - 86_400;
+    let days = format!("start_time={yesterday}&group_by=api_key_id&bucket_width=1d");
     for path in [
         "/spend/logs".to_owned(),
         "/spend/logs?start_date=2020-01-01&end_date=2099-01-01".to_owned(),
         "/global/spend/report?group_by=api_key".to_owned(),
-        format!("/v1/organization/costs?{now}"),
-        format!("/v1/organization/usage/completions?{now}"),
+        format!("/v1/organization/costs?{days}"),
+        format!("/v1/organization/usage/completions?{days}"),
     ] {
         let answer = world.with_key(&one, &path, None).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
