@@ -113,7 +113,8 @@ fn budgeted(app: &App, origin: &Origin, prices: &[Prices]) -> Result<Option<Arc<
     if app.budgets().is_empty() {
         return Ok(None);
     }
-    let who = spender(None, origin.user.clone(), &origin.tags);
+    let key = origin.key.as_ref().map(|key| key.id.0.clone());
+    let who = spender(key, origin.user.clone(), &origin.tags);
     match app.budgets().admit(&who, app.clock().wall()) {
         Ok(hold) => Ok(Some(Arc::new(Budgeted::new(hold, prices)))),
         Err(refusal) => {
