@@ -10,9 +10,11 @@
 mod audit_trail;
 pub mod budgets;
 mod keys;
+pub mod limits;
 pub mod policy;
 pub mod rules;
 mod store;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 pub mod window;
