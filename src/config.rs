@@ -3,6 +3,7 @@
 //! (blocks, bytes a block) is not here.
 
 mod budgets;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +20,8 @@ use serde::{Deserialize, Deserializer};
 
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
+pub use limits::{LimitSet, LimitSets, TaskCeilings};
+use limits::{LimitsFile, TasksFile};
 
 use crate::request::Tag;
 
@@ -205,6 +208,10 @@ struct File {
     rates: RatesFile,
     #[serde(default)]
     budgets: Vec<BudgetFile>,
+    #[serde(default)]
+    limits: LimitsFile,
+    #[serde(default)]
+    tasks: TasksFile,
 }
 
 /// A decimal as people write it in TOML: "2.50", 2.50 or 2.
@@ -331,6 +338,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub rates: Rates,
     pub budgets: Vec<BudgetText>,
+    pub limits: LimitSets,
+    pub tasks: TaskCeilings,
 }
 
 /// The ledger's directory for commands that only read it.
@@ -385,6 +394,8 @@ impl Config {
             data_dir: places.data_dir.clone().or(file.data_dir).unwrap_or(default_data_dir),
             rates: Rates::resolve(file.rates)?,
             budgets: file.budgets.into_iter().map(Into::into).collect(),
+            limits: file.limits.resolve()?,
+            tasks: file.tasks.into(),
         };
         config.check()?;
         Ok(config)

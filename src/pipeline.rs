@@ -4,6 +4,7 @@
 //! sees it; settling lives in a task of its own, so a client that leaves takes nothing with it; the
 //! answer's last piece is the durable receipt, or a failure.
 
+mod admission;
 mod app;
 mod ask;
 mod choice;
@@ -12,11 +13,12 @@ mod placement;
 mod purse;
 mod replicas;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub use admission::{Admission, Policy};
+use admission::{Admitted, refused};
 use app::Open;
 pub use app::{App, Parts, Served};
 pub use ask::{Ask, Length, Origin, Prompt};
@@ -24,11 +26,11 @@ pub use choice::Scored;
 pub use failure::Failure;
 pub use replicas::{Replica, Replicas};
 
-use crate::control::budgets::{Budget, Budgets, Refusal, Spender};
-use crate::ledger::{Ledger, LedgerError, LedgerUnavailable, Prices, Receipt, ReceiptWaiter, RequestContext};
+use crate::control::limits::{Left, Pass};
+use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
 use crate::request::{Allowance, CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
-use crate::units::{RequestId, UnixNanos};
+use crate::units::RequestId;
 use crate::usage::Purse;
 use choice::ChoiceText;
 use purse::Budgeted;
@@ -54,7 +56,8 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
     let device = placed.device();
     let id = ask.origin.request.clone();
-    let budgeted = budgeted(app, &ask.origin, placed.prices())?;
+    let Admitted { budgeted, pass, left } =
+        app.admission().admit(app, &ask.origin, &prompt, placed.prices())?;
     let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
     let (ticket, receipt) = app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin) })?;
     // From here to the settler there is no await: an adopted request is always submitted and settled.
@@ -75,7 +78,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         allowance: budgeted.clone().map(|budgeted| budgeted as Arc<dyn Allowance>),
     });
     let (settled, receipt_durable) = oneshot::channel();
-    tokio::spawn(settle(receipt, app.metrics().clone(), ask.choices, settled));
+    tokio::spawn(settle(receipt, pass, app.metrics().clone(), ask.choices, settled));
     let (pieces, given_out) = mpsc::unbounded_channel();
     let driver = Driver {
         app: Arc::clone(app),
@@ -91,6 +94,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let mut answer = Answer {
         _open: open,
         device,
+        left,
         prompt_tokens,
         completion_tokens: 0,
         pieces: given_out,
@@ -106,50 +110,6 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         answer.ended = false;
     }
     Ok(answer)
-}
-
-/// What the budgets let the request use; `None` where it is under none.
-fn budgeted(app: &App, origin: &Origin, prices: &[Prices]) -> Result<Option<Arc<Budgeted>>, Failure> {
-    if app.budgets().is_empty() {
-        return Ok(None);
-    }
-    let key = origin.key.as_ref().map(|key| key.id.0.clone());
-    let who = spender(key, origin.user.clone(), &origin.tags);
-    match app.budgets().admit(&who, app.clock().wall()) {
-        Ok(hold) => Ok(Some(Arc::new(Budgeted::new(hold, prices)))),
-        Err(refusal) => {
-            refusal.log();
-            Err(spent(app, refusal))
-        }
-    }
-}
-
-/// The budgets of a server that starts now, with what the ledger says was charged in their windows so far.
-///
-/// # Errors
-/// When the ledger cannot be read.
-pub fn budgets(rules: Vec<Budget>, ledger: &Ledger, now: UnixNanos) -> Result<Budgets, LedgerError> {
-    let budgets = Budgets::new(rules);
-    if let Some(since) = budgets.counts_since(now) {
-        ledger.charges(since, |charge| {
-            let who = spender(charge.key_id, charge.user, &charge.tags);
-            budgets.replay(&who, charge.at, charge.amount, now);
-        })?;
-    }
-    Ok(budgets)
-}
-
-/// Whom a request's cost is counted for, from what is on its receipt.
-fn spender(key: Option<String>, user: Option<String>, tags: &BTreeMap<String, String>) -> Spender {
-    let tag = |name: &str| tags.get(name).cloned();
-    let (team, feature, environment, task) = (tag("team"), tag("feature"), tag("environment"), tag("task"));
-    Spender { key, team, feature, user, environment, task }
-}
-
-fn spent(app: &App, refusal: Box<Refusal>) -> Failure {
-    let now = app.clock().wall();
-    let wait = refusal.resets_at.map(|at| at.0.saturating_sub(now.0).div_ceil(1_000_000_000));
-    Failure::Budget(refusal, wait)
 }
 
 /// Turns events into pieces as they come, however slowly the client reads: a stop string must end its
@@ -170,12 +130,16 @@ async fn drive(mut driver: Driver, pieces: mpsc::UnboundedSender<(u64, Result<Pi
 /// The one place where a request ends: its receipt is durable, and every metric comes from it.
 async fn settle(
     receipt: ReceiptWaiter,
+    pass: Option<Pass>,
     metrics: Metrics,
     choices: u32,
     settled: oneshot::Sender<Result<Arc<Receipt>, LedgerUnavailable>>,
 ) {
     let outcome = receipt.await;
     if let Ok(receipt) = &outcome {
+        if let Some(mut pass) = pass {
+            pass.answered(receipt.usage.tokens.completion);
+        }
         metrics.settled(&receipt.attribution.model, &receipt.usage, choices);
     }
     // The client may be gone; the receipt stands without it.
@@ -199,6 +163,7 @@ pub enum Piece {
 pub struct Answer {
     _open: Open,
     device: Arc<str>,
+    left: Left,
     prompt_tokens: usize,
     completion_tokens: u64,
     /// With the tokens of all choices up to each piece. At most `max_tokens` of them wait here.
@@ -210,6 +175,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// What is left of the limits of whoever asked.
+    #[must_use]
+    pub fn left(&self) -> Left {
+        self.left
+    }
+
     /// What computes it, as the receipt will say.
     #[must_use]
     pub fn device(&self) -> &str {
@@ -303,7 +274,7 @@ impl Driver {
                     Finish::Budget => {
                         let refusal = self.budgeted.as_ref().and_then(|budgeted| budgeted.refusal());
                         if let Some(refusal) = refusal {
-                            self.failure = Some(spent(&self.app, refusal));
+                            self.failure = Some(refused(&self.app, refusal));
                             // Nothing was said, and nothing else is.
                             return None;
                         }

@@ -17,7 +17,6 @@ use tokio::sync::oneshot;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags};
-use crate::control::budgets::Budgets;
 use crate::control::{ConfiguredKey, Control, rules};
 use crate::engine::EngineConfig;
 use crate::http::{self, Access, HttpConfig, MetricsAccess, Server};
@@ -25,7 +24,7 @@ use crate::ledger::{DeviceInfo, Ledger, MeteredDevice, MethodRecord, OpenOptions
 use crate::meter::partition::Partition;
 use crate::metrics::Metrics;
 use crate::nvml::Probe;
-use crate::pipeline::{self, App, Replica, Replicas, Served};
+use crate::pipeline::{self, Admission, App, Policy, Replica, Replicas, Served};
 use crate::units::{RequestId, UnixNanos};
 use crate::usage::MeterReport;
 
@@ -99,6 +98,13 @@ fn access(
     Ok(Access { control: Some(control), admin, metrics, require_tags: config.require_tags.clone().into() })
 }
 
+/// With the keys' own budgets.
+fn admission(policy: Policy, access: &Access, ledger: &Ledger, now: UnixNanos) -> Result<Admission, Failure> {
+    let keys = access.control.as_ref().map_or(Ok(Vec::new()), Control::keys).map_err(Failure::failed)?;
+    let living = keys.into_iter().map(|(key, _)| key).filter(|key| key.deleted.is_none());
+    Admission::new(policy, living, ledger, now).map_err(Failure::failed)
+}
+
 async fn serve(
     config: Config,
     keys: (Option<ConfiguredKey>, MetricsAccess),
@@ -107,7 +113,8 @@ async fn serve(
     directories: &Directories,
 ) -> Result<(), Failure> {
     let metered = devices::metered(&engines, &config)?;
-    let rules = rules::parse(&config.budgets).map_err(Failure::failed)?;
+    let rules = rules::parse(&config.budgets).map_err(Failure::usage)?;
+    let policy = Policy::new(rules, config.limits.clone(), &config.tasks).map_err(Failure::usage)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         let address = config.listen;
         Failure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
@@ -117,14 +124,15 @@ async fn serve(
     let options = OpenOptions { engines: metered.clone(), wall: start, boot_id: RequestId::new().0 };
     let opened = Ledger::open_tuned(&config.data_dir, &options, Tuning::default());
     let (ledger, reports) = opened.map_err(Failure::failed)?;
-    let budgets = pipeline::budgets(rules, &ledger, clock.wall()).map_err(Failure::failed)?;
     let early = |reports: &mpsc::Sender<MeterReport>| Early {
         clock: clock.clone(),
         partition: Partition::default(),
         reports: reports.clone(),
     };
     let earlies = || reports.iter().map(early).collect::<Vec<_>>();
-    let access = match access(&config, keys, clock.clone()) {
+    let access = access(&config, keys, clock.clone())
+        .and_then(|access| Ok((admission(policy, &access, &ledger, clock.wall())?, access)));
+    let (admission, access) = match access {
         Ok(access) => access,
         Err(failure) => {
             earlies().into_iter().for_each(Early::give_up);
@@ -150,7 +158,7 @@ async fn serve(
         config: config.clone(),
         directories: directories.clone(),
         ledger: ledger.clone(),
-        budgets,
+        admission,
         engines,
         metered,
         address: address.to_string(),
@@ -233,7 +241,7 @@ struct Starting {
     config: Config,
     directories: Directories,
     ledger: Ledger,
-    budgets: Budgets,
+    admission: Admission,
     engines: Engines,
     metered: Vec<Vec<MeteredDevice>>,
     address: String,
@@ -301,7 +309,7 @@ impl Starting {
         let app = App::new(pipeline::Parts {
             engines,
             ledger: self.ledger,
-            budgets: self.budgets,
+            admission: self.admission,
             tokenizer,
             template,
             served,

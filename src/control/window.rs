@@ -23,6 +23,11 @@ pub enum Window {
         seconds: u64,
         since: u64,
     },
+    /// So many months of the calendar in UTC since a moment (seconds since 1970).
+    Months {
+        count: u32,
+        since: u64,
+    },
     Lifetime,
 }
 
@@ -54,7 +59,7 @@ impl Window {
             Self::Day => "day",
             Self::Week => "week",
             Self::Month => "month",
-            Self::Every { .. } => "period",
+            Self::Every { .. } | Self::Months { .. } => "period",
             Self::Lifetime => "lifetime",
         }
     }
@@ -88,9 +93,25 @@ impl Window {
                 let start = at.0 - past.min(at.0);
                 Span { start: UnixNanos(start), end: Some(UnixNanos(start.saturating_add(length))) }
             }
+            Self::Months { count, since } => months(at, i64::from(count.max(1)), since),
             Self::Lifetime => Span { start: UnixNanos(0), end: None },
         }
     }
+}
+
+/// Months after the moment, the 31st becoming a month's last day; what comes before it is in the first window.
+fn months(at: UnixNanos, count: i64, since: u64) -> Span {
+    let first = instant(UnixNanos(since.saturating_mul(1_000_000_000))).to_zoned(TimeZone::UTC);
+    let begin =
+        |window: i64| nanos(first.checked_add((window * count).months()).ok().map(|at| at.timestamp()));
+    let now = instant(at).to_zoned(TimeZone::UTC);
+    let passed = (i64::from(now.year()) - i64::from(first.year())) * 12 + i64::from(now.month())
+        - i64::from(first.month());
+    let mut window = (passed / count).max(0);
+    if window > 0 && begin(window).is_some_and(|begin| begin > at) {
+        window -= 1;
+    }
+    Span { start: begin(window).unwrap_or(UnixNanos(0)), end: begin(window + 1) }
 }
 
 fn instant(at: UnixNanos) -> Timestamp {
@@ -136,6 +157,10 @@ mod tests {
         check(Window::Hour, berlin, "2026-10-25T01:59:59Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z");
         let period = Window::Every { seconds: 1_800, since: 600 };
         check(period, "UTC", "1970-01-01T00:41:00Z", "1970-01-01T00:40:00Z", "1970-01-01T01:10:00Z");
+        let quarter = Window::Months { count: 3, since: 1_769_817_600 };
+        check(quarter, "UTC", "2026-02-01T00:00:00Z", "2026-01-31T00:00:00Z", "2026-04-30T00:00:00Z");
+        check(quarter, "UTC", "2026-04-29T23:59:59Z", "2026-01-31T00:00:00Z", "2026-04-30T00:00:00Z");
+        check(quarter, "UTC", "2026-04-30T00:00:00Z", "2026-04-30T00:00:00Z", "2026-07-31T00:00:00Z");
         let life = Window::Lifetime.around(at("2026-11-22T16:00:00Z"), &TimeZone::UTC);
         assert_eq!(life, Span { start: UnixNanos(0), end: None });
     }

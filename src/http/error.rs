@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::fields::Invalid;
+use crate::control::limits::Exceeded;
 use crate::control::{ControlError, Denied};
 use crate::pipeline::Failure;
 
@@ -37,6 +38,9 @@ pub(crate) enum ApiError {
     /// There is no such key, or it is not the asker's.
     KeyNotFound,
     Control(ControlError),
+    TaskNotFound {
+        id: String,
+    },
     BodyTooLarge {
         bytes_max: usize,
     },
@@ -155,6 +159,9 @@ impl ApiError {
                 Wire::invalid(StatusCode::NOT_FOUND, Some("key_not_found"), "no such key".into()).about("key")
             }
             Self::Control(error) => control(error),
+            Self::TaskNotFound { id } => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, format!("no task with the id `{id}`")).about("id")
+            }
             Self::BodyTooLarge { bytes_max } => Wire::invalid(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Some("request_too_large"),
@@ -222,6 +229,34 @@ fn failed(failure: Failure) -> Wire {
         Failure::QueueFull { .. } => Wire {
             retry_after: Some(1),
             ..Wire::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message)
+        },
+        Failure::RateLimited(exceeded) => {
+            let retry_after = match exceeded {
+                Exceeded::Requests { retry_after, .. } | Exceeded::Tokens { retry_after, .. } => {
+                    Some(retry_after.0.div_ceil(1_000_000_000))
+                }
+                Exceeded::Parallel { .. } => Some(1),
+                Exceeded::TooLarge { .. } => None,
+            };
+            Wire {
+                retry_after,
+                is_final: retry_after.is_none(),
+                ..Wire::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("rate_limit_exceeded"),
+                    message,
+                )
+            }
+        }
+        Failure::TaskHalted(_) => Wire {
+            is_final: true,
+            ..Wire::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "insufficient_quota",
+                Some("task_limit_exceeded"),
+                message,
+            )
         },
         Failure::Budget(_, retry_after) => Wire {
             retry_after,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, request};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use super::envelope::{DEVICE, put};
 use super::error::ApiError;
 use super::openai::{Choice, Delivery, Reply, Shape, parse_chat, parse_completion};
 use super::{Server, body, origin, sse};
+use crate::control::limits::{Allotment, Left};
 use crate::ledger::Receipt;
 use crate::pipeline::{self, Answer, App, Ask, Failure, Piece};
 use crate::units::RequestId;
@@ -63,6 +64,7 @@ async fn answer(
     let choices = ask.choices;
     let answer = pipeline::run(app, ask).await?;
     let device = answer.device().to_owned();
+    let left = answer.left();
     let mut response = if delivery.stream {
         let keep_alive = server.config.keep_alive;
         sse::response(answer, reply, delivery, choices, keep_alive, &head.headers)
@@ -73,7 +75,25 @@ async fn answer(
         response
     };
     put(response.headers_mut(), DEVICE, &device);
+    rate_limit_headers(response.headers_mut(), &left);
     Ok(response)
+}
+
+/// OpenAI's six headers, as far as there are limits.
+fn rate_limit_headers(headers: &mut HeaderMap, left: &Left) {
+    let mut say = |of: &str, allotment: Option<Allotment>| {
+        let Some(Allotment { limit, remaining, full_after }) = allotment else { return };
+        let milliseconds = full_after.0.div_ceil(1_000_000);
+        let reset = format!("{}.{:03}s", milliseconds / 1_000, milliseconds % 1_000);
+        for (what, value) in
+            [("limit", limit.to_string()), ("remaining", remaining.to_string()), ("reset", reset)]
+        {
+            let name = HeaderName::try_from(format!("x-ratelimit-{what}-{of}")).expect("a header's name");
+            headers.insert(name, HeaderValue::try_from(value).expect("digits are a header's value"));
+        }
+    };
+    say("requests", left.requests);
+    say("tokens", left.tokens);
 }
 
 /// The whole answer. Dropping this future (the client left) drops the answer, which cancels it.

@@ -22,6 +22,7 @@ mod scrape;
 mod spend;
 mod spend_query;
 mod sse;
+mod tasks;
 mod tokens;
 
 use std::future::Future;
@@ -116,6 +117,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/requests", get(receipts::list))
         .route("/v1/requests/{id}", get(receipts::one))
+        .route("/v1/tasks/{id}", get(tasks::one))
         .route("/v1/organization/costs", get(costs::costs))
         .route("/v1/organization/usage/completions", get(costs::completions))
         .route("/spend/logs", get(spend::logs))

@@ -32,6 +32,8 @@ pub(crate) struct Asker {
     caller: Caller,
     client_request_id: Option<String>,
     idempotency_key: Option<String>,
+    depth: Option<u64>,
+    parent: Option<String>,
     tags: Tags,
     required: Arc<[Tag]>,
 }
@@ -63,6 +65,8 @@ pub(super) fn asker(
         caller,
         client_request_id: own_id,
         idempotency_key: printable(headers, "idempotency-key", HEADER_CHARS_MAX)?,
+        depth: depth(headers)?,
+        parent: printable(headers, "x-obol-parent-request", HEADER_CHARS_MAX)?,
         tags,
         required: Arc::clone(&server.access.require_tags),
     })
@@ -93,6 +97,8 @@ impl Asker {
             idempotency_key: self.idempotency_key,
             user,
             metadata,
+            depth: self.depth,
+            parent: self.parent,
             tags: tags.into_iter().map(|(tag, value)| (tag.as_str().to_owned(), value)).collect(),
         })
     }
@@ -120,6 +126,16 @@ fn missing(tag: Tag) -> Invalid {
         "requests here must have the tag `{name}`: send it as the header `{header}` or as {field}, or use a key that has it"
     );
     Invalid::new(name, message).coded("missing_tag")
+}
+
+/// How deep a task's call says that it is nested.
+fn depth(headers: &HeaderMap) -> Result<Option<u64>, Invalid> {
+    const NAME: &str = "x-obol-task-depth";
+    let Some(text) = printable(headers, NAME, HEADER_CHARS_MAX)? else { return Ok(None) };
+    let depth = text.parse().ok().filter(|depth| (1..=1_000_000).contains(depth));
+    depth.map(Some).ok_or_else(|| {
+        Invalid::new(NAME, format!("the header `{NAME}` must be a whole number from 1, got {text:?}"))
+    })
 }
 
 fn printable(headers: &HeaderMap, name: &str, chars_max: usize) -> Result<Option<String>, Invalid> {

@@ -396,12 +396,26 @@ impl Ledger {
         report(self.0.path.parent().expect("the database is in a directory"), query)
     }
 
+    /// As `charges`, of one key.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn charges_of_key(
+        &self,
+        key_id: &str,
+        since: UnixNanos,
+        each: impl FnMut(Charge),
+    ) -> Result<(), LedgerError> {
+        spent::charges(&lock(&self.0.pages), Some(key_id), since, each)
+            .map_err(|source| LedgerError::unreadable(&self.0.path, source))
+    }
+
     /// What requests were charged that were submitted at or after `since`, in parts.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn charges(&self, since: UnixNanos, each: impl FnMut(Charge)) -> Result<(), LedgerError> {
-        spent::charges(&lock(&self.0.pages), since, each)
+        spent::charges(&lock(&self.0.pages), None, since, each)
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 

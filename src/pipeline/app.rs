@@ -7,10 +7,9 @@ use obol_models::chat_template::{ChatTemplate, TemplateOptions};
 use obol_models::tokenizer::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{Failure, Prompt, Replicas};
+use super::{Admission, Failure, Prompt, Replicas};
 use crate::clock::Clock;
 use crate::control::Key;
-use crate::control::budgets::Budgets;
 use crate::engine;
 use crate::ledger::{AdoptError, Ledger};
 use crate::metrics::Metrics;
@@ -42,7 +41,7 @@ pub struct Served {
 pub struct Parts {
     pub engines: Replicas,
     pub ledger: Ledger,
-    pub budgets: Budgets,
+    pub admission: Admission,
     pub tokenizer: Arc<Tokenizer>,
     /// `None`: the model has no chat template, and chat requests are refused.
     pub template: Option<ChatTemplate>,
@@ -92,8 +91,8 @@ impl App {
     }
 
     #[must_use]
-    pub fn budgets(&self) -> &Budgets {
-        &self.parts.budgets
+    pub fn admission(&self) -> &Admission {
+        &self.parts.admission
     }
 
     #[must_use]

@@ -126,6 +126,10 @@ pub struct Origin {
     pub idempotency_key: Option<String>,
     pub user: Option<String>,
     pub metadata: BTreeMap<String, String>,
+    /// How deep a task's call is nested, as the client says.
+    pub depth: Option<u64>,
+    /// The call of the task that made this one.
+    pub parent: Option<String>,
     /// As they are booked, by their names, the user apart.
     pub tags: BTreeMap<String, String>,
 }

@@ -1,6 +1,8 @@
 //! Why a request was not answered: every variant is expected, none is a bug.
 
 use crate::control::budgets::Refusal;
+use crate::control::limits::Exceeded;
+use crate::control::tasks::Halted;
 use crate::units::RequestId;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +34,10 @@ pub enum Failure {
     IdempotencyKeyReused { request: RequestId },
     #[error("the queue is full, {waiting} requests are waiting; retry later")]
     QueueFull { waiting: usize },
+    #[error("{0}")]
+    RateLimited(Exceeded),
+    #[error("{0}")]
+    TaskHalted(Halted),
     /// Before the answer had begun. The budget begins anew in so many seconds.
     #[error("{0}")]
     Budget(Box<Refusal>, Option<u64>),

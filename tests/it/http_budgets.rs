@@ -6,8 +6,11 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use jiff::tz::TimeZone;
 use obol::control::budgets::{Budget, Mode, Scope};
+use obol::control::tasks::Ceilings;
 use obol::control::window::Window;
+use obol::control::{Actor, KeyId, KeySettings};
 use obol::ledger::audit;
+use obol::pipeline::Policy;
 use obol::units::Picos;
 use serde_json::{Value, json};
 
@@ -28,7 +31,7 @@ fn budget(scope: Scope, cap: i128) -> Budget {
 }
 
 fn world(budgets: Vec<Budget>, queue_depth: usize) -> World {
-    world_with(Options { budgets, queue_depth, ..Options::default() })
+    world_with(Options { policy: Policy { budgets, ..Policy::default() }, queue_depth, ..Options::default() })
 }
 
 async fn chat(world: &World, team: &str, body: &Value) -> Answer {
@@ -81,7 +84,7 @@ async fn a_spent_budget_cuts_the_answer_and_refuses_the_next_request() {
     assert!(charged <= cap, "{charged} of {cap}");
     is_refusal(&chat(&world, "a", &question(5, true)).await);
     assert_eq!(chat(&world, "b", &question(5, false)).await.status, StatusCode::OK, "it has its own");
-    let standing = &world.app.budgets().standings(world.app.clock().wall())[0];
+    let standing = &world.app.admission().budgets().standings(world.app.clock().wall())[0];
     assert_eq!((standing.spent.0, standing.leased.0), (charged, 0));
     assert!(audit(world.data_dir.path()).expect("an audit").is_reconciled());
 }
@@ -117,9 +120,146 @@ async fn a_thousand_clients_on_one_budget_are_charged_no_more_than_it() {
     assert!(charged <= cap, "{charged} of {cap}");
     assert!(whole > 0 && refused > 0, "{whole} whole, {cut} cut, {refused} refused");
     world.wait_until_idle();
-    let standing = &world.app.budgets().standings(world.app.clock().wall())[0];
+    let standing = &world.app.admission().budgets().standings(world.app.clock().wall())[0];
     assert_eq!((standing.spent.0, standing.leased.0), (charged, 0), "what the receipts say");
     let audit = audit(world.data_dir.path()).expect("an audit");
     assert!(audit.is_reconciled(), "{audit}");
     println!("{charged} of {cap} picos charged: {whole} whole, {cut} cut, {refused} refused");
+}
+
+async fn with_key(world: &World, secret: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+    let mut request =
+        Request::post("/v1/chat/completions").header("authorization", format!("Bearer {secret}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    world.send(request.body(Body::from(body.to_string())).expect("a request")).await
+}
+
+fn created(world: &World, settings: KeySettings) -> (String, KeyId) {
+    let (secret, key) = world.control.create(&Actor::cli(), settings).expect("a key");
+    (secret.reveal().to_owned(), key.id.clone())
+}
+
+#[tokio::test]
+async fn a_keys_budget_follows_the_key() {
+    let world = world(Vec::new(), 64);
+    let (secret, id) =
+        created(&world, KeySettings { max_budget: Some(Picos(2_000_000)), ..Default::default() });
+    let mut spent = 0;
+    let refused = loop {
+        let answer = with_key(&world, &secret, &[], &question(60, false)).await;
+        if answer.status != StatusCode::OK {
+            break answer;
+        }
+        spent += picos(&answer.json()["usage"]["obol"]["cost"]["total"]);
+    };
+    assert_eq!(refused.json()["error"]["code"], "budget_exceeded", "{}", refused.text);
+    assert_eq!(spent, 2_000_000, "to the last unit");
+    let raise = |set: &mut KeySettings, cap| set.max_budget = cap;
+    let set = |cap| {
+        world
+            .control
+            .update(&Actor::cli(), &id, |set| {
+                raise(set, cap);
+                Ok(())
+            })
+            .map(drop)
+            .expect("an update");
+    };
+    set(Some(Picos(2_500_000)));
+    let answer = with_key(&world, &secret, &[], &question(5, false)).await;
+    assert_eq!(answer.status, StatusCode::OK, "half a millionth more: {}", answer.text);
+    set(Some(Picos(1)));
+    assert_eq!(
+        with_key(&world, &secret, &[], &question(5, false)).await.status,
+        StatusCode::TOO_MANY_REQUESTS
+    );
+    set(None);
+    assert_eq!(with_key(&world, &secret, &[], &question(5, false)).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_key_given_a_budget_late_has_spent_what_it_has_spent() {
+    let world = world(Vec::new(), 64);
+    let (secret, id) = created(&world, KeySettings::default());
+    let first = with_key(&world, &secret, &[], &question(20, false)).await.json();
+    let spent = picos(&first["usage"]["obol"]["cost"]["total"]);
+    world
+        .control
+        .update(&Actor::cli(), &id, |set| {
+            set.max_budget = Some(Picos(spent));
+            Ok(())
+        })
+        .expect("an update");
+    let refused = with_key(&world, &secret, &[], &question(20, false)).await;
+    assert_eq!(refused.json()["error"]["code"], "budget_exceeded", "{}", refused.text);
+}
+
+#[tokio::test]
+async fn limits_are_told_and_kept() {
+    let world = world(Vec::new(), 64);
+    let set = KeySettings { rpm_limit: Some(2), tpm_limit: Some(1_000), ..Default::default() };
+    let (secret, _) = created(&world, set);
+    let first = with_key(&world, &secret, &[], &question(5, false)).await;
+    assert_eq!(
+        (first.header("x-ratelimit-limit-requests"), first.header("x-ratelimit-remaining-requests")),
+        ("2", "1")
+    );
+    assert_eq!(first.header("x-ratelimit-limit-tokens"), "1000");
+    assert!(first.header("x-ratelimit-reset-requests").ends_with('s'));
+    assert_eq!(with_key(&world, &secret, &[], &question(5, true)).await.status, StatusCode::OK);
+    let refused = with_key(&world, &secret, &[], &question(5, false)).await;
+    let error = &refused.json()["error"];
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!((&error["type"], &error["code"]), (&json!("rate_limit_error"), &json!("rate_limit_exceeded")));
+    assert!((1..=30).contains(&refused.header("retry-after").parse::<u32>().expect("seconds")));
+    assert!(refused.headers.get("x-should-retry").is_none(), "it may be tried again");
+}
+
+#[tokio::test]
+async fn a_task_that_runs_away_is_halted_and_the_others_go_on() {
+    let tasks = Ceilings { calls: Some(5), depth: Some(3), repeats: Some(2) };
+    let world = world_with(Options { policy: Policy { tasks, ..Policy::default() }, ..Options::default() });
+    let (secret, _) = created(&world, KeySettings::default());
+    let ask = async |task: &str, text: String, more: &[(&str, &str)]| {
+        let body =
+            json!({"model": "default", "messages": [{"role": "user", "content": text}], "max_tokens": 3});
+        with_key(&world, &secret, &[&[("x-obol-task", task)], more].concat(), &body).await
+    };
+    let halted = |answer: &Answer, word: &str| {
+        let error = &answer.json()["error"];
+        assert_eq!(
+            (answer.status, &error["code"]),
+            (StatusCode::TOO_MANY_REQUESTS, &json!("task_limit_exceeded"))
+        );
+        assert!(error["message"].as_str().expect("a message").contains(word), "{}", answer.text);
+        assert_eq!(answer.header("x-should-retry"), "false");
+    };
+    let mut parent = String::new();
+    for call in 0..4 {
+        let more: Vec<(&str, &str)> =
+            if call == 0 { vec![] } else { vec![("x-obol-parent-request", parent.as_str())] };
+        let answer = ask("loop", format!("call {call}"), &more).await;
+        if call == 3 {
+            halted(&answer, "nested 4 deep");
+        } else {
+            parent = answer.header("x-request-id").to_owned();
+            assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        }
+    }
+    for _ in 0..2 {
+        assert_eq!(ask("loop", "again".into(), &[]).await.status, StatusCode::OK);
+    }
+    halted(&ask("loop", "something new".into(), &[]).await, "5 calls");
+    for _ in 0..2 {
+        assert_eq!(ask("other", "again".into(), &[]).await.status, StatusCode::OK, "the rest goes on");
+    }
+    halted(&ask("other", "again".into(), &[]).await, "seems to loop");
+    let request = Request::get("/v1/tasks/loop").header("authorization", format!("Bearer {secret}"));
+    let task = world.send(request.body(Body::empty()).expect("a request")).await.json();
+    assert_eq!((&task["calls"], &task["depth"], &task["refused"]), (&json!(5), &json!(3), &json!(2)));
+    assert!(picos(&task["cost"]) > 0 && task["settled"] == 5, "{task}");
+    let other = Request::get("/v1/tasks/nobody").body(Body::empty()).expect("a request");
+    assert_eq!(world.send(other).await.status, StatusCode::NOT_FOUND);
 }

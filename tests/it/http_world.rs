@@ -14,7 +14,6 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use obol::clock::{Clock, SystemClock};
 use obol::config::Speculative;
-use obol::control::budgets::{Budget, Budgets};
 use obol::control::{ConfiguredKey, Control};
 use obol::engine::{self, EngineConfig, EngineHandle};
 use obol::http::{Access, HttpConfig, Server, router};
@@ -23,7 +22,7 @@ use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
 use obol::meter::share::Coefficients;
 use obol::metrics::Metrics;
-use obol::pipeline::{App, Parts, Replica, Replicas, Served};
+use obol::pipeline::{Admission, App, Parts, Policy, Replica, Replicas, Served};
 use obol::usage::MeterReport;
 use obol_models::batch::CausalLm;
 use obol_models::fake::FakeModel;
@@ -42,7 +41,7 @@ pub(crate) struct Options {
     /// The n-th forward pass fails, or panics; of several engines the last one's.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
-    pub(crate) budgets: Vec<Budget>,
+    pub(crate) policy: Policy,
     pub(crate) http: HttpConfig,
     /// With keys of its own data directory, whatever it says of them.
     pub(crate) access: Access,
@@ -56,7 +55,7 @@ impl Default for Options {
             step: Duration::ZERO,
             fail_at: None,
             panic_at: None,
-            budgets: Vec::new(),
+            policy: Policy::default(),
             http: HttpConfig::new("cpu", "USD"),
             access: Access::default(),
         }
@@ -119,10 +118,13 @@ pub(crate) fn world_with(options: Options) -> World {
     };
     let engines = Replicas::new(reports.into_iter().enumerate().map(start).collect());
     let engine = engines.each()[0].engine.clone();
+    let control = Control::open(data_dir.path(), Arc::clone(&clock)).expect("keys");
+    let keys = control.keys().expect("keys").into_iter().map(|(key, _)| key);
+    let admission = Admission::new(options.policy, keys, &ledger, clock.wall()).expect("a readable ledger");
     let app = App::new(Parts {
         engines,
         ledger: ledger.clone(),
-        budgets: Budgets::new(options.budgets),
+        admission,
         tokenizer: Arc::new(tokenizer),
         template: Some(crate::http_tokens::template()),
         served: Served {
@@ -140,7 +142,6 @@ pub(crate) fn world_with(options: Options) -> World {
         probes: Vec::new(),
         tokenizing_max: 2,
     });
-    let control = Control::open(data_dir.path(), Arc::clone(&clock)).expect("keys");
     let access = Access { control: Some(control.clone()), ..options.access };
     let server = Server::loading(HttpConfig { device: devices.join(","), ..options.http }, access);
     server.ready(Arc::clone(&app));

@@ -1,0 +1,279 @@
+//! What stands between a request and the engine once its prompt is known: its task's ceilings, its key's limits, its
+//! budgets, in this order, so that what is refused takes as little as it can from what comes after.
+//!
+//! Does: keep the budgets of keys as their keys say; count again at a start what the ledger says was used.
+//! Does not know: HTTP, how a budget holds while the request runs (`purse`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::tz::TimeZone;
+
+use super::purse::Budgeted;
+use super::{App, Failure, Origin};
+use crate::config::{LimitSet, LimitSets, TaskCeilings};
+use crate::control::budgets::{Budget, Budgets, Mode, Refusal, Scope, Spender};
+use crate::control::limits::{Left, Limiter, Limits, Pass};
+use crate::control::tasks::{Call, Ceilings, Progress, Tasks};
+use crate::control::window::Window;
+use crate::control::{Key, SpanUnit};
+use crate::ledger::{Ledger, LedgerError, Prices};
+use crate::units::{Picos, UnixNanos};
+
+/// The tier of a key that has no limits of its own stands in its metadata under this name.
+const TIER: &str = "tier";
+
+/// What an administrator has said about what may be used.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    pub budgets: Vec<Budget>,
+    pub limits: LimitSets,
+    pub tasks: Ceilings,
+}
+
+impl Policy {
+    /// # Errors
+    /// When a ceiling is no amount.
+    pub fn new(mut budgets: Vec<Budget>, limits: LimitSets, tasks: &TaskCeilings) -> Result<Self, String> {
+        if let Some(cost) = &tasks.cost {
+            let cap = Picos::parse(cost).map_err(|problem| format!("tasks.max_cost: {problem}"))?;
+            budgets.push(Budget {
+                id: "task ceiling".to_owned(),
+                scope: Scope::Task,
+                value: None,
+                cap,
+                window: Window::Lifetime,
+                zone: TimeZone::UTC,
+                until: None,
+                mode: Mode::Block,
+                soft: vec![100],
+            });
+        }
+        let tasks = Ceilings { calls: tasks.calls, depth: tasks.depth, repeats: tasks.repeats };
+        Ok(Self { budgets, limits, tasks })
+    }
+}
+
+/// Shared by all requests.
+#[derive(Debug)]
+pub struct Admission {
+    budgets: Budgets,
+    limiter: Limiter,
+    limits: LimitSets,
+    tasks: Tasks,
+    ceilings: Ceilings,
+    /// The keys whose budgets are set, as they stood then.
+    keys: Mutex<HashMap<String, Arc<Key>>>,
+}
+
+/// A request that may run.
+pub(super) struct Admitted {
+    pub(super) budgeted: Option<Arc<Budgeted>>,
+    pub(super) pass: Option<Pass>,
+    pub(super) left: Left,
+}
+
+impl Admission {
+    /// With what the ledger says was charged in the budgets' windows so far, and how often tasks have called.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn new(
+        policy: Policy,
+        keys: impl IntoIterator<Item = Arc<Key>>,
+        ledger: &Ledger,
+        now: UnixNanos,
+    ) -> Result<Self, LedgerError> {
+        let keys: HashMap<String, Arc<Key>> = keys.into_iter().map(|key| (key.id.0.clone(), key)).collect();
+        let of_keys = keys.values().filter_map(|key| budget_of(key));
+        let budgets = Budgets::new(policy.budgets.into_iter().chain(of_keys));
+        let tasks = Tasks::default();
+        let counts = policy.tasks.calls.is_some().then_some(UnixNanos(0));
+        if let Some(since) = budgets.counts_since(now).into_iter().chain(counts).min() {
+            ledger.charges(since, |charge| {
+                let who = spender(charge.key_id, &charge.tenant, charge.user, &charge.tags);
+                budgets.replay(&who, charge.at, charge.amount, now);
+                if let Some(task) = charge.tags.get("task").filter(|_| charge.first) {
+                    tasks.replay(&charge.tenant, task, charge.at);
+                }
+            })?;
+        }
+        let (limiter, limits, ceilings) = (Limiter::default(), policy.limits, policy.tasks);
+        Ok(Self { budgets, limiter, limits, tasks, ceilings, keys: Mutex::new(keys) })
+    }
+
+    #[must_use]
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
+    /// What a tenant's task has done since this server knows of it.
+    #[must_use]
+    pub fn progress(&self, tenant: &str, task: &str) -> Option<Progress> {
+        self.tasks.progress(tenant, task)
+    }
+
+    /// Admits a request, or says why not.
+    pub(super) fn admit(
+        &self,
+        app: &App,
+        origin: &Origin,
+        prompt: &[u32],
+        prices: &[Prices],
+    ) -> Result<Admitted, Failure> {
+        let now = app.clock().wall();
+        if let Some(task) = origin.tags.get("task") {
+            let call = Call {
+                request: &origin.request,
+                depth: origin.depth,
+                parent: origin.parent.as_deref(),
+                hash: hash(prompt),
+            };
+            self.tasks.call(&origin.tenant, task, &call, &self.ceilings, now).map_err(Failure::TaskHalted)?;
+        }
+        let (pass, left) = self.pass(app, origin, prompt.len() as u64)?;
+        let budgeted = self.budgeted(app, origin, prices, now)?;
+        Ok(Admitted { budgeted, pass, left })
+    }
+
+    fn pass(&self, app: &App, origin: &Origin, prompt: u64) -> Result<(Option<Pass>, Left), Failure> {
+        let Some(key) = &origin.key else { return Ok((None, Left::default())) };
+        let limits = limits_of(key, &self.limits);
+        if limits.is_none() {
+            return Ok((None, Left::default()));
+        }
+        let admitted = self.limiter.admit(&key.id.0, &limits, prompt, app.clock().now());
+        admitted.map(|(pass, left)| (Some(pass), left)).map_err(Failure::RateLimited)
+    }
+
+    fn budgeted(
+        &self,
+        app: &App,
+        origin: &Origin,
+        prices: &[Prices],
+        now: UnixNanos,
+    ) -> Result<Option<Arc<Budgeted>>, Failure> {
+        if let Some(key) = &origin.key {
+            self.heed(app.ledger(), key, now)?;
+        }
+        if self.budgets.is_empty() {
+            return Ok(None);
+        }
+        let key = origin.key.as_ref().map(|key| key.id.0.clone());
+        let who = spender(key, &origin.tenant, origin.user.clone(), &origin.tags);
+        match self.budgets.admit(&who, now) {
+            Ok(hold) => Ok(Some(Arc::new(Budgeted::new(hold, prices)))),
+            Err(refusal) => {
+                refusal.log();
+                Err(refused(app, refusal))
+            }
+        }
+    }
+
+    /// Sets the key's budget where the key has changed since it was set.
+    fn heed(&self, ledger: &Ledger, key: &Arc<Key>, now: UnixNanos) -> Result<(), Failure> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.get(&key.id.0).is_some_and(|known| Arc::ptr_eq(known, key)) {
+            return Ok(());
+        }
+        match budget_of(key) {
+            None => self.budgets.remove(&name_of_budget(key)),
+            Some(rule) => {
+                // Read under the lock, once a change: no other request of the key is admitted meanwhile.
+                let since = rule.window.around(now, &rule.zone).start;
+                let mut spent = Picos::ZERO;
+                let read = ledger.charges_of_key(&key.id.0, since, |charge| spent += charge.amount);
+                if let Err(error) = read {
+                    tracing::error!(%error, "cannot read what a key has spent");
+                    return Err(Failure::LedgerUnavailable);
+                }
+                self.budgets.set(rule, now, spent);
+            }
+        }
+        keys.insert(key.id.0.clone(), Arc::clone(key));
+        Ok(())
+    }
+}
+
+/// The refusal as clients hear it.
+pub(super) fn refused(app: &App, refusal: Box<Refusal>) -> Failure {
+    let now = app.clock().wall();
+    let wait = refusal.resets_at.map(|at| at.0.saturating_sub(now.0).div_ceil(1_000_000_000));
+    Failure::Budget(refusal, wait)
+}
+
+fn name_of_budget(key: &Key) -> String {
+    format!("key {}", key.id.0)
+}
+
+/// The budget that a key has in its settings.
+fn budget_of(key: &Key) -> Option<Budget> {
+    let settings = &key.settings;
+    let window = settings.budget_duration.map_or(Window::Lifetime, |span| {
+        let (count, since) = (u64::from(span.count()), key.created.0 / 1_000_000_000);
+        let every = |seconds: u64| Window::Every { seconds: count * seconds, since };
+        match (span.unit(), span.count()) {
+            (SpanUnit::Hour, 1) => Window::Hour,
+            (SpanUnit::Day, 1) => Window::Day,
+            (SpanUnit::Day, 7) | (SpanUnit::Week, 1) => Window::Week,
+            (SpanUnit::Month, 1) => Window::Month,
+            (SpanUnit::Month, months) => Window::Months { count: months, since },
+            (SpanUnit::Second, _) => every(1),
+            (SpanUnit::Minute, _) => every(60),
+            (SpanUnit::Hour, _) => every(3_600),
+            (SpanUnit::Day, _) => every(86_400),
+            (SpanUnit::Week, _) => every(7 * 86_400),
+        }
+    });
+    let (cap, mode) = match (settings.max_budget, settings.soft_budget) {
+        (Some(cap), _) => (cap, Mode::Block),
+        (None, Some(soft)) => (soft, Mode::Warn),
+        (None, None) => return None,
+    };
+    // The soft budget is an alert below the cap, in whole per cent, which is as exact as alerts are.
+    let soft = settings.soft_budget.filter(|_| cap.0 > 0).map(|soft| (soft.0 * 100 / cap.0).clamp(1, 100));
+    let mut alerts: Vec<u8> =
+        soft.into_iter().chain([100]).map(|percent| u8::try_from(percent).expect("at most 100")).collect();
+    alerts.dedup();
+    Some(Budget {
+        id: name_of_budget(key),
+        scope: Scope::Key,
+        value: Some(key.id.0.clone()),
+        cap,
+        window,
+        zone: TimeZone::UTC,
+        until: None,
+        mode,
+        soft: alerts,
+    })
+}
+
+/// A key's own limits, or those of its tier.
+fn limits_of(key: &Key, sets: &LimitSets) -> Limits {
+    let settings = &key.settings;
+    let tier = settings.metadata.get(TIER).and_then(|tier| tier.as_str());
+    let LimitSet { rpm, tpm, parallel } = tier.and_then(|tier| sets.tiers.get(tier)).unwrap_or(&sets.default);
+    Limits {
+        requests: settings.rpm_limit.or(*rpm),
+        tokens: settings.tpm_limit.or(*tpm),
+        parallel: settings.max_parallel_requests.or(*parallel),
+    }
+}
+
+/// Whom a request's cost is counted for, from what is on its receipt. Tasks are their tenant's own.
+fn spender(
+    key: Option<String>,
+    tenant: &str,
+    user: Option<String>,
+    tags: &BTreeMap<String, String>,
+) -> Spender {
+    let tag = |name: &str| tags.get(name).cloned();
+    let task = tags.get("task").map(|task| format!("{tenant}/{task}"));
+    let (team, feature, environment) = (tag("team"), tag("feature"), tag("environment"));
+    Spender { key, team, feature, user, environment, task }
+}
+
+fn hash(prompt: &[u32]) -> u64 {
+    let hash = blake3::hash(bytemuck::cast_slice(prompt));
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+}
