@@ -32,6 +32,7 @@ pub struct FakeModel {
     logits: Vec<f32>,
     forwards: u64,
     fail_at: Option<u64>,
+    fail_from: Option<u64>,
     panic_at: Option<u64>,
     on_forward: Option<OnForward>,
     queued: Option<Queued>,
@@ -51,6 +52,7 @@ impl FakeModel {
             logits: Vec::new(),
             forwards: 0,
             fail_at: None,
+            fail_from: None,
             panic_at: None,
             on_forward: None,
             queued: None,
@@ -68,6 +70,13 @@ impl FakeModel {
     #[must_use]
     pub fn fail_at(mut self, forward: u64) -> Self {
         self.fail_at = Some(forward);
+        self
+    }
+
+    /// The n-th forward or submission (from 1) and all after it fail, as those of a device that was lost.
+    #[must_use]
+    pub fn fail_from(mut self, forward: u64) -> Self {
+        self.fail_from = Some(forward);
         self
     }
 
@@ -108,7 +117,7 @@ impl FakeModel {
             hook(batch);
         }
         assert!(self.panic_at != Some(self.forwards), "the fake model panics, as it was told to");
-        if self.fail_at == Some(self.forwards) {
+        if self.fail_at == Some(self.forwards) || self.fail_from.is_some_and(|from| self.forwards >= from) {
             return Err(ForwardError("the fake model fails, as it was told to".into()));
         }
         batch.check(self.limits())

@@ -50,6 +50,8 @@ use energy::Metered;
 
 /// How often the whole pool is walked.
 const INTEGRITY: DeviceNanos = DeviceNanos(60_000_000_000);
+/// A device that fails so many steps in a row is lost.
+const FAILURES_MAX: u32 = 5;
 /// A crowd of commands must not hold up what runs.
 const COMMANDS_A_STEP: usize = 64;
 
@@ -103,6 +105,8 @@ struct Engine {
     gone: Vec<RequestKey>,
     /// Commands that came during a step and may end sequences that take part in it.
     later: VecDeque<Command>,
+    /// Steps that failed since one was read.
+    failures: u32,
     flights: Flights,
     speculator: Speculator,
     buffers: Buffers,
@@ -183,6 +187,7 @@ impl Engine {
             outbox: Vec::new(),
             gone: Vec::new(),
             later: VecDeque::new(),
+            failures: 0,
             flights: Flights::default(),
             speculator: Speculator::new(),
             buffers: Buffers::default(),
@@ -206,6 +211,9 @@ impl Engine {
                 self.report_if_due();
             } else {
                 self.turn(device, inbox);
+                if self.failures >= FAILURES_MAX {
+                    return self.give_up(inbox);
+                }
             }
         }
     }
@@ -265,6 +273,18 @@ impl Engine {
         }
         self.end_everything(Finish::Cancelled);
         self.blocks.check_integrity();
+    }
+
+    /// The device is lost: everything ends with an error, and the engine with it, so that its server can be started
+    /// again.
+    fn give_up(&mut self, inbox: &Receiver<Command>) {
+        tracing::error!("the device has failed {} steps in a row: the engine stops", self.failures);
+        while let Some(command) = self.later.pop_front().or_else(|| inbox.try_recv().ok()) {
+            if !matches!(command, Command::Shutdown) {
+                self.obey(command);
+            }
+        }
+        self.end_everything(Finish::Error);
     }
 
     /// Walks all blocks now and then, when nothing else is to do.
@@ -372,6 +392,7 @@ impl Engine {
         let heard = self.clock.now();
         match outcome {
             Ok(time) => {
+                self.failures = 0;
                 let flight = self.flights.land().expect("a step is in flight");
                 let Flight { submitted, behind, .. } = flight;
                 let (start, end) = time.map_or((submitted, heard), |time| {

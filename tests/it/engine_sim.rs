@@ -497,6 +497,34 @@ fn failing(on: On) {
 }
 
 #[test]
+fn a_device_that_is_lost_ends_the_engine_and_every_request_is_settled() {
+    for on in EVERYWHERE {
+        let world = World::new(FakeModel::new(5, 40, 1).fail_from(3), config(10, 4), on);
+        let stops = Stops { max_tokens: 6, min_tokens: 0, ignore_eos: true, stop_token_ids: vec![] };
+        block_on(async {
+            for ticket in 0..20 {
+                let Ok(seat) = world.engine.reserve() else { break };
+                let mut stream = seat.submit(NewRequest {
+                    allowance: None,
+                    id: RequestId(format!("r{ticket}")),
+                    ticket: Ticket(ticket),
+                    prompt: [1; 8].as_slice().into(),
+                    choices: 1,
+                    sampling: Sampling::default(),
+                    stops: stops.clone(),
+                    salt: CacheSalt([0; 32]),
+                });
+                assert_ne!(read(&mut stream, 1).await[0].1, Some(Finish::Length), "{on:?}");
+            }
+            assert!(!world.engine.ping(std::time::Duration::from_secs(5)).await, "{on:?}");
+        });
+        assert!(world.engine.is_dead(), "{on:?}");
+        let usages = world.finish();
+        assert!(usages.len() >= 5 && usages.iter().all(|usage| usage.status == Finish::Error), "{on:?}");
+    }
+}
+
+#[test]
 fn a_stop_string_ends_one_choice_and_a_full_queue_refuses() {
     EVERYWHERE.into_iter().for_each(stop_string);
 }

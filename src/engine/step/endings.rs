@@ -49,6 +49,7 @@ impl Engine {
     /// step's, which is the one that ran.
     pub(super) fn crash(&mut self, why: &str) {
         let Some(flight) = self.flights.land() else { return };
+        self.failures += 1;
         self.meter(&flight, flight.submitted, self.clock.now());
         let mut lost = vec![flight];
         lost.extend(std::iter::from_fn(|| self.flights.land()));
