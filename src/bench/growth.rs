@@ -59,9 +59,8 @@ pub struct Limits {
     /// int8 and f32 operations a second.
     pub int8_ops: f64,
     pub f32_ops: f64,
-    /// Bytes a second from a buffer as large as the weights, and that size.
+    /// Bytes a second from a buffer as large as the weights.
     pub read: f64,
-    pub weight_bytes: u64,
 }
 
 /// What the steps ran on, for people.
@@ -79,7 +78,9 @@ pub struct Setting {
 pub struct Growth {
     pub setting: Setting,
     pub calibration: Calibration,
-    pub limits: Limits,
+    /// `None` where they are not measured: of a device beside the host.
+    pub limits: Option<Limits>,
+    pub weight_bytes: u64,
     /// Decode steps by sequences, then length; then prefill steps by chunk, then length.
     pub points: Vec<Point>,
 }
@@ -150,27 +151,30 @@ impl Growth {
     /// Bytes a second at which one sequence's decode goes through the weights, at the shortest context.
     fn streaming(&self) -> Option<f64> {
         let one = self.points.iter().find(|point| (point.sequences, point.tokens) == (1, 1))?;
-        Some(self.limits.weight_bytes as f64 / (one.measured / 1e3))
+        Some(self.weight_bytes as f64 / (one.measured / 1e3))
     }
 
     /// A table for a terminal.
     #[must_use]
     pub fn to_table(&self) -> String {
         let Setting { model, precision, machine, threads, .. } = &self.setting;
-        let Limits { int8_ops, f32_ops, read, weight_bytes } = self.limits;
         let mut text = format!("{model}, {precision}; {machine}, {threads} threads\n");
-        text += &format!(
-            "peaks: int8 {:.0} GOPS, f32 {:.0} GOPS, reading {:.0} MiB {:.1} GB/s\n",
-            int8_ops / 1e9,
-            f32_ops / 1e9,
-            weight_bytes as f64 / f64::from(1 << 20),
-            read / 1e9
-        );
-        if let Some(streaming) = self.streaming() {
+        if let Some(Limits { int8_ops, f32_ops, read }) = self.limits {
             text += &format!(
-                "one sequence streams the weights at {:.1} GB/s, {:.0} % of reading\n",
+                "peaks: int8 {:.0} GOPS, f32 {:.0} GOPS, reading {:.0} MiB {:.1} GB/s\n",
+                int8_ops / 1e9,
+                f32_ops / 1e9,
+                self.weight_bytes as f64 / f64::from(1 << 20),
+                read / 1e9
+            );
+        }
+        if let Some(streaming) = self.streaming() {
+            let part =
+                self.limits.map(|limits| format!(", {:.0} % of reading", streaming / limits.read * 100.0));
+            text += &format!(
+                "one sequence streams the weights at {:.1} GB/s{}\n",
                 streaming / 1e9,
-                streaming / read * 100.0
+                part.unwrap_or_default()
             );
         }
         let row = |point: &Point| {
@@ -208,7 +212,14 @@ impl Growth {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let Setting { model, precision, machine, threads, command } = &self.setting;
-        let Limits { int8_ops, f32_ops, read, weight_bytes } = self.limits;
+        let peaks = self.limits.map(|Limits { int8_ops, f32_ops, read }| {
+            json!({
+                "int8_operations_per_second": int8_ops,
+                "f32_operations_per_second": f32_ops,
+                "weights_read_bytes_per_second": read,
+                "weight_bytes": self.weight_bytes,
+            })
+        });
         let point = |point: &Point| {
             json!({
                 "class": if point.tokens == 1 { StepClass::Decode } else { StepClass::Prefill },
@@ -227,12 +238,7 @@ impl Growth {
             "machine": machine,
             "threads": threads,
             "command": command,
-            "peaks": {
-                "int8_operations_per_second": int8_ops,
-                "f32_operations_per_second": f32_ops,
-                "weights_read_bytes_per_second": read,
-                "weight_bytes": weight_bytes,
-            },
+            "peaks": peaks,
             "weights_streamed_bytes_per_second": self.streaming(),
             "calibration": self.calibration,
             "error_median": median,
@@ -264,7 +270,8 @@ mod tests {
                 command: vec!["obol".into()],
             },
             calibration,
-            limits: Limits { int8_ops: 2e12, f32_ops: 2e11, read: 1e10, weight_bytes: 1 << 20 },
+            limits: Some(Limits { int8_ops: 2e12, f32_ops: 2e11, read: 1e10 }),
+            weight_bytes: 1 << 20,
             points,
         }
     }

@@ -123,18 +123,12 @@ pub(super) fn metered(engines: &Engines, config: &Config) -> Result<Vec<Vec<Mete
         let rate = config.rates.of(device);
         let rate = RateCard::parse(&rate.device_hour, &rate.kv_share, &config.rates.currency, None)
             .map_err(|error| Failure::usage(format!("rates: {error}")))?;
-        let info = match device {
-            DeviceId::Cpu(_) => DeviceInfo {
-                id: if alone { "cpu".into() } else { device.to_string() },
-                kind: "cpu".into(),
-                name: processor(),
-            },
-            DeviceId::Cuda(index) => DeviceInfo {
-                id: device.to_string(),
-                kind: "cuda".into(),
-                name: device::cuda_facts(index).map_err(Failure::failed)?.name,
-            },
+        let (kind, id) = match device {
+            DeviceId::Cpu(_) if alone => ("cpu", "cpu".to_owned()),
+            DeviceId::Cpu(_) => ("cpu", device.to_string()),
+            DeviceId::Cuda(_) => ("cuda", device.to_string()),
         };
+        let info = DeviceInfo { id, kind: kind.into(), name: name(device)? };
         Ok(MeteredDevice { info, rate })
     };
     engines.iter().map(|devices| devices.iter().map(metered).collect()).collect()
@@ -174,6 +168,17 @@ pub(super) fn label(devices: &[MeteredDevice]) -> String {
 pub(super) fn threads(config: &Config, engines: usize) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     config.threads.unwrap_or_else(|| (cores() / engines).max(1))
+}
+
+/// The device's name, for people.
+///
+/// # Errors
+/// When a CUDA device does not say what it is.
+pub(super) fn name(device: DeviceId) -> Result<String, Failure> {
+    match device {
+        DeviceId::Cpu(_) => Ok(processor()),
+        DeviceId::Cuda(index) => Ok(device::cuda_facts(index).map_err(Failure::failed)?.name),
+    }
 }
 
 /// The processor's name, for people.

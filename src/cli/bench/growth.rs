@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use obol_kernels::Cpu;
 use obol_kernels::peak::{Peaks, read_speed};
+use obol_models::device::DeviceId;
 
 use crate::bench::growth::{self, Growth, Limits, Setting};
 use crate::cli::files::{self, Format};
@@ -45,15 +46,17 @@ pub(super) fn run(
     let calibration = calibration::measure(model, blocks, block_size, parts::CALIBRATION).map_err(failed)?;
     let points = growth::measure(model, blocks, block_size, &calibration, &progress).map_err(failed)?;
     drop(progress);
-    let limits = limits(threads, loaded.info.weight_bytes);
+    let weight_bytes = loaded.info.weight_bytes;
+    let device = devices::first(config);
+    let limits = matches!(device, DeviceId::Cpu(_)).then(|| limits(threads, weight_bytes));
     let setting = Setting {
         model: loaded.info.name,
         precision: loaded.info.precision,
-        machine: devices::processor(),
+        machine: devices::name(device)?,
         threads,
         command,
     };
-    let growth = Growth { setting, calibration, limits, points };
+    let growth = Growth { setting, calibration, limits, weight_bytes, points };
     print(&match flags.format {
         Format::Table => growth.to_table(),
         Format::Json => files::pretty(&growth.to_json())?,
@@ -72,5 +75,5 @@ fn limits(threads: usize, weight_bytes: u64) -> Limits {
     let Peaks { int8_ops, f32_ops } = Peaks::measure(&cpu);
     // A cache line each at least, for a model that has next to no weights.
     let buffer = vec![1; (weight_bytes as usize).max(64 * threads)];
-    Limits { int8_ops, f32_ops, read: read_speed(&cpu, &buffer), weight_bytes }
+    Limits { int8_ops, f32_ops, read: read_speed(&cpu, &buffer) }
 }
