@@ -107,6 +107,8 @@ struct Engine {
     later: VecDeque<Command>,
     /// Steps that failed since one was read.
     failures: u32,
+    /// Requests that an allowance bounds.
+    bounded: usize,
     flights: Flights,
     speculator: Speculator,
     buffers: Buffers,
@@ -188,6 +190,7 @@ impl Engine {
             gone: Vec::new(),
             later: VecDeque::new(),
             failures: 0,
+            bounded: 0,
             flights: Flights::default(),
             speculator: Speculator::new(),
             buffers: Buffers::default(),
@@ -305,6 +308,7 @@ impl Engine {
                 let longest = request.new.prompt.len() + request.new.stops.max_tokens as usize;
                 let fits = !request.new.prompt.is_empty() && longest <= self.config.max_model_len;
                 self.by_id.insert(request.new.id.clone(), key);
+                self.bounded += usize::from(request.new.allowance.is_some());
                 self.requests.insert(key, request);
                 self.start_choices(key, 1);
                 if !fits {

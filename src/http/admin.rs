@@ -119,7 +119,7 @@ async fn generate(
     let mut settings = KeySettings::default();
     settings::apply(fields, &mut settings, control.now(), unknown).map_err(ControlError::from)?;
     let (secret, key) = blocking(move || control.create(&actor, settings)).await?;
-    let mut made = shape::info(&key, secret.hash(), Picos::ZERO, &server.config.currency);
+    let mut made = shape::info(&key, secret.hash(), Picos::ZERO, &server);
     made["key"] = json!(secret.reveal());
     Ok(Json(made))
 }
@@ -140,7 +140,7 @@ async fn update(
         control.resolve(&id.0)
     })
     .await?;
-    let mut changed = shape::info(&key, token, spent, &server.config.currency);
+    let mut changed = shape::info(&key, token, spent, &server);
     changed["key"] = json!(named);
     Ok(Json(changed))
 }
@@ -211,7 +211,7 @@ async fn rotate(mut order: Ordered, named: String) -> Result<Json<Value>, ApiErr
     let (server, control, actor) = order.finish()?;
     let (id, spent) = meant(&server, &control, named).await?;
     let (secret, key) = blocking(move || control.rotate(&actor, &id, grace)).await?;
-    let mut made = shape::info(&key, secret.hash(), spent, &server.config.currency);
+    let mut made = shape::info(&key, secret.hash(), spent, &server);
     made["key"] = json!(secret.reveal());
     Ok(Json(made))
 }
@@ -241,7 +241,7 @@ async fn set_blocked(mut order: Ordered, blocked: bool) -> Result<Json<Value>, A
         control.resolve(&id.0)
     })
     .await?;
-    Ok(Json(shape::info(&key, token, spent, &server.config.currency)))
+    Ok(Json(shape::info(&key, token, spent, &server)))
 }
 
 /// `?key=`: of that key, for the administrator; a key may ask for itself, by name or without one.
@@ -270,7 +270,7 @@ async fn info(
         return Err(ApiError::KeyNotFound);
     }
     let spent = spent(&server, vec![key.id.clone()]).await?;
-    let info = shape::info(&key, token, of(&spent, &key), &server.config.currency);
+    let info = shape::info(&key, token, of(&spent, &key), &server);
     Ok(Json(json!({"key": named.unwrap_or_else(|| token.to_string()), "info": info})))
 }
 
@@ -320,8 +320,7 @@ async fn list(
         found.iter().skip(skipped).take(usize::try_from(size).expect("at most 100")).collect();
     let data: Vec<Value> = if whole {
         let spent = spent(&server, shown.iter().map(|(key, _)| key.id.clone()).collect()).await?;
-        let currency = &server.config.currency;
-        shown.iter().map(|(key, token)| shape::info(key, *token, of(&spent, key), currency)).collect()
+        shown.iter().map(|(key, token)| shape::info(key, *token, of(&spent, key), &server)).collect()
     } else {
         shown.iter().map(|(_, token)| json!(token.to_string())).collect()
     };

@@ -248,6 +248,13 @@ fn budget_of(key: &Key) -> Option<Budget> {
     })
 }
 
+/// When the window of a key's budget ends that is open now.
+#[must_use]
+pub fn budget_resets_at(key: &Key, now: UnixNanos) -> Option<UnixNanos> {
+    let rule = budget_of(key)?;
+    rule.window.around(now, &rule.zone).end
+}
+
 /// A key's own limits, or those of its tier.
 fn limits_of(key: &Key, sets: &LimitSets) -> Limits {
     let settings = &key.settings;
@@ -276,4 +283,69 @@ fn spender(
 fn hash(prompt: &[u32]) -> u64 {
     let hash = blake3::hash(bytemuck::cast_slice(prompt));
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{KeyId, KeySettings};
+
+    /// 2026-11-22T16:40:00Z
+    const NOW: UnixNanos = UnixNanos(1_795_365_600_000_000_000);
+
+    fn key(settings: KeySettings) -> Key {
+        let created = UnixNanos(NOW.0 - 100 * 86_400_000_000_000);
+        Key {
+            id: KeyId::new(),
+            name: "sk-...abcd".into(),
+            settings,
+            created,
+            updated: created,
+            deleted: None,
+        }
+    }
+
+    fn of(span: Option<&str>, cap: Option<i128>, soft: Option<i128>) -> Key {
+        key(KeySettings {
+            budget_duration: span.map(|span| span.parse().expect("a span")),
+            max_budget: cap.map(Picos),
+            soft_budget: soft.map(Picos),
+            ..KeySettings::default()
+        })
+    }
+
+    #[test]
+    fn a_keys_budget_has_the_window_that_its_duration_means() {
+        let window = |span| budget_of(&of(span, Some(10), None)).expect("a budget").window;
+        assert_eq!(window(None), Window::Lifetime);
+        assert_eq!((window(Some("1h")), window(Some("1d"))), (Window::Hour, Window::Day));
+        assert_eq!((window(Some("7d")), window(Some("1mo"))), (Window::Week, Window::Month));
+        let since = (NOW.0 / 1_000_000_000) - 100 * 86_400;
+        assert_eq!(window(Some("30d")), Window::Every { seconds: 30 * 86_400, since });
+        assert_eq!(window(Some("3mo")), Window::Months { count: 3, since });
+        let resets = budget_resets_at(&of(Some("30d"), Some(10), None), NOW).expect("it begins anew");
+        assert_eq!(resets, UnixNanos(NOW.0 + 20 * 86_400_000_000_000));
+        assert_eq!(budget_resets_at(&of(None, Some(10), None), NOW), None);
+        assert_eq!(budget_resets_at(&of(Some("1d"), None, None), NOW), None, "there is no budget");
+    }
+
+    #[test]
+    fn a_soft_budget_alone_warns_and_beside_a_cap_it_is_an_alert() {
+        let both = budget_of(&of(None, Some(200), Some(150))).expect("a budget");
+        assert_eq!((both.mode, both.cap.0, both.soft), (Mode::Block, 200, vec![75, 100]));
+        let alone = budget_of(&of(None, None, Some(150))).expect("a budget");
+        assert_eq!((alone.mode, alone.cap.0, alone.soft), (Mode::Warn, 150, vec![100]));
+    }
+
+    #[test]
+    fn limits_are_the_keys_own_or_its_tiers_or_everybodys() {
+        let set = |rpm| LimitSet { rpm: Some(rpm), ..LimitSet::default() };
+        let sets = LimitSets { default: set(1), tiers: BTreeMap::from([("gold".to_owned(), set(2))]) };
+        let mut settings = KeySettings::default();
+        assert_eq!(limits_of(&key(settings.clone()), &sets).requests, Some(1));
+        settings.metadata.insert(TIER.into(), "gold".into());
+        assert_eq!(limits_of(&key(settings.clone()), &sets).requests, Some(2));
+        settings.rpm_limit = Some(3);
+        assert_eq!(limits_of(&key(settings), &sets).requests, Some(3));
+    }
 }

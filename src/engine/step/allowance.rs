@@ -58,6 +58,9 @@ impl Engine {
 
     /// Asks for each request of a step that was read whether it may go on; those that may not are in `broke`.
     pub(super) fn ask_allowances(&mut self, flight: &Flight, step: DeviceNanos) {
+        if self.bounded == 0 {
+            return;
+        }
         let Self { running, requests, buffers, partition, .. } = self;
         let now = partition.cursor();
         let (mut index, mut asked) = (0, None);

@@ -156,6 +156,7 @@ impl Engine {
     fn settle(&mut self, key: RequestKey, at: DeviceNanos) {
         let request = self.requests.remove(&key).expect("a request is settled once");
         self.by_id.remove(&request.new.id);
+        self.bounded -= usize::from(request.new.allowance.is_some());
         let energy = self.energy.settle(request.energy);
         let usage = request.usage(at, self.wall_at(at), energy);
         self.settled_device += usage.device();
