@@ -22,6 +22,8 @@ mod report;
 mod rollup;
 mod rollup_check;
 mod rows;
+#[cfg(test)]
+mod scale;
 mod showback;
 mod spent;
 mod store;

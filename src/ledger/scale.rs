@@ -1,0 +1,200 @@
+//! A year of requests through the ledger's own books and store, and what it takes to report on it.
+//!
+//! The large run is for people: `cargo test --release --lib ten_million -- --ignored --nocapture`. It needs some
+//! minutes and 8 GB where temporary files go.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use super::audit::audit;
+use super::books::{Books, Epoch, NextTransaction};
+use super::group::Group;
+use super::price::RateCard;
+use super::receipt::Attribution;
+use super::report::{By, ReportQuery, report};
+use super::store::{FILE, Store};
+use super::{Calendar, DeviceInfo};
+use crate::request::Finish;
+use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
+use crate::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
+
+const HOUR: u64 = 3_600_000_000_000;
+/// 2026-01-01.
+const START: u64 = 490_896 * HOUR;
+const HOURS: u64 = 365 * 24;
+const BLOCKS: u64 = 1_000;
+const TEAMS: u64 = 12;
+const USERS: u64 = 500;
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+/// Each team has a key, three features, three environments and users of its own; an agent's run is one task.
+fn attribution(random: &mut Random, number: u64) -> Attribution {
+    let team = random.below(TEAMS);
+    let feature = random.below(3);
+    let environment = ["prod", "prod", "prod", "prod", "staging", "dev"][random.below(6) as usize];
+    let mut tags = BTreeMap::from([
+        ("team".to_owned(), format!("team-{team}")),
+        ("feature".to_owned(), format!("feature-{team}-{feature}")),
+        ("environment".to_owned(), environment.to_owned()),
+    ]);
+    let task = random.below(5) == 0;
+    if task {
+        tags.insert("task".to_owned(), format!("run-{}", number / 50));
+    }
+    let user = Some(format!("user-{team}-{}", random.below(USERS / TEAMS))).filter(|_| !task);
+    Attribution {
+        request: RequestId(format!("{number:032x}")),
+        client_request_id: None,
+        idempotency_key: None,
+        key_id: Some(format!("key_{team}")),
+        tenant: format!("team-{team}"),
+        user,
+        metadata: BTreeMap::new(),
+        tags,
+        model: "qwen3-8b".to_owned(),
+        precision: "int8".to_owned(),
+        endpoint: "/v1/chat/completions".to_owned(),
+    }
+}
+
+fn usage(random: &mut Random, request: RequestId, number: u64, wall: u64) -> Usage {
+    let (prefill, decode) = (random.below(50_000_000), random.below(1_500_000_000));
+    let status = match random.below(40) {
+        0 => Finish::Error,
+        1 | 2 => Finish::Cancelled,
+        3..=12 => Finish::Length,
+        _ => Finish::Stop,
+    };
+    Usage {
+        request,
+        ticket: Ticket(number),
+        status,
+        seed: number,
+        tokens: TokenCounts {
+            prompt: 200 + random.below(2_000),
+            cached: random.below(200),
+            completion: random.below(500),
+            ..TokenCounts::default()
+        },
+        prefill: DeviceNanos(prefill),
+        decode: DeviceNanos(decode),
+        steps: 100,
+        kv: BlockNanos(u128::from(random.below(20)) * 1_000_000_007),
+        kv_peak_blocks: 20,
+        queue: DeviceNanos(1_000),
+        ttft: Some(DeviceNanos(2_000_000)),
+        wall: DeviceNanos(prefill + decode),
+        submitted_at: UnixNanos(wall),
+        finished_at: UnixNanos(wall),
+        saved_by_prefix_cache: DeviceNanos(0),
+        saved_by_batching: DeviceNanos(0),
+        energy_mj: Some(decode / 1_000_000 * 300),
+    }
+}
+
+/// Fills a new ledger with a year of requests, as many in each hour, a commit an hour. Gives what they were charged.
+fn fill(dir: &Path, requests: u64) -> Picos {
+    let mut store = Store::open(&dir.join(FILE)).unwrap();
+    // Nothing here outlives the test, so the disk need not be waited for.
+    store.connection().execute_batch("PRAGMA synchronous = OFF").unwrap();
+    let rate = RateCard::parse("2.5", "0.2", "USD", None).unwrap();
+    let device = DeviceInfo { id: "cuda:0".into(), kind: "cuda".into(), name: "a card".into() };
+    let id = store.open_epoch("boot", &device, &rate, UnixNanos(START)).unwrap();
+    let mut group = Group::new(vec![Books::open(Epoch { id, device: device.id, rate }, UnixNanos(START))]);
+    let mut at = Snapshot { wall: UnixNanos(START), ..group.last().clone() };
+    at.pool = Some(PoolInfo { blocks: BLOCKS, bytes_per_block: 1 << 20, since: DeviceNanos(0) });
+    let (mut random, mut next, mut made, mut charged) = (Random(1), NextTransaction(1), 0, Picos::ZERO);
+    for hour in 0..HOURS {
+        let wall = START + hour * HOUR + HOUR - 1;
+        let mut who: BTreeMap<u64, Attribution> = BTreeMap::new();
+        let mut finished = Vec::new();
+        while made < requests * (hour + 1) / HOURS {
+            let attribution = attribution(&mut random, made);
+            finished.push(usage(&mut random, attribution.request.clone(), made, wall));
+            who.insert(made, attribution);
+            made += 1;
+        }
+        let time: u64 = finished.iter().map(|usage| usage.device().0).sum();
+        let kv: u128 = finished.iter().map(|usage| usage.kv.0).sum();
+        let elapsed = wall - at.wall.0;
+        at.wall = UnixNanos(wall);
+        at.now += DeviceNanos(elapsed);
+        at.settled_device += DeviceNanos(time);
+        at.settled_kv += BlockNanos(kv);
+        at.house_time[1] += DeviceNanos(elapsed.checked_sub(time).expect("an hour has room"));
+        at.house_kv[1] += BlockNanos(u128::from(BLOCKS) * u128::from(elapsed) - kv);
+        let report = MeterReport { finished, snapshot: at.clone() };
+        let records = group.apply(report, &mut next, |usage| who.remove(&usage.ticket.0)).unwrap();
+        for record in &records {
+            if let super::books::Record::Receipt { receipt, .. } = record
+                && receipt.usage.status != Finish::Error
+            {
+                charged += receipt.total();
+            }
+        }
+        store.commit(&records, &[], &[&group.books[0]], &mut |_| None).unwrap();
+    }
+    store.fold();
+    charged
+}
+
+/// Reports in several ways, each checked against what was charged, and prints how long each took.
+fn report_on(dir: &Path, requests: u64, charged: Picos) {
+    let month = Calendar::utc().instant("2026-06-01").unwrap();
+    let year = |by: &[By]| ReportQuery::by(by);
+    let from_june = |by: &[By]| ReportQuery { since: Some(month), ..year(by) };
+    for (name, query) in [
+        ("a year by team", year(&[By::Team])),
+        ("a year by team, again", year(&[By::Team])),
+        ("a year by team, feature and month", year(&[By::Team, By::Feature, By::Month])),
+        ("a year by model and day", year(&[By::Model, By::Day])),
+        ("from June by key", from_june(&[By::Key])),
+        ("a year by user", year(&[By::User])),
+    ] {
+        let start = Instant::now();
+        let report = report(dir, &query).unwrap();
+        let took = start.elapsed().as_millis();
+        let sum: Picos = report.rows.iter().map(|row| row.spend.usage_cost).sum();
+        let balance = report.balances["USD"];
+        assert_eq!(sum, balance.usage);
+        assert_eq!(balance.bill, balance.usage + balance.house + balance.open);
+        if query.since.is_none() {
+            assert_eq!(sum, charged, "{name}");
+            assert_eq!(report.rows.iter().map(|row| row.spend.requests).sum::<u64>(), requests);
+        }
+        println!("{name}: {took} ms, {} rows", report.rows.len());
+    }
+}
+
+#[test]
+fn a_year_of_a_few_requests_adds_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let charged = fill(dir.path(), 3_000);
+    report_on(dir.path(), 3_000, charged);
+    let audit = audit(dir.path()).unwrap();
+    assert!(audit.is_reconciled(), "{audit}");
+}
+
+#[test]
+#[ignore = "takes minutes and 8 GB of disk"]
+fn ten_million_receipts() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let charged = fill(dir.path(), 10_000_000);
+    let size = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+    println!("10,000,000 receipts in {} s, {} MB", start.elapsed().as_secs(), size >> 20);
+    report_on(dir.path(), 10_000_000, charged);
+}
