@@ -35,20 +35,33 @@ struct LineItem {
     cost: fn(&Row) -> Picos,
     /// In its unit, for display.
     quantity: fn(&Row) -> f64,
+    always: bool,
 }
 
-const LINE_ITEMS: [LineItem; 2] = [
+const LINE_ITEMS: [LineItem; 3] = [
     LineItem {
         name: "device time",
         unit: "duration_seconds",
         cost: |row| row.spend.time_cost,
         quantity: |row| row.spend.device_time.as_secs_f64(),
+        always: true,
     },
     LineItem {
         name: "KV cache memory",
         unit: "gibibyte_hours",
         cost: |row| row.spend.memory_cost,
         quantity: |row| row.spend.kv_byte_nanos as f64 / (3600e9 * 1_073_741_824.0),
+        always: true,
+    },
+    LineItem {
+        name: "past a budget's cap: on the house",
+        unit: "duration_seconds",
+        cost: |row| {
+            let spend = &row.spend;
+            Picos(spend.usage_cost.0 - spend.time_cost.0 - spend.memory_cost.0)
+        },
+        quantity: |_| 0.0,
+        always: false,
     },
 ];
 
@@ -180,7 +193,10 @@ fn page(of: Of, asked: &Asked, report: &Report) -> Value {
         let rows = of_bucket.get(start).into_iter().flatten().copied();
         let results: Vec<Value> = match of {
             Of::Costs if asked.line_items => {
-                let items = |row| LINE_ITEMS.iter().map(move |item| cost(asked, row, Some(item)));
+                let items = |row| {
+                    let shown = move |item: &&LineItem| item.always || (item.cost)(row) != Picos::ZERO;
+                    LINE_ITEMS.iter().filter(shown).map(move |item| cost(asked, row, Some(item)))
+                };
                 rows.flat_map(items).collect()
             }
             Of::Costs => rows.map(|row| cost(asked, row, None)).collect(),

@@ -294,7 +294,7 @@ fn labels(cells: &mut Cells, dimension: &Dimension) {
         ("x_RateVersion", Label::RateVersion),
         ("x_KeyId", Label::Key),
         ("x_Endpoint", Label::Endpoint),
-        ("x_Status", Label::Status),
+        ("x_Status", Label::Class),
     ] {
         cells.set(column, label(of));
     }

@@ -34,6 +34,7 @@ pub enum By {
     Model,
     Precision,
     Endpoint,
+    /// `charged`, or `error` where the house pays.
     Status,
     Device,
     /// Clock hour in which the request was settled, and the day and the month in which that begins, in the
@@ -109,7 +110,7 @@ impl By {
             Self::Model => Label::Model,
             Self::Precision => Label::Precision,
             Self::Endpoint => Label::Endpoint,
-            Self::Status => Label::Status,
+            Self::Status => Label::Class,
             Self::Device => Label::Device,
             Self::User | Self::Task => return Source::Party,
             Self::Hour => return Source::Calendar(Part::Hour),
@@ -260,6 +261,8 @@ struct Groups<'a> {
     query: &'a ReportQuery,
     with_parties: bool,
     sums: HashMap<[u32; 3], Spend>,
+    /// Without parties: the groups of one time, as neighbouring hours mostly are of one day or month.
+    current: (u32, Vec<Option<Spend>>),
     times: Interned,
     dimensions: Interned,
     parties: Interned,
@@ -277,6 +280,7 @@ impl<'a> Groups<'a> {
             query,
             with_parties: asked.into_iter().any(|by| matches!(by.source(), Source::Party)),
             sums: HashMap::new(),
+            current: (0, Vec::new()),
             times: Interned::default(),
             dimensions: Interned::default(),
             parties: Interned::default(),
@@ -335,14 +339,28 @@ impl<'a> Groups<'a> {
         if self.with_parties {
             return self.add_parties(connection, showback, hour, time);
         }
-        let party = self.parties.number(Vec::new());
+        if self.current.0 != time {
+            self.flush();
+            self.current.0 = time;
+        }
+        self.current.1.resize(self.dimensions.texts.len(), None);
         for row in hour.rows {
             if let Some(group) = self.group_of[row.dimension] {
-                let spend = self.sums.entry([time, group, party]).or_default();
+                let spend = self.current.1[group as usize].get_or_insert_default();
                 spend.add(&row.sums, row.share, showback, row);
             }
         }
         Ok(())
+    }
+
+    fn flush(&mut self) {
+        let party = self.parties.number(Vec::new());
+        for (group, spend) in (0..).zip(&mut self.current.1) {
+            if let Some(spend) = spend.take() {
+                let known = self.sums.insert([self.current.0, group, party], spend);
+                assert!(known.is_none(), "hours come in order, so each time comes once");
+            }
+        }
     }
 
     /// Splits each row over its parties; what is left has none.
@@ -387,7 +405,8 @@ impl<'a> Groups<'a> {
         Ok(())
     }
 
-    fn rows(self) -> Vec<Row> {
+    fn rows(mut self) -> Vec<Row> {
+        self.flush();
         let mut rows: Vec<Row> = Vec::with_capacity(self.sums.len());
         for ([time, dimension, party], spend) in self.sums {
             let mut times = self.times.texts[time as usize].iter();

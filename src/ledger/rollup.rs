@@ -16,8 +16,9 @@ use std::ops::Range;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, Transaction, params};
 
 use super::receipt::Receipt;
-use super::rows::{self, split, wide};
+use super::rows;
 use super::store::SqlResult;
+use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
 
 /// The tables; part of the schema since version 4.
@@ -38,29 +39,24 @@ pub(super) enum Label {
     Model,
     Precision,
     Endpoint,
-    Status,
+    /// `charged`, or `error` where the house pays.
+    Class,
 }
+
+/// Classes of status.
+pub(super) const ERROR: &str = "error";
+const CHARGED: &str = "charged";
 
 const LABELS: usize = 13;
 const FIND_DIMENSION: &str = "SELECT id FROM dimensions WHERE currency = ?1 AND device = ?2
     AND rate_version = ?3 AND tenant = ?4 AND key_id = ?5 AND team = ?6 AND feature = ?7 AND environment = ?8
-    AND cost_center = ?9 AND model = ?10 AND precision = ?11 AND endpoint = ?12 AND status = ?13
+    AND cost_center = ?9 AND model = ?10 AND precision = ?11 AND endpoint = ?12 AND class = ?13
     AND bytes_per_block = ?14";
 const INSERT_DIMENSION: &str = "INSERT INTO dimensions (currency, device, rate_version, tenant, key_id, team,
-    feature, environment, cost_center, model, precision, endpoint, status, bytes_per_block)
+    feature, environment, cost_center, model, precision, endpoint, class, bytes_per_block)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
 const DIMENSIONS: &str = "SELECT currency, device, rate_version, tenant, key_id, team, feature, environment,
-    cost_center, model, precision, endpoint, status, bytes_per_block, id FROM dimensions ORDER BY id";
-
-/// The sums' columns, as `Sums` reads and writes them.
-const SUMS: &str = "requests, prompt_tokens, cached_tokens, completion_tokens, metered, energy_mj, device_ns,
-    block_ns_hi, block_ns_lo, time_hi, time_lo, memory_hi, memory_lo, overrun_hi, overrun_lo";
-const SET: &str = "requests = excluded.requests, prompt_tokens = excluded.prompt_tokens,
-    cached_tokens = excluded.cached_tokens, completion_tokens = excluded.completion_tokens,
-    metered = excluded.metered, energy_mj = excluded.energy_mj, device_ns = excluded.device_ns,
-    block_ns_hi = excluded.block_ns_hi, block_ns_lo = excluded.block_ns_lo, time_hi = excluded.time_hi,
-    time_lo = excluded.time_lo, memory_hi = excluded.memory_hi, memory_lo = excluded.memory_lo,
-    overrun_hi = excluded.overrun_hi, overrun_lo = excluded.overrun_lo";
+    cost_center, model, precision, endpoint, class, bytes_per_block, id FROM dimensions ORDER BY id";
 
 /// More parties than this are not remembered between commits, but looked up.
 const PARTIES_KNOWN_MAX: usize = 100_000;
@@ -95,7 +91,7 @@ impl Dimension {
                 who.model.clone(),
                 who.precision.clone(),
                 who.endpoint.clone(),
-                receipt.usage.status.as_str().to_owned(),
+                if receipt.usage.status == Finish::Error { ERROR } else { CHARGED }.to_owned(),
             ],
             bytes_per_block: receipt.bytes_per_block,
         }
@@ -191,48 +187,88 @@ impl Sums {
         })
     }
 
-    fn read(row: &Row<'_>, first: usize) -> SqlResult<Self> {
-        let money = |column: usize| {
-            Ok::<_, rusqlite::Error>(Picos(i128::try_from(wide(row, column)?).expect("less than 2^127")))
-        };
-        Ok(Self {
-            requests: row.get(first)?,
-            prompt_tokens: row.get(first + 1)?,
-            cached_tokens: row.get(first + 2)?,
-            completion_tokens: row.get(first + 3)?,
-            metered: row.get(first + 4)?,
-            energy_mj: row.get(first + 5)?,
-            device: DeviceNanos(row.get(first + 6)?),
-            kv: BlockNanos(wide(row, first + 7)?),
-            time: money(first + 9)?,
-            memory: money(first + 11)?,
-            overrun: money(first + 13)?,
-        })
+    /// As the column `sums` has them; see the schema.
+    fn packed(&self) -> Vec<u8> {
+        let money = |money: Picos| u128::try_from(money.0).expect("lines cost nothing negative");
+        let mut bytes = Vec::with_capacity(48);
+        for mut number in [
+            self.requests.into(),
+            self.prompt_tokens.into(),
+            self.cached_tokens.into(),
+            self.completion_tokens.into(),
+            self.metered.into(),
+            self.energy_mj.into(),
+            self.device.0.into(),
+            self.kv.0,
+            money(self.time),
+            money(self.memory),
+            money(self.overrun),
+        ] {
+            while number >= 0x80 {
+                bytes.push((number & 0x7F) as u8 | 0x80);
+                number >>= 7;
+            }
+            bytes.push(number as u8);
+        }
+        bytes
     }
 
-    /// Binds these after `keys`, and runs the statement.
-    fn write(&self, statement: &mut CachedStatement<'_>, keys: &[&dyn ToSql]) -> SqlResult<()> {
-        let money = |money: Picos| split(u128::try_from(money.0).expect("lines cost nothing negative"));
-        let kv = split(self.kv.0)?;
-        let (time, memory, overrun) = (money(self.time)?, money(self.memory)?, money(self.overrun)?);
-        let sums: [&dyn ToSql; 15] = [
-            &self.requests,
-            &self.prompt_tokens,
-            &self.cached_tokens,
-            &self.completion_tokens,
-            &self.metered,
-            &self.energy_mj,
-            &self.device.0,
-            &kv.0,
-            &kv.1,
-            &time.0,
-            &time.1,
-            &memory.0,
-            &memory.1,
-            &overrun.0,
-            &overrun.1,
-        ];
-        statement.execute(&*[keys, &sums].concat()).map(drop)
+    /// `None` for what no sums pack to.
+    fn unpacked(bytes: &[u8]) -> Option<Self> {
+        let mut left = bytes;
+        let left = &mut left;
+        let sums = Self {
+            requests: count(left)?,
+            prompt_tokens: count(left)?,
+            cached_tokens: count(left)?,
+            completion_tokens: count(left)?,
+            metered: count(left)?,
+            energy_mj: count(left)?,
+            device: DeviceNanos(count(left)?),
+            kv: BlockNanos(wide(left)?),
+            time: Picos(i128::try_from(wide(left)?).ok()?),
+            memory: Picos(i128::try_from(wide(left)?).ok()?),
+            overrun: Picos(i128::try_from(wide(left)?).ok()?),
+        };
+        Some(sums).filter(|_| left.is_empty())
+    }
+
+    fn read(row: &Row<'_>, column: usize) -> SqlResult<Self> {
+        let bytes = row.get_ref(column)?.as_blob()?;
+        Self::unpacked(bytes).ok_or_else(|| rows::invalid(column, "no sums of a roll-up"))
+    }
+}
+
+fn count(bytes: &mut &[u8]) -> Option<u64> {
+    u64::try_from(wide(bytes)?).ok()
+}
+
+/// Takes one packed number off the front; `None` where it does not end, or is 2^128 or more.
+fn wide(bytes: &mut &[u8]) -> Option<u128> {
+    // Most numbers are short: the first eight bytes need no wide arithmetic.
+    let (mut low, mut at) = (0_u64, 0);
+    while at < 8 {
+        let byte = *bytes.get(at)?;
+        low |= u64::from(byte & 0x7F) << (7 * at);
+        at += 1;
+        if byte & 0x80 == 0 {
+            *bytes = &bytes[at..];
+            return Some(low.into());
+        }
+    }
+    let mut number = u128::from(low);
+    loop {
+        let byte = *bytes.get(at)?;
+        let part = u128::from(byte & 0x7F);
+        if at > 18 || (at == 18 && part > 3) {
+            return None;
+        }
+        number |= part << (7 * at);
+        at += 1;
+        if byte & 0x80 == 0 {
+            *bytes = &bytes[at..];
+            return Some(number);
+        }
     }
 }
 
@@ -284,28 +320,24 @@ impl Known {
     /// Adds a batch to the roll-ups, in the transaction that is open on the connection. Where it fails, what was
     /// learnt here is not to be believed.
     pub(super) fn write(&mut self, connection: &Connection, batch: &Batch) -> SqlResult<()> {
-        let mut find = connection
-            .prepare_cached(&format!("SELECT {SUMS} FROM rollups WHERE hour = ?1 AND dimension = ?2"))?;
-        let mut put = connection.prepare_cached(&format!(
-            "INSERT INTO rollups (hour, dimension, {SUMS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-             ?16, ?17)
-             ON CONFLICT DO UPDATE SET {SET}"
-        ))?;
+        let mut find =
+            connection.prepare_cached("SELECT sums FROM rollups WHERE hour = ?1 AND dimension = ?2")?;
+        let mut put = connection.prepare_cached(
+            "INSERT INTO rollups (hour, dimension, sums) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET sums = excluded.sums",
+        )?;
         for ((hour, dimension), sums) in &batch.rows {
             let dimension = self.dimension(connection, dimension)?;
             let keys: [&dyn ToSql; 2] = [hour, &dimension];
             add(&mut find, &mut put, &keys, *sums)?;
         }
-        let mut find = connection.prepare_cached(&format!(
-            "SELECT {SUMS} FROM party_rollups WHERE hour = ?1 AND dimension = ?2 AND party = ?3"
-        ))?;
-        let mut put = connection.prepare_cached(&format!(
-            "INSERT INTO party_rollups (hour, dimension, party, {SUMS})
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15,
-             ?16, ?17, ?18)
-             ON CONFLICT DO UPDATE SET {SET}"
-        ))?;
+        let mut find = connection.prepare_cached(
+            "SELECT sums FROM party_rollups WHERE hour = ?1 AND dimension = ?2 AND party = ?3",
+        )?;
+        let mut put = connection.prepare_cached(
+            "INSERT INTO party_rollups (hour, dimension, party, sums) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT DO UPDATE SET sums = excluded.sums",
+        )?;
         for ((hour, dimension, party), sums) in &batch.parties {
             let dimension = self.dimension(connection, dimension)?;
             let party = self.party(connection, party)?;
@@ -364,7 +396,8 @@ fn add(
     if let Some(there) = find.query_row(keys, |row| Sums::read(row, 0)).optional()? {
         sums += there;
     }
-    sums.write(put, keys)
+    let sums = sums.packed();
+    put.execute(&*[keys, &[&sums]].concat()).map(drop)
 }
 
 /// Makes the tables in a ledger of an earlier schema, and fills them from its receipts.
@@ -395,7 +428,8 @@ pub(super) fn create_and_fill(transaction: &Transaction<'_>) -> SqlResult<()> {
 /// Dimensions by id, and their places when sorted by their labels.
 #[derive(Debug, Clone)]
 pub(super) struct Dimensions {
-    by_id: HashMap<i64, usize>,
+    /// Places by id: ids count from 1, as nothing is ever deleted.
+    by_id: Vec<usize>,
     /// In their order.
     pub(super) sorted: Vec<Dimension>,
 }
@@ -412,12 +446,19 @@ impl Dimensions {
         })?;
         let mut all: Vec<(Dimension, i64)> = rows.collect::<SqlResult<_>>()?;
         all.sort();
-        let by_id = all.iter().enumerate().map(|(place, (_, id))| (*id, place)).collect();
+        let mut by_id = vec![usize::MAX; all.len() + 1];
+        for (place, (_, id)) in all.iter().enumerate() {
+            let slot = usize::try_from(*id).ok().and_then(|id| by_id.get_mut(id));
+            *slot.ok_or_else(|| rows::invalid(LABELS + 1, "dimensions do not count from 1"))? = place;
+        }
         Ok(Self { by_id, sorted: all.into_iter().map(|(dimension, _)| dimension).collect() })
     }
 
     fn place(&self, id: i64) -> SqlResult<usize> {
-        self.by_id.get(&id).copied().ok_or(rusqlite::Error::QueryReturnedNoRows)
+        let place = usize::try_from(id).ok().and_then(|id| self.by_id.get(id)).copied();
+        place
+            .filter(|place| *place != usize::MAX)
+            .ok_or_else(|| rows::invalid(1, "a roll-up's dimension is missing"))
     }
 }
 
@@ -428,9 +469,9 @@ pub(super) fn each_hour(
     hours: Range<u64>,
     mut take: impl FnMut(u64, &[(usize, Sums)]) -> SqlResult<()>,
 ) -> SqlResult<()> {
-    let mut query = connection.prepare(&format!(
-        "SELECT hour, dimension, {SUMS} FROM rollups WHERE hour >= ?1 AND hour < ?2 ORDER BY hour, dimension"
-    ))?;
+    let mut query = connection.prepare(
+        "SELECT hour, dimension, sums FROM rollups WHERE hour >= ?1 AND hour < ?2 ORDER BY hour, dimension",
+    )?;
     let mut rows = query.query([signed(hours.start), signed(hours.end)])?;
     let (mut hour, mut of_hour) = (0, Vec::new());
     let mut flush = |hour: u64, of_hour: &mut Vec<(usize, Sums)>| {
@@ -456,9 +497,9 @@ pub(super) fn parties_of_hour(
     dimensions: &Dimensions,
     hour: u64,
 ) -> SqlResult<Vec<(usize, i64, Sums)>> {
-    let mut query = connection.prepare_cached(&format!(
-        "SELECT dimension, party, {SUMS} FROM party_rollups WHERE hour = ?1 ORDER BY dimension, party"
-    ))?;
+    let mut query = connection.prepare_cached(
+        "SELECT dimension, party, sums FROM party_rollups WHERE hour = ?1 ORDER BY dimension, party",
+    )?;
     let rows = query.query_map([signed(hour)], |row| {
         Ok((dimensions.place(row.get(0)?)?, row.get(1)?, Sums::read(row, 2)?))
     })?;
@@ -473,4 +514,31 @@ pub(super) fn party(connection: &Connection, id: i64) -> SqlResult<Party> {
 
 fn signed(hour: u64) -> i64 {
     i64::try_from(hour).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_packed_and_unpacked_whole() {
+        let mut sums = Sums { requests: 127, prompt_tokens: 128, cached_tokens: u64::MAX, ..Sums::default() };
+        sums.completion_tokens = (1 << 56) - 1;
+        sums.energy_mj = 1 << 56;
+        sums.kv = BlockNanos(u128::MAX);
+        sums.time = Picos(i128::MAX);
+        sums.memory = Picos(1 << 70);
+        for sums in [Sums::default(), sums] {
+            let bytes = sums.packed();
+            assert_eq!(Sums::unpacked(&bytes), Some(sums));
+            assert_eq!(Sums::unpacked(&bytes[..bytes.len() - 1]), None, "cut off");
+            assert_eq!(Sums::unpacked(&[&bytes[..], &[0]].concat()), None, "too long");
+        }
+        let number = |bytes: &[u8]| wide(&mut &*bytes);
+        let largest = [&[0xFF; 18][..], &[3]].concat();
+        assert_eq!(number(&largest), Some(u128::MAX));
+        assert_eq!(number(&[&[0xFF; 18][..], &[4]].concat()), None, "2^128");
+        assert_eq!(number(&[0x80; 30]), None, "without end");
+        assert_eq!(count(&mut &largest[..]), None, "past 2^64");
+    }
 }

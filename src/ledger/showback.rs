@@ -52,8 +52,9 @@ pub(super) struct Showback {
     pub(super) dimensions: Dimensions,
     /// Currency and device.
     pub(super) devices: Vec<(String, String)>,
-    /// The device of each dimension.
+    /// The device of each dimension, and whether the house pays for it.
     device_of_dimension: Vec<usize>,
+    is_error: Vec<bool>,
     /// The latest size of a block of the KV pool, by device.
     bytes_per_block: BTreeMap<String, u64>,
     house: BTreeMap<u64, House>,
@@ -69,6 +70,7 @@ impl Showback {
             dimensions: Dimensions::read(connection)?,
             devices: Vec::new(),
             device_of_dimension: Vec::new(),
+            is_error: Vec::new(),
             bytes_per_block: BTreeMap::new(),
             house: BTreeMap::new(),
             balances: BTreeMap::new(),
@@ -77,8 +79,10 @@ impl Showback {
             let dimension = &showback.dimensions.sorted[place];
             let (currency, device) =
                 (dimension.label(Label::Currency).to_owned(), dimension.label(Label::Device).to_owned());
+            let is_error = dimension.label(Label::Class) == rollup::ERROR;
             let device = showback.device(currency, device);
             showback.device_of_dimension.push(device);
+            showback.is_error.push(is_error);
         }
         showback.closes(connection)?;
         showback.standing(connection)?;
@@ -86,7 +90,7 @@ impl Showback {
     }
 
     pub(super) fn is_error(&self, row: &HourRow) -> bool {
-        self.dimensions.sorted[row.dimension].label(Label::Status) == "error"
+        self.is_error[row.dimension]
     }
 
     /// The place of a row's device.
@@ -248,7 +252,7 @@ impl Showback {
             }
             let mut split = Split::new(house, usage);
             for row in of_device {
-                if self.dimensions.sorted[row.dimension].label(Label::Status) != "error" {
+                if !self.is_error[row.dimension] {
                     row.share = split.next(row.sums.money());
                 }
             }

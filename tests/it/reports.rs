@@ -68,7 +68,8 @@ fn label(by: By, receipt: &Receipt) -> String {
         By::Model => who.model.clone(),
         By::Precision => who.precision.clone(),
         By::Endpoint => who.endpoint.clone(),
-        By::Status => receipt.usage.status.as_str().to_owned(),
+        By::Status if receipt.usage.status == Finish::Error => "error".to_owned(),
+        By::Status => "charged".to_owned(),
         By::Device => receipt.device.clone(),
         By::Hour | By::Day | By::Month => unreachable!("not in this model"),
     }
@@ -242,14 +243,12 @@ fn table(dir: &Path, sql: &str) -> Vec<String> {
     rows.expect("rows").map(|row| row.expect("a row")).collect()
 }
 
-const ROLLUPS: &str = "SELECT hour, device_ns, block_ns_lo, time_lo, memory_lo, requests, metered, energy_mj,
-    prompt_tokens, tenant, key_id, team, feature, environment, cost_center, model, status
-    FROM rollups JOIN dimensions ON dimensions.id = dimension ORDER BY 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 16, 17";
-const PARTIES: &str =
-    "SELECT hour, party_rollups.device_ns, block_ns_lo, time_lo, memory_lo, requests, metered,
-    energy_mj, prompt_tokens, user, task, team, feature, model, status
+const ROLLUPS: &str =
+    "SELECT hour, sums, tenant, key_id, team, feature, environment, cost_center, model, class
+    FROM rollups JOIN dimensions ON dimensions.id = dimension ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10";
+const PARTIES: &str = "SELECT hour, sums, user, task, team, feature, environment, model, class
     FROM party_rollups JOIN parties ON parties.id = party JOIN dimensions ON dimensions.id = dimension
-    ORDER BY 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 8";
+    ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9";
 
 #[test]
 fn a_ledger_without_rollups_gets_those_it_would_have_had() {
@@ -285,9 +284,9 @@ fn the_audit_names_the_hour_whose_rollup_is_not_what_its_receipts_add_up_to() {
         .expect("an hour");
     let name = Calendar::utc();
     for sql in [
-        "UPDATE rollups SET time_lo = time_lo + 1 WHERE hour = ?1",
-        "UPDATE rollups SET requests = requests + 1 WHERE hour = ?1",
-        "UPDATE party_rollups SET completion_tokens = completion_tokens - 1 WHERE hour = ?1",
+        "UPDATE rollups SET sums = x'7F' || substr(sums, 2) WHERE hour = ?1",
+        "UPDATE rollups SET sums = zeroblob(11) WHERE hour = ?1",
+        "UPDATE party_rollups SET sums = zeroblob(11) WHERE hour = ?1",
         "UPDATE rollups SET hour = hour + 5 WHERE hour = ?1",
         "INSERT INTO parties (user, task) SELECT 'nobody', ?1",
     ] {

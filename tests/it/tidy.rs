@@ -47,6 +47,7 @@ const SQL_HOMES: &[&str] = &[
     "src/ledger/audit.rs",
     "src/ledger/rollup.rs",
     "src/ledger/rollup_check.rs",
+    "src/ledger/scale.rs",
     "src/ledger/showback.rs",
 ];
 
