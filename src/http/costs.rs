@@ -87,18 +87,18 @@ enum Of {
 
 pub(super) async fn costs(
     State(server): State<Arc<Server>>,
-    viewer: Option<Extension<Viewer>>,
+    Extension(viewer): Extension<Viewer>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
-    answer(Of::Costs, &server, Viewer::of(viewer), query).await
+    answer(Of::Costs, &server, viewer, query).await
 }
 
 pub(super) async fn completions(
     State(server): State<Arc<Server>>,
-    viewer: Option<Extension<Viewer>>,
+    Extension(viewer): Extension<Viewer>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
-    answer(Of::Usage, &server, Viewer::of(viewer), query).await
+    answer(Of::Usage, &server, viewer, query).await
 }
 
 async fn answer(

@@ -37,10 +37,10 @@ enum Logs {
 /// (1,000) after the one with the id `after`. With dates, sums by day instead, unless `summarize=false`.
 pub(super) async fn logs(
     State(server): State<Arc<Server>>,
-    viewer: Option<Extension<Viewer>>,
+    Extension(viewer): Extension<Viewer>,
     RawQuery(query): RawQuery,
 ) -> Result<impl IntoResponse, ApiError> {
-    let asked = logs_of(query.as_deref().unwrap_or_default(), Viewer::of(viewer))?;
+    let asked = logs_of(query.as_deref().unwrap_or_default(), viewer)?;
     let (entries, has_more) = match asked {
         Logs::One(request, viewer) => {
             let receipt = from_ledger(&server, move |ledger| ledger.receipt(&request)).await?;
@@ -184,10 +184,10 @@ enum GroupBy {
 /// (`api_key`); of `api_key`, `team_id`, `customer_id` or `internal_user_id` alone where given.
 pub(super) async fn report(
     State(server): State<Arc<Server>>,
-    viewer: Option<Extension<Viewer>>,
+    Extension(viewer): Extension<Viewer>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
-    let (by, query) = report_of(query.as_deref().unwrap_or_default(), &Viewer::of(viewer))?;
+    let (by, query) = report_of(query.as_deref().unwrap_or_default(), &viewer)?;
     let report = from_ledger(&server, move |ledger| ledger.report(&query)).await?;
     Ok(Json(Value::Array(match by {
         GroupBy::Team => by_day(&report.rows, "teams", "team_name"),

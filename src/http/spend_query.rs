@@ -2,7 +2,6 @@
 //!
 //! Knows no SQL and no price. Whoever is not the administrator sees what was charged to its own key.
 
-use axum::Extension;
 use serde_json::{Value, json};
 
 use super::fields::Invalid;
@@ -12,7 +11,7 @@ use crate::units::{Picos, UnixNanos};
 
 pub(super) const DAY_SECONDS: u64 = 86_400;
 
-/// Who looks.
+/// Who looks; without keys everybody is the administrator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Viewer {
     Admin,
@@ -21,11 +20,6 @@ pub(super) enum Viewer {
 }
 
 impl Viewer {
-    /// Without keys everybody is the administrator.
-    pub(super) fn of(extension: Option<Extension<Self>>) -> Self {
-        extension.map_or(Self::Admin, |Extension(viewer)| viewer)
-    }
-
     /// The key whose receipts may be seen: the viewer's own, or for the administrator the one asked for. One that
     /// asks for another's sees nothing, as if that did not exist.
     pub(super) fn key(&self, asked: Option<String>) -> Option<String> {
