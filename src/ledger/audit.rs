@@ -240,7 +240,7 @@ fn structure(connection: &Connection, audit: &mut Audit) -> SqlResult<()> {
     }
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let guards = count("SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'")?;
-    audit.same("triggers that keep the ledger append-only", guards, 28);
+    audit.same("triggers that keep the ledger append-only", guards, 29);
     let receipts = count("SELECT count(*) FROM receipts")?;
     audit.receipts = u64::try_from(receipts).unwrap_or(0);
     let posted = count("SELECT count(*) FROM transactions WHERE kind = 'receipt'")?;

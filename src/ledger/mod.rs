@@ -421,12 +421,12 @@ impl Ledger {
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
-    /// What the receipts of a key charged it, by currency. Reads each of them: for one key at a time.
+    /// What the receipts of a key charged it, by currency.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn spent_by_key(&self, key_id: &str) -> Result<BTreeMap<String, Picos>, LedgerError> {
-        query::spent_by_key(&lock(&self.0.pages), key_id)
+        rollup::spent_by_key(&lock(&self.0.pages), key_id)
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
@@ -456,7 +456,7 @@ pub fn spent_by_keys(data_dir: &Path, key_ids: &[&str]) -> Result<Vec<BTreeMap<S
         opened => opened?,
     };
     rows::in_snapshot(&mut connection, &path, |connection| {
-        key_ids.iter().map(|key_id| query::spent_by_key(connection, key_id)).collect()
+        key_ids.iter().map(|key_id| rollup::spent_by_key(connection, key_id)).collect()
     })
 }
 

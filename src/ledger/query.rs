@@ -2,15 +2,13 @@
 //!
 //! Does not know: who may see what; the caller's filter says it.
 
-use std::collections::BTreeMap;
-
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::receipt::Receipt;
 use super::rows;
 use super::store::SqlResult;
 use crate::request::Finish;
-use crate::units::{Picos, RequestId, UnixNanos};
+use crate::units::{RequestId, UnixNanos};
 
 /// Which receipts; `None` leaves a field open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -163,25 +161,6 @@ pub(super) fn by_idempotency_key(
         .query_row(params![key_id, idempotency_key], |row| row.get(0))
         .map(RequestId)
         .optional()
-}
-
-/// What a key's receipts charged it, by currency: sums are ours, not the database's. A request with status
-/// `error` costs its caller nothing.
-pub(super) fn spent_by_key(connection: &Connection, key_id: &str) -> SqlResult<BTreeMap<String, Picos>> {
-    let mut query = connection.prepare_cached(
-        "SELECT receipts.currency, receipt_lines.time_picos, receipt_lines.memory_picos,
-         CASE receipt_lines.line WHEN 0 THEN receipts.overrun_picos ELSE 0 END
-         FROM receipts JOIN receipt_lines ON receipt_lines.tx = receipts.tx
-         WHERE receipts.key_id = ?1 AND +receipts.status <> 'error'",
-    )?;
-    let mut rows = query.query([key_id])?;
-    let mut spent: BTreeMap<String, Picos> = BTreeMap::new();
-    while let Some(row) = rows.next()? {
-        let part = |column: usize| row.get::<_, i64>(column).map(i128::from);
-        // What is over a cap is the house's.
-        spent.entry(row.get(0)?).or_default().0 += part(1)? + part(2)? - part(3)?;
-    }
-    Ok(spent)
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //!
 //! Two grains, as labels differ in how many values they take. `rollups` has a row for each hour and each
 //! combination of the labels with few values (`Label`). Users and tasks may be as many as requests, so they have
-//! rows of their own in `party_rollups`, which only reports by user or task read.
+//! rows of their own in `party_rollups`, which only reports by user or task read. `dimension_totals` has the
+//! labels of `rollups` over all hours.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -188,7 +189,7 @@ impl Sums {
     }
 
     /// As the column `sums` has them; see the schema.
-    fn packed(&self) -> Vec<u8> {
+    pub(super) fn packed(&self) -> Vec<u8> {
         let money = |money: Picos| u128::try_from(money.0).expect("lines cost nothing negative");
         let mut bytes = Vec::with_capacity(48);
         for mut number in [
@@ -214,7 +215,7 @@ impl Sums {
     }
 
     /// `None` for what no sums pack to.
-    fn unpacked(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn unpacked(bytes: &[u8]) -> Option<Self> {
         let mut left = bytes;
         let left = &mut left;
         let sums = Self {
@@ -326,10 +327,20 @@ impl Known {
             "INSERT INTO rollups (hour, dimension, sums) VALUES (?1, ?2, ?3)
              ON CONFLICT DO UPDATE SET sums = excluded.sums",
         )?;
+        let mut totals: BTreeMap<i64, Sums> = BTreeMap::new();
         for ((hour, dimension), sums) in &batch.rows {
             let dimension = self.dimension(connection, dimension)?;
             let keys: [&dyn ToSql; 2] = [hour, &dimension];
             add(&mut find, &mut put, &keys, *sums)?;
+            *totals.entry(dimension).or_default() += *sums;
+        }
+        let mut find = connection.prepare_cached("SELECT sums FROM dimension_totals WHERE dimension = ?1")?;
+        let mut put = connection.prepare_cached(
+            "INSERT INTO dimension_totals (dimension, sums) VALUES (?1, ?2)
+             ON CONFLICT DO UPDATE SET sums = excluded.sums",
+        )?;
+        for (dimension, sums) in totals {
+            add(&mut find, &mut put, &[&dimension], sums)?;
         }
         let mut find = connection.prepare_cached(
             "SELECT sums FROM party_rollups WHERE hour = ?1 AND dimension = ?2 AND party = ?3",
@@ -512,6 +523,33 @@ pub(super) fn party(connection: &Connection, id: i64) -> SqlResult<Party> {
         .query_row(params![id], |row| Ok(Party { user: row.get(0)?, task: row.get(1)? }))
 }
 
+/// What lines come to over all hours, by what they are attributed to.
+pub(super) fn totals(
+    connection: &Connection,
+    dimensions: &Dimensions,
+) -> SqlResult<BTreeMap<Dimension, Sums>> {
+    let mut query = connection.prepare("SELECT dimension, sums FROM dimension_totals")?;
+    let rows = query.query_map([], |row| {
+        let place = dimensions.place(row.get(0)?)?;
+        Ok((dimensions.sorted[place].clone(), Sums::read(row, 1)?))
+    })?;
+    rows.collect()
+}
+
+/// What a key was charged, by currency. A request with status `error` costs its caller nothing.
+pub(super) fn spent_by_key(connection: &Connection, key_id: &str) -> SqlResult<BTreeMap<String, Picos>> {
+    let mut query = connection.prepare_cached(
+        "SELECT currency, sums FROM dimensions JOIN dimension_totals ON dimension = id
+         WHERE key_id = ?1 AND class = ?2",
+    )?;
+    let mut rows = query.query([key_id, CHARGED])?;
+    let mut spent: BTreeMap<String, Picos> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        *spent.entry(row.get(0)?).or_default() += Sums::read(row, 1)?.money();
+    }
+    Ok(spent)
+}
+
 fn signed(hour: u64) -> i64 {
     i64::try_from(hour).unwrap_or(i64::MAX)
 }
@@ -528,6 +566,7 @@ mod tests {
         sums.kv = BlockNanos(u128::MAX);
         sums.time = Picos(i128::MAX);
         sums.memory = Picos(1 << 70);
+        sums.overrun = Picos((1 << 69) + 1);
         for sums in [Sums::default(), sums] {
             let bytes = sums.packed();
             assert_eq!(Sums::unpacked(&bytes), Some(sums));

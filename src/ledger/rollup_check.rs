@@ -1,7 +1,7 @@
 //! The part of the audit that adds the receipts up again by hour, and compares that with the roll-ups.
 //!
 //! Does not know: whether the receipts are right.
-//! Invariant: only hours that still have receipts to come are in memory.
+//! Invariant: only hours that still have receipts to come are in memory, and the sums over all hours.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -18,6 +18,7 @@ pub(super) struct RollupCheck {
     last: HashMap<u64, i64>,
     running: HashMap<u64, Batch>,
     compared: HashSet<u64>,
+    totals: BTreeMap<Dimension, Sums>,
     dimensions: Dimensions,
 }
 
@@ -27,7 +28,8 @@ impl RollupCheck {
             .prepare("SELECT hour, max(id) FROM transactions WHERE kind = 'receipt' GROUP BY hour")?;
         let last = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<SqlResult<_>>()?;
         let dimensions = Dimensions::read(connection)?;
-        Ok(Self { last, running: HashMap::new(), compared: HashSet::new(), dimensions })
+        let (running, compared, totals) = (HashMap::new(), HashSet::new(), BTreeMap::new());
+        Ok(Self { last, running, compared, totals, dimensions })
     }
 
     pub(super) fn add(&mut self, hour: u64, receipt: &Receipt) {
@@ -41,10 +43,13 @@ impl RollupCheck {
         }
         let right = self.running.remove(&hour).unwrap_or_default();
         self.compared.insert(hour);
+        for ((_, dimension), sums) in &right.rows {
+            *self.totals.entry(dimension.clone()).or_default() += *sums;
+        }
         self.compare(connection, hour, &right)
     }
 
-    /// What differs in hours that have roll-ups but no receipts.
+    /// What differs in hours that have roll-ups but no receipts, and over all hours.
     pub(super) fn finish(self, connection: &Connection) -> SqlResult<Vec<String>> {
         let mut hours = HashSet::new();
         for sql in ["SELECT DISTINCT hour FROM rollups", "SELECT DISTINCT hour FROM party_rollups"] {
@@ -59,6 +64,9 @@ impl RollupCheck {
         for hour in stray {
             differences.extend(self.compare(connection, hour, &Batch::default())?);
         }
+        let totals = rollup::totals(connection, &self.dimensions)?;
+        let named = |dimension: &Dimension| format!("all hours, {dimension}");
+        differ(&totals, &self.totals, named, &mut differences);
         Ok(differences)
     }
 

@@ -23,6 +23,8 @@ CREATE TABLE dimensions (
             precision, endpoint, class, bytes_per_block)
 ) STRICT;
 
+CREATE INDEX dimensions_key ON dimensions (key_id);
+
 -- Labels that may have as many values as there are requests: kept apart, so that the others stay few.
 CREATE TABLE parties (
     id INTEGER PRIMARY KEY,
@@ -52,6 +54,12 @@ CREATE TABLE party_rollups (
     PRIMARY KEY (hour, dimension, party)
 ) STRICT, WITHOUT ROWID;
 
+-- The rows of `rollups` over all hours, so that what a key has spent is read without them.
+CREATE TABLE dimension_totals (
+    dimension INTEGER PRIMARY KEY REFERENCES dimensions,
+    sums BLOB NOT NULL
+) STRICT;
+
 CREATE TRIGGER dimensions_no_UPDATE BEFORE UPDATE ON dimensions
     BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
 CREATE TRIGGER dimensions_no_DELETE BEFORE DELETE ON dimensions
@@ -63,4 +71,6 @@ CREATE TRIGGER parties_no_DELETE BEFORE DELETE ON parties
 CREATE TRIGGER rollups_no_DELETE BEFORE DELETE ON rollups
     BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
 CREATE TRIGGER party_rollups_no_DELETE BEFORE DELETE ON party_rollups
+    BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;
+CREATE TRIGGER dimension_totals_no_DELETE BEFORE DELETE ON dimension_totals
     BEGIN SELECT RAISE(ABORT, 'the ledger only appends'); END;

@@ -16,8 +16,9 @@ use super::group::Group;
 use super::price::RateCard;
 use super::receipt::{Attribution, Claim};
 use super::report::{By, ReportQuery, report};
+use super::rollup::Sums;
 use super::store::{FILE, Store};
-use super::{Calendar, DeviceInfo};
+use super::{Calendar, DeviceInfo, spent_by_keys};
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
@@ -195,6 +196,17 @@ fn copy(dir: &Path, copies: u64) {
         }
         ledger.execute_batch("COMMIT").unwrap();
     }
+    let mut query = ledger.prepare("SELECT dimension, sums FROM dimension_totals").unwrap();
+    let totals = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let totals: Vec<(i64, Vec<u8>)> = totals.collect::<Result<_, _>>().unwrap();
+    for (dimension, packed) in totals {
+        let of_month = Sums::unpacked(&packed).unwrap();
+        let mut sums = of_month;
+        (0..copies).for_each(|_| sums += of_month);
+        let set = "UPDATE dimension_totals SET sums = ?2 WHERE dimension = ?1";
+        ledger.execute(set, rusqlite::params![dimension, sums.packed()]).unwrap();
+    }
+    drop(query);
     drop(ledger);
     std::fs::remove_file(month).unwrap();
 }
@@ -225,6 +237,12 @@ fn report_on(dir: &Path, requests: u64, charged: Picos) {
         }
         println!("{name}: {took} ms, {} rows", report.rows.len());
     }
+    let keys: Vec<String> = (0..TEAMS).map(|team| format!("key_{team}")).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let start = Instant::now();
+    let spent = spent_by_keys(dir, &keys).unwrap();
+    println!("what {TEAMS} keys have spent: {} us", start.elapsed().as_micros());
+    assert_eq!(spent.iter().map(|spent| spent["USD"]).sum::<Picos>(), charged);
 }
 
 #[test]

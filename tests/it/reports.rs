@@ -7,6 +7,7 @@ use std::path::Path;
 
 use obol::ledger::{
     Balance, By, Calendar, Page, Receipt, ReceiptFilter, Report, ReportQuery, audit, focus, report,
+    spent_by_keys,
 };
 use obol::request::Finish;
 use obol::units::{Picos, UnixNanos};
@@ -249,6 +250,8 @@ const ROLLUPS: &str =
 const PARTIES: &str = "SELECT hour, sums, user, task, team, feature, environment, model, class
     FROM party_rollups JOIN parties ON parties.id = party JOIN dimensions ON dimensions.id = dimension
     ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9";
+const TOTALS: &str = "SELECT sums, tenant, key_id, team, feature, environment, cost_center, model, class
+    FROM dimension_totals JOIN dimensions ON dimensions.id = dimension ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9";
 
 #[test]
 fn a_ledger_without_rollups_gets_those_it_would_have_had() {
@@ -258,14 +261,14 @@ fn a_ledger_without_rollups_gets_those_it_would_have_had() {
     let connection = Connection::open(old.path().join("ledger.db")).expect("the ledger");
     connection
         .execute_batch(
-            "PRAGMA foreign_keys = OFF; DROP TABLE party_rollups; DROP TABLE rollups; DROP TABLE parties;
-             DROP TABLE dimensions; PRAGMA user_version = 3;",
+            "PRAGMA foreign_keys = OFF; DROP TABLE party_rollups; DROP TABLE rollups;
+             DROP TABLE dimension_totals; DROP TABLE parties; DROP TABLE dimensions; PRAGMA user_version = 3;",
         )
         .expect("drops");
     drop(connection);
     reconciled(old.path(), "brought up to date");
     // Numbers of labels go by who came first in a commit or in a page, so labels stand in for them.
-    for sql in [ROLLUPS, PARTIES] {
+    for sql in [ROLLUPS, PARTIES, TOTALS] {
         assert!(!table(dir.path(), sql).is_empty(), "{sql}");
         assert_eq!(table(old.path(), sql), table(dir.path(), sql), "{sql}");
     }
@@ -284,7 +287,8 @@ fn the_audit_names_the_hour_whose_rollup_is_not_what_its_receipts_add_up_to() {
         .expect("an hour");
     let name = Calendar::utc();
     for sql in [
-        "UPDATE rollups SET sums = x'7F' || substr(sums, 2) WHERE hour = ?1",
+        "UPDATE rollups SET sums = CAST(x'7F' || substr(sums, 2) AS BLOB) WHERE hour = ?1",
+        "UPDATE rollups SET sums = CAST(substr(sums, 1, length(sums) - 1) || x'01' AS BLOB) WHERE hour = ?1",
         "UPDATE rollups SET sums = zeroblob(11) WHERE hour = ?1",
         "UPDATE party_rollups SET sums = zeroblob(11) WHERE hour = ?1",
         "UPDATE rollups SET hour = hour + 5 WHERE hour = ?1",
@@ -305,12 +309,49 @@ fn the_audit_names_the_hour_whose_rollup_is_not_what_its_receipts_add_up_to() {
 }
 
 #[test]
+fn the_audit_names_totals_that_are_not_what_receipts_add_up_to() {
+    let (dir, _) = world(19, 40, true);
+    let broken = tempfile::tempdir().expect("a directory");
+    for sql in [
+        "UPDATE dimension_totals SET sums = CAST(x'7F' || substr(sums, 2) AS BLOB) WHERE dimension = 1",
+        "UPDATE dimension_totals SET sums = CAST(substr(sums, 1, length(sums) - 1) || x'01' AS BLOB)",
+        "UPDATE dimension_totals SET dimension = dimension + 10000",
+        "INSERT INTO dimension_totals (dimension, sums) SELECT 10001, zeroblob(11)",
+    ] {
+        copy(dir.path(), broken.path());
+        let connection = Connection::open(broken.path().join("ledger.db")).expect("the ledger");
+        connection.execute_batch("PRAGMA foreign_keys = OFF").expect("executes");
+        connection.execute(sql, []).expect("executes");
+        drop(connection);
+        match audit(broken.path()) {
+            Ok(found) => assert!(found.to_string().contains("roll-up of all hours"), "{sql}: {found}"),
+            Err(error) => assert!(error.to_string().contains("dimension is missing"), "{sql}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn what_a_key_has_spent_is_what_its_receipts_add_up_to() {
+    let (dir, receipts) = world(29, 120, true);
+    let right = added_up(&[By::Key], &receipts);
+    let keys: Vec<&str> = right.keys().map(|key| key[0].as_str()).chain(["unheard of"]).collect();
+    let overruns = receipts.iter().filter(|of| of.attribution.key_id.is_some() && of.overrun > Picos::ZERO);
+    assert!(keys.len() > 3 && overruns.count() > 0, "{keys:?}");
+    let spent = spent_by_keys(dir.path(), &keys).expect("a ledger");
+    for (key, spent) in keys.iter().zip(spent) {
+        let right = right.get(&vec![(*key).to_owned()]).map(|(_, money)| *money);
+        assert_eq!(spent.get("USD").copied().unwrap_or_default(), right.unwrap_or_default(), "{key}");
+    }
+}
+
+#[test]
 fn rollups_cannot_be_taken_back() {
     let (dir, _) = world(23, 30, true);
     let connection = Connection::open(dir.path().join("ledger.db")).expect("the ledger");
     for sql in [
         "DELETE FROM rollups",
         "DELETE FROM party_rollups",
+        "DELETE FROM dimension_totals",
         "UPDATE dimensions SET team = 'blue'",
         "DELETE FROM parties",
     ] {
