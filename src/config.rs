@@ -2,6 +2,7 @@
 //! anything starts and never changed. Knows no part of the server; what only loading can tell
 //! (blocks, bytes a block) is not here.
 
+mod alerts;
 mod budgets;
 mod limits;
 
@@ -18,6 +19,8 @@ use obol_models::device::{ComputeDtype, DeviceId};
 use obol_models::quant::Quant;
 use serde::{Deserialize, Deserializer};
 
+use alerts::AlertsFile;
+pub use alerts::{AlertsText, DailyText, WebhookText};
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
@@ -212,6 +215,7 @@ struct File {
     limits: LimitsFile,
     #[serde(default)]
     tasks: TasksFile,
+    alerts: AlertsFile,
 }
 
 /// A decimal as people write it in TOML: "2.50", 2.50 or 2.
@@ -340,6 +344,7 @@ pub struct Config {
     pub budgets: Vec<BudgetText>,
     pub limits: LimitSets,
     pub tasks: TaskCeilings,
+    pub alerts: AlertsText,
 }
 
 /// The ledger's directory for commands that only read it.
@@ -396,6 +401,7 @@ impl Config {
             budgets: file.budgets.into_iter().map(Into::into).collect(),
             limits: file.limits.resolve()?,
             tasks: file.tasks.into(),
+            alerts: file.alerts.into(),
         };
         config.check()?;
         Ok(config)

@@ -13,6 +13,7 @@ pub mod meter;
 pub mod nvml;
 pub mod text;
 
+pub mod alerting;
 pub mod engine;
 pub mod measure;
 

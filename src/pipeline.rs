@@ -26,6 +26,7 @@ pub use choice::Scored;
 pub use failure::Failure;
 pub use replicas::{Replica, Replicas};
 
+use crate::alerting::Alerting;
 use crate::control::limits::{Left, Pass};
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
@@ -78,7 +79,8 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         allowance: budgeted.clone().map(|budgeted| budgeted as Arc<dyn Allowance>),
     });
     let (settled, receipt_durable) = oneshot::channel();
-    tokio::spawn(settle(receipt, pass, app.metrics().clone(), ask.choices, settled));
+    let tellers = (app.metrics().clone(), app.alerting().clone());
+    tokio::spawn(settle(receipt, pass, tellers, ask.choices, settled));
     let (pieces, given_out) = mpsc::unbounded_channel();
     let driver = Driver {
         app: Arc::clone(app),
@@ -127,11 +129,11 @@ async fn drive(mut driver: Driver, pieces: mpsc::UnboundedSender<(u64, Result<Pi
     }
 }
 
-/// The one place where a request ends: its receipt is durable, and every metric comes from it.
+/// The one place where a request ends: its receipt is durable, and every metric and alert comes from it.
 async fn settle(
     receipt: ReceiptWaiter,
     pass: Option<Pass>,
-    metrics: Metrics,
+    (metrics, alerting): (Metrics, Alerting),
     choices: u32,
     settled: oneshot::Sender<Result<Arc<Receipt>, LedgerUnavailable>>,
 ) {
@@ -141,6 +143,7 @@ async fn settle(
             pass.answered(receipt.usage.tokens.completion);
         }
         metrics.settled(&receipt.attribution.model, &receipt.usage, choices);
+        alerting.settled(receipt);
     }
     // The client may be gone; the receipt stands without it.
     let _ = settled.send(outcome);

@@ -1,6 +1,7 @@
 //! The commands: what a person types, turned into calls. Each has an example in its help.
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod alerts;
 mod bench;
 mod books;
 mod compare;

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::config::{PlaceFlags, data_dir};
 use crate::ledger::{self, By, Calendar, LedgerError, ReportQuery};
 
-use super::{Directories, Failure, print};
+use super::{Directories, Failure, alerts, print};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -36,6 +36,9 @@ pub(super) struct ReportFlags {
     timezone: String,
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
+    /// List the alerts that were raised, and who has heard of them; table or JSON
+    #[arg(long, conflicts_with = "by")]
+    alerts: bool,
     /// The same as --format json
     #[arg(long)]
     json: bool,
@@ -68,6 +71,9 @@ pub(super) fn report(
     let dir = data_dir(places, directories.data.clone()).map_err(Failure::usage)?;
     let query = flags.query()?;
     let format = if flags.json { Format::Json } else { flags.format };
+    if flags.alerts {
+        return alerts::list(&dir, (query.since, query.until), format);
+    }
     if format == Format::Focus {
         if !flags.by.is_empty() {
             return Err(Failure::usage("--format focus has all labels; leave --by out"));

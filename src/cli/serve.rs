@@ -15,8 +15,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::alerting::{self, Alerting, Webhook};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, PlaceFlags, ServeFlags};
+use crate::config::{Config, PlaceFlags, ServeFlags, WebhookText};
+use crate::control::alerts::rules::Rules as AlertRules;
 use crate::control::{ConfiguredKey, Control, rules};
 use crate::engine::EngineConfig;
 use crate::http::{self, Access, HttpConfig, MetricsAccess, Server};
@@ -105,6 +107,20 @@ fn admission(policy: Policy, access: &Access, ledger: &Ledger, now: UnixNanos) -
     Admission::new(policy, living, ledger, now).map_err(Failure::failed)
 }
 
+/// The webhooks that the configuration names.
+fn webhooks(config: &Config) -> Result<Vec<Webhook>, Failure> {
+    let named = |(at, text): (usize, &WebhookText)| {
+        let at = at + 1;
+        let url = match (&text.url, &text.url_file) {
+            (Some(url), None) => url.clone(),
+            (None, Some(file)) => files::read(&format!("alerts.webhooks {at}: url_file"), file)?,
+            _ => return Err(Failure::usage(format!("alerts.webhooks {at}: give it a url or a url_file"))),
+        };
+        Webhook::parse(at, &url, text.format.as_deref()).map_err(Failure::usage)
+    };
+    config.alerts.webhooks.iter().enumerate().map(named).collect()
+}
+
 async fn serve(
     config: Config,
     keys: (Option<ConfiguredKey>, MetricsAccess),
@@ -115,6 +131,8 @@ async fn serve(
     let metered = devices::metered(&engines, &config)?;
     let rules = rules::parse(&config.budgets).map_err(Failure::usage)?;
     let policy = Policy::new(rules, config.limits.clone(), &config.tasks).map_err(Failure::usage)?;
+    let alert_rules = AlertRules::parse(&config.alerts).map_err(Failure::usage)?;
+    let webhooks = webhooks(&config)?;
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         let address = config.listen;
         Failure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
@@ -130,10 +148,23 @@ async fn serve(
         reports: reports.clone(),
     };
     let earlies = || reports.iter().map(early).collect::<Vec<_>>();
-    let access = access(&config, keys, clock.clone())
-        .and_then(|access| Ok((admission(policy, &access, &ledger, clock.wall())?, access)));
-    let (admission, access) = match access {
-        Ok(access) => access,
+    let ready = access(&config, keys, clock.clone()).and_then(|access| {
+        let admission = admission(policy, &access, &ledger, clock.wall())?;
+        let alerting = Alerting::start(alerting::Parts {
+            data_dir: config.data_dir.clone(),
+            rules: alert_rules,
+            webhooks,
+            budgets: admission.budgets().clone(),
+            ledger: ledger.clone(),
+            control: access.control.clone(),
+            clock: clock.clone(),
+            currency: config.rates.currency.clone(),
+            tuning: alerting::Tuning::default(),
+        });
+        Ok((access, admission, alerting.map_err(Failure::failed)?))
+    });
+    let (access, admission, alerting) = match ready {
+        Ok(ready) => ready,
         Err(failure) => {
             earlies().into_iter().for_each(Early::give_up);
             close_ledger(ledger).await?;
@@ -159,6 +190,7 @@ async fn serve(
         directories: directories.clone(),
         ledger: ledger.clone(),
         admission,
+        alerting: alerting.clone(),
         engines,
         metered,
         address: address.to_string(),
@@ -208,6 +240,7 @@ async fn serve(
         Ok(ended) => ended.map_err(Failure::failed)?.map_err(Failure::failed)?,
         Err(_) => tracing::warn!("connections still open after the last answer are cut"),
     }
+    tokio::task::spawn_blocking(move || alerting.close()).await.map_err(Failure::failed)?;
     close_ledger(ledger).await
 }
 
@@ -242,6 +275,7 @@ struct Starting {
     directories: Directories,
     ledger: Ledger,
     admission: Admission,
+    alerting: Alerting,
     engines: Engines,
     metered: Vec<Vec<MeteredDevice>>,
     address: String,
@@ -310,6 +344,7 @@ impl Starting {
             engines,
             ledger: self.ledger,
             admission: self.admission,
+            alerting: self.alerting,
             tokenizer,
             template,
             served,

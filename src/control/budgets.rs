@@ -8,7 +8,7 @@
 //! Invariants: each change is one critical section over all budgets that it touches; nothing is spent but by
 //! settling, and what a hold has leased is given back when it settles or is dropped.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::tz::TimeZone;
@@ -114,7 +114,23 @@ pub struct Spender {
 }
 
 impl Spender {
-    fn value(&self, scope: Scope) -> Option<&str> {
+    /// Whom a request's cost is counted for, from what is on its receipt. Tasks are their tenant's own.
+    #[must_use]
+    pub fn of(
+        key: Option<String>,
+        tenant: &str,
+        user: Option<String>,
+        tags: &BTreeMap<String, String>,
+    ) -> Self {
+        let tag = |name: &str| tags.get(name).cloned();
+        let task = tags.get("task").map(|task| format!("{tenant}/{task}"));
+        let (team, feature, environment) = (tag("team"), tag("feature"), tag("environment"));
+        Self { key, team, feature, user, environment, task }
+    }
+
+    /// Its value in a scope.
+    #[must_use]
+    pub fn value(&self, scope: Scope) -> Option<&str> {
         match scope {
             Scope::All => Some(""),
             Scope::Key => self.key.as_deref(),
@@ -208,6 +224,26 @@ pub struct Standing {
     pub spent: Picos,
     pub leased: Picos,
     pub span: Span,
+    /// The rule has an account for each value, not for one.
+    pub is_each: bool,
+    /// The soft limits that were reached, in per cent.
+    pub reached: Vec<u8>,
+}
+
+impl Standing {
+    /// The alerts of this window: what `take_crossings` has given out since it began.
+    pub fn crossings(&self) -> impl Iterator<Item = Crossing> + '_ {
+        let heard = self.mode != Mode::Observe;
+        self.reached.iter().filter(move |_| heard).map(|percent| Crossing {
+            budget: self.budget.clone(),
+            scope: self.scope,
+            value: self.value.clone(),
+            percent: *percent,
+            spent: self.spent,
+            cap: self.cap,
+            span: self.span,
+        })
+    }
 }
 
 /// A budget's account: its id, whose, and the beginning of the window.
@@ -396,6 +432,8 @@ impl Budgets {
                 spent: account.spent,
                 leased: account.leased,
                 span: account.span,
+                is_each: account.rule.value.is_none() && account.rule.scope != Scope::All,
+                reached: account.rule.soft[..reached(account)].to_vec(),
             })
             .collect();
         standings.sort_by(|a, b| (&a.budget, &a.value, a.span).cmp(&(&b.budget, &b.value, b.span)));

@@ -7,10 +7,12 @@
 //!
 //! All of it may wait for the disk, except `find`, which does so only while another process changes keys.
 
+pub mod alerts;
 mod audit_trail;
 pub mod budgets;
 mod keys;
 pub mod limits;
+pub mod outbox;
 pub mod policy;
 pub mod rules;
 mod store;
@@ -47,7 +49,7 @@ pub enum ControlError {
     NoKeys { path: PathBuf },
     #[error("{path} is not a file of keys of ours; move it away or choose another --data-dir")]
     NotOurs { path: PathBuf },
-    #[error("{path} has schema version {found}, this build reads version 1; use the build that wrote it")]
+    #[error("{path} has schema version {found}, this build reads up to 2; use the build that wrote it")]
     SchemaVersion { path: PathBuf, found: i64 },
     #[error("{path} is damaged ({detail}); restore it from a backup, nothing was changed")]
     Corrupt { path: PathBuf, detail: String },

@@ -22,8 +22,10 @@ use crate::units::{Picos, UnixNanos};
 const FILE: &str = "control.db";
 /// "OBOC".
 const APPLICATION_ID: i64 = 0x4F42_4F43;
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
+/// What version 2 has more than version 1.
+const ALERTS: &str = include_str!("alerts.sql");
 /// A change waits so long for another process's change.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// A look waits so long for another process that opens or closes the file.
@@ -34,7 +36,7 @@ const KEY: &str =
     max_budget, soft_budget, budget_duration, tpm_limit, rpm_limit, max_parallel_requests, tags, require_tags,
     metadata, created_at, updated_at, deleted_at, changed FROM keys";
 
-type SqlResult<T> = Result<T, rusqlite::Error>;
+pub(super) type SqlResult<T> = Result<T, rusqlite::Error>;
 
 /// A key's row.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +73,7 @@ impl Store {
             store.check()?;
         }
         store.configure().map_err(|source| store.broken(source))?;
-        if empty {
+        if empty || store.version()? < SCHEMA_VERSION {
             store.create()?;
         }
         Ok(store)
@@ -114,7 +116,7 @@ impl Store {
         let version = number("PRAGMA user_version")?;
         match (tables, application, version) {
             (0, 0, 0) => Ok(true),
-            (_, APPLICATION_ID, SCHEMA_VERSION) => Ok(false),
+            (_, APPLICATION_ID, 1..=SCHEMA_VERSION) => Ok(false),
             (_, APPLICATION_ID, found) => Err(ControlError::SchemaVersion { path: self.path.clone(), found }),
             _ => Err(ControlError::NotOurs { path: self.path.clone() }),
         }
@@ -139,17 +141,26 @@ impl Store {
         )
     }
 
-    /// Two processes may do this at once: the second finds the first one's tables.
+    /// Of the tables that are there.
+    pub(super) fn version(&self) -> Result<i64, ControlError> {
+        let read =
+            |connection: &Connection| connection.query_row("PRAGMA user_version", [], |row| row.get(0));
+        self.read(read)
+    }
+
+    /// What is missing. Two processes may do this at once: the second finds the first one's tables.
     fn create(&mut self) -> Result<(), ControlError> {
         let path = self.path.clone();
         let broken = |source| ControlError::unreadable(&path, source);
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(broken)?;
-        let tables: i64 = transaction
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(broken)?;
-        if tables == 0 {
-            transaction.execute_batch(SCHEMA).map_err(broken)?;
+        let version: i64 =
+            transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(broken)?;
+        if version < SCHEMA_VERSION {
+            let parts = if version == 0 { [SCHEMA, ALERTS].as_slice() } else { &[ALERTS] };
+            for part in parts {
+                transaction.execute_batch(part).map_err(broken)?;
+            }
             transaction
                 .execute_batch(&format!(
                     "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
@@ -173,6 +184,25 @@ impl Store {
         let done = work(&change)?;
         change.transaction.commit().map_err(broken)?;
         Ok(done)
+    }
+
+    /// A look at one state of the file.
+    pub(super) fn read<T>(&self, work: impl FnOnce(&Connection) -> SqlResult<T>) -> Result<T, ControlError> {
+        work(&self.connection).map_err(|source| self.broken(source))
+    }
+
+    /// A change that is nobody's deed, as what was sent: durable when it returns, or none.
+    pub(super) fn write<T>(
+        &mut self,
+        work: impl FnOnce(&Transaction<'_>) -> SqlResult<T>,
+    ) -> Result<T, ControlError> {
+        let change = |connection: &mut Connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        };
+        change(&mut self.connection).map_err(|source| ControlError::unreadable(&self.path, source))
     }
 
     /// Changes when another connection, of this process or another, has written.
@@ -382,7 +412,7 @@ fn stored(row: &Row<'_>) -> SqlResult<StoredKey> {
     Ok(StoredKey { key, hash: SecretHash(row.get(1)?), old, changed: row.get(22)? })
 }
 
-fn parsed<T: serde::de::DeserializeOwned>(column: usize, text: &str) -> SqlResult<T> {
+pub(super) fn parsed<T: serde::de::DeserializeOwned>(column: usize, text: &str) -> SqlResult<T> {
     serde_json::from_str(text).map_err(|error| malformed(column, error.to_string()))
 }
 

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::Server;
 use super::error::ApiError;
+use crate::control::budgets::{Scope, Standing};
 use crate::engine::EngineStats;
 use crate::ledger::{DeviceTotals, ModelTotals, Totals, Used};
 use crate::metrics::Exposition;
@@ -19,6 +20,8 @@ pub(super) async fn metrics(State(server): State<Arc<Server>>) -> Result<Respons
     let mut text = Exposition::default();
     engines(app, &mut text);
     probes(app, &mut text);
+    budgets(app, &mut text);
+    alerts(app, &mut text);
     books(app, app.ledger().totals(), &mut text);
     let text = app.metrics().render() + &text.into_text();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
@@ -102,6 +105,49 @@ fn probes(app: &App, text: &mut Exposition) {
             }
         }
     }
+}
+
+/// Values of one budget that are shown, where each value has its own.
+const VALUES_MAX: usize = 100;
+
+/// Where budgets stand. Of those that each user or task has there may be any number: they are left out.
+fn budgets(app: &App, text: &mut Exposition) {
+    let mut shown: Vec<Standing> = Vec::new();
+    let mut of_last = 0;
+    for standing in app.admission().budgets().standings(app.clock().wall()) {
+        if standing.is_each && matches!(standing.scope, Scope::User | Scope::Task) {
+            continue;
+        }
+        let same = shown.last().is_some_and(|last| last.budget == standing.budget);
+        of_last = if same { of_last + 1 } else { 1 };
+        if of_last <= VALUES_MAX {
+            shown.push(standing);
+        }
+    }
+    let gauges: [Figure<Standing, String>; 3] = [
+        ("obol_budget_spent", "Charged in the budget's window so far.", |budget| budget.spent.decimal()),
+        ("obol_budget_leased", "Set aside for requests that run.", |budget| budget.leased.decimal()),
+        ("obol_budget_cap", "Most that may be spent in the budget's window.", |budget| budget.cap.decimal()),
+    ];
+    for (name, help, of) in gauges {
+        for budget in &shown {
+            let labels =
+                [("budget", &*budget.budget), ("scope", budget.scope.name()), ("value", &*budget.value)];
+            text.gauge(name, help, &labels, of(budget));
+        }
+    }
+}
+
+fn alerts(app: &App, text: &mut Exposition) {
+    let alerting = app.alerting();
+    for (kind, raised) in alerting.raised() {
+        let help = "Alerts raised since the start.";
+        text.counter("obol_alerts_total", help, &[("kind", kind.name())], raised);
+    }
+    let help = "Alerts that webhooks have not acknowledged yet.";
+    text.gauge("obol_alerts_unsent", help, &[], alerting.unsent());
+    let help = "Settled requests and alerts that were left out, as too many came at once.";
+    text.counter("obol_alerts_left_out_total", help, &[], alerting.left_out());
 }
 
 /// The ledger's own sums since this start, as of its last commit: exact decimals, never counted here.

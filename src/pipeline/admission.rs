@@ -4,7 +4,7 @@
 //! Does: keep the budgets of keys as their keys say; count again at a start what the ledger says was used.
 //! Does not know: HTTP, how a budget holds while the request runs (`purse`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::tz::TimeZone;
@@ -91,7 +91,7 @@ impl Admission {
         let counts = policy.tasks.calls.is_some().then_some(UnixNanos(0));
         if let Some(since) = budgets.counts_since(now).into_iter().chain(counts).min() {
             ledger.charges(since, |charge| {
-                let who = spender(charge.key_id, &charge.tenant, charge.user, &charge.tags);
+                let who = Spender::of(charge.key_id, &charge.tenant, charge.user, &charge.tags);
                 budgets.replay(&who, charge.at, charge.amount, now);
                 if let Some(task) = charge.tags.get("task").filter(|_| charge.first) {
                     tasks.replay(&charge.tenant, task, charge.at);
@@ -160,7 +160,7 @@ impl Admission {
             return Ok(None);
         }
         let key = origin.key.as_ref().map(|key| key.id.0.clone());
-        let who = spender(key, &origin.tenant, origin.user.clone(), &origin.tags);
+        let who = Spender::of(key, &origin.tenant, origin.user.clone(), &origin.tags);
         match self.budgets.admit(&who, now) {
             Ok(hold) => Ok(Some(Arc::new(Budgeted::new(hold, prices)))),
             Err(refusal) => {
@@ -265,19 +265,6 @@ fn limits_of(key: &Key, sets: &LimitSets) -> Limits {
         tokens: settings.tpm_limit.or(*tpm),
         parallel: settings.max_parallel_requests.or(*parallel),
     }
-}
-
-/// Whom a request's cost is counted for, from what is on its receipt. Tasks are their tenant's own.
-fn spender(
-    key: Option<String>,
-    tenant: &str,
-    user: Option<String>,
-    tags: &BTreeMap<String, String>,
-) -> Spender {
-    let tag = |name: &str| tags.get(name).cloned();
-    let task = tags.get("task").map(|task| format!("{tenant}/{task}"));
-    let (team, feature, environment) = (tag("team"), tag("feature"), tag("environment"));
-    Spender { key, team, feature, user, environment, task }
 }
 
 fn hash(prompt: &[u32]) -> u64 {

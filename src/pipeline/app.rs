@@ -8,6 +8,7 @@ use obol_models::tokenizer::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Admission, Failure, Prompt, Replicas};
+use crate::alerting::Alerting;
 use crate::clock::Clock;
 use crate::control::Key;
 use crate::engine;
@@ -42,6 +43,7 @@ pub struct Parts {
     pub engines: Replicas,
     pub ledger: Ledger,
     pub admission: Admission,
+    pub alerting: Alerting,
     pub tokenizer: Arc<Tokenizer>,
     /// `None`: the model has no chat template, and chat requests are refused.
     pub template: Option<ChatTemplate>,
@@ -93,6 +95,11 @@ impl App {
     #[must_use]
     pub fn admission(&self) -> &Admission {
         &self.parts.admission
+    }
+
+    #[must_use]
+    pub fn alerting(&self) -> &Alerting {
+        &self.parts.alerting
     }
 
     #[must_use]

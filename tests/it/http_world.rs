@@ -12,8 +12,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
+use obol::alerting::{self, Alerting, Webhook};
 use obol::clock::{Clock, SystemClock};
 use obol::config::Speculative;
+use obol::control::alerts::rules::Rules;
 use obol::control::{ConfiguredKey, Control};
 use obol::engine::{self, EngineConfig, EngineHandle};
 use obol::http::{Access, HttpConfig, Server, router};
@@ -42,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
     pub(crate) policy: Policy,
+    pub(crate) alerts: Rules,
+    pub(crate) webhooks: Vec<Webhook>,
     pub(crate) http: HttpConfig,
     /// With keys of its own data directory, whatever it says of them.
     pub(crate) access: Access,
@@ -56,6 +60,8 @@ impl Default for Options {
             fail_at: None,
             panic_at: None,
             policy: Policy::default(),
+            alerts: Rules::default(),
+            webhooks: Vec::new(),
             http: HttpConfig::new("cpu", "USD"),
             access: Access::default(),
         }
@@ -121,10 +127,27 @@ pub(crate) fn world_with(options: Options) -> World {
     let control = Control::open(data_dir.path(), Arc::clone(&clock)).expect("keys");
     let keys = control.keys().expect("keys").into_iter().map(|(key, _)| key);
     let admission = Admission::new(options.policy, keys, &ledger, clock.wall()).expect("a readable ledger");
+    let parts = alerting::Parts {
+        data_dir: data_dir.path().to_owned(),
+        rules: options.alerts,
+        webhooks: options.webhooks,
+        budgets: admission.budgets().clone(),
+        ledger: ledger.clone(),
+        control: Some(control.clone()),
+        clock: Arc::clone(&clock),
+        currency: "USD".into(),
+        tuning: crate::alerts::TUNING,
+    };
+    let alerting = if parts.webhooks.is_empty() {
+        Alerting::default()
+    } else {
+        Alerting::start(parts).expect("webhooks that can be called")
+    };
     let app = App::new(Parts {
         engines,
         ledger: ledger.clone(),
         admission,
+        alerting,
         tokenizer: Arc::new(tokenizer),
         template: Some(crate::http_tokens::template()),
         served: Served {

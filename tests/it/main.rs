@@ -1,5 +1,7 @@
 //! The one integration binary: every test that looks at the crates from outside.
 
+mod alerts;
+mod alerts_events;
 mod bench;
 mod bench_servers;
 mod commands;

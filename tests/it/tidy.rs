@@ -18,7 +18,7 @@ use text::{Keep, keep, without_tests, words};
 const LEVELS: &[&[&str]] = &[
     &["units", "clock", "request", "usage", "config", "metrics"],
     &["text", "meter", "ledger", "control", "nvml"],
-    &["engine", "admission", "measure"],
+    &["engine", "admission", "alerting", "measure"],
     &["pipeline", "compare", "bench"],
     &["http", "cli"],
 ];
@@ -35,6 +35,9 @@ const ARCHITECTURE_LINES_MAX: usize = 150;
 /// Files of the server crate that may hold SQL.
 const SQL_HOMES: &[&str] = &[
     "src/control/schema.sql",
+    "src/control/alerts.sql",
+    "src/control/outbox.rs",
+    "src/control/outbox/tests.rs",
     "src/control/store.rs",
     "src/control/tests.rs",
     "src/ledger/schema.sql",
