@@ -274,6 +274,8 @@ fn hash(prompt: &[u32]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::control::{KeyId, KeySettings};
 
