@@ -215,6 +215,7 @@ struct File {
     limits: LimitsFile,
     #[serde(default)]
     tasks: TasksFile,
+    #[serde(default)]
     alerts: AlertsFile,
 }
 

@@ -102,3 +102,23 @@ impl From<AlertsFile> for AlertsText {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alerts_are_read_as_written_and_addresses_are_not_shown() {
+        let text = "request_cost = 0.5\nanomalies = false\n[[daily]]\nover = 100\nscope = 'team'\n\
+                    [[webhooks]]\nurl = 'https://example.org/secret'\nformat = 'slack'\n[[webhooks]]\nurl_file = 'f'";
+        let alerts = AlertsText::from(toml::from_str::<AlertsFile>(text).unwrap());
+        assert_eq!((alerts.request_cost.as_deref(), alerts.anomalies), (Some("0.5"), false));
+        assert_eq!((alerts.daily[0].over.as_str(), alerts.daily[0].scope.as_deref()), ("100", Some("team")));
+        assert_eq!(alerts.webhooks[0].url.as_deref(), Some("https://example.org/secret"));
+        assert_eq!(alerts.webhooks[1].url_file.as_deref(), Some(std::path::Path::new("f")));
+        assert!(!format!("{alerts:?}").contains("secret"));
+        assert!(toml::from_str::<AlertsFile>("weekly = 1").is_err());
+        let none = AlertsText::from(AlertsFile::default());
+        assert_eq!(none, AlertsText::default());
+    }
+}
