@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use obol::clock::{Clock, SystemClock};
-use obol::config::Speculative;
+use obol::config::{Speculative, Weights};
 use obol::engine::{EngineConfig, EngineHandle, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
@@ -103,6 +103,7 @@ fn run(sequences: usize, tokens: usize, ahead: bool) {
         queue_depth: sequences,
         prefix_caching: true,
         speculative: Speculative::Off,
+        weights: Some(Weights::default()),
         end_tokens: vec![0],
     };
     let (reports, _kept) = mpsc::channel();
@@ -119,6 +120,8 @@ fn run(sequences: usize, tokens: usize, ahead: bool) {
         .map(|index| {
             engine.reserve().expect("room").submit(NewRequest {
                 allowance: None,
+                tenant: "anonymous".into(),
+                throttled: false,
                 id: RequestId(format!("r{index}")),
                 ticket: Ticket(index as u64),
                 prompt: [1, 2, 3, 1].into(),

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use obol::engine::scheduler::{Limits, Running, StepPlan, Waiting, plan};
+use obol::engine::scheduler::{Limits, Running, StepPlan, Turn, Waiting, plan};
 
 const BLOCK: usize = 16;
 
@@ -13,20 +13,23 @@ fn running(sequences: usize) -> Vec<Running> {
         let computed = 100 + index * 7 % 900;
         let length = if index.is_multiple_of(8) { computed + 300 } else { computed + 1 };
         let blocks = computed.div_ceil(BLOCK);
-        Running { computed, length, blocks, exclusive: blocks }
+        Running { line: 0, computed, length, blocks, exclusive: blocks }
     };
     (0..sequences).map(sequence).collect()
 }
 
 fn scheduler(c: &mut Criterion) {
     let running = running(256);
-    let waiting: Vec<Waiting> = (0..1_000)
-        .map(|index| Waiting {
+    let waiting = (0..1_000).map(|index| {
+        Turn::Waiting(Waiting {
+            line: 0,
             length: 50 + index * 13 % 400,
             cached_blocks: index % 3,
             cached_unheld: index % 2,
         })
-        .collect();
+    });
+    let prefills = (0..running.len()).filter(|index| running[*index].remaining() > 1).map(Turn::Running);
+    let turns: Vec<Turn> = prefills.chain(waiting).collect();
     let mut group = c.benchmark_group("plan of 256 running and 1,000 waiting");
     let limits = Limits { step_tokens: 512, sequences: 256, block_size: BLOCK };
     for (name, limits, available) in [
@@ -36,7 +39,7 @@ fn scheduler(c: &mut Criterion) {
     ] {
         group.bench_function(name, |b| {
             let mut step = StepPlan::default();
-            b.iter(|| plan(black_box(&running), waiting.iter().copied(), available, &limits, &mut step));
+            b.iter(|| plan(black_box(&running), turns.iter().copied(), available, &limits, &mut step));
         });
     }
     group.finish();

@@ -5,6 +5,7 @@
 mod alerts;
 mod budgets;
 mod limits;
+mod scheduling;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +26,8 @@ use budgets::BudgetFile;
 pub use budgets::BudgetText;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
+use scheduling::SchedulingFile;
+pub use scheduling::{Scheduling, Weight, Weights};
 
 use crate::request::Tag;
 
@@ -173,6 +176,10 @@ pub struct ServeFlags {
     /// Guess the next tokens from the text so far and verify them in one step; answers stay the same [default: ngram]
     #[arg(long, env = "OBOL_SPECULATIVE")]
     pub speculative: Option<Speculative>,
+    /// Whose request is next: the tenant's that was given least device time by its weight, or who came first [default:
+    /// fair]
+    #[arg(long, env = "OBOL_SCHEDULING")]
+    pub scheduling: Option<Scheduling>,
     /// Largest request body, like 8MiB [default: 8MiB]
     #[arg(long, env = "OBOL_MAX_BODY", value_name = "BYTES")]
     pub max_body: Option<String>,
@@ -209,6 +216,8 @@ struct File {
     serve: ServeFlags,
     #[serde(default)]
     rates: RatesFile,
+    #[serde(default)]
+    scheduling: SchedulingFile,
     #[serde(default)]
     budgets: Vec<BudgetFile>,
     #[serde(default)]
@@ -337,6 +346,9 @@ pub struct Config {
     pub block_size: usize,
     pub prefix_caching: bool,
     pub speculative: Speculative,
+    pub scheduling: Scheduling,
+    /// Of tenants, for fair scheduling.
+    pub weights: Weights,
     pub max_body: usize,
     pub unknown_fields: UnknownFields,
     pub drain_timeout: Duration,
@@ -394,6 +406,8 @@ impl Config {
             block_size: flags.block_size.or(serve.block_size).unwrap_or(16),
             prefix_caching: flags.prefix_caching.or(serve.prefix_caching).unwrap_or(true),
             speculative: flags.speculative.or(serve.speculative).unwrap_or(Speculative::Ngram),
+            scheduling: flags.scheduling.or(serve.scheduling).unwrap_or(Scheduling::Fair),
+            weights: file.scheduling.weights()?,
             max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),
             unknown_fields: flags.unknown_fields.or(serve.unknown_fields).unwrap_or(UnknownFields::Reject),
             drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),

@@ -59,6 +59,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let id = ask.origin.request.clone();
     let Admitted { budgeted, pass, left } =
         app.admission().admit(app, &ask.origin, &prompt, placed.prices())?;
+    let tenant = ask.origin.tenant.as_str().into();
     let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
     let (ticket, receipt) = app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin) })?;
     // From here to the settler there is no await: an adopted request is always submitted and settled.
@@ -76,6 +77,8 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         },
         salt,
         id,
+        tenant,
+        throttled: budgeted.as_ref().is_some_and(|budgeted| budgeted.is_throttled()),
         allowance: budgeted.clone().map(|budgeted| budgeted as Arc<dyn Allowance>),
     });
     let (settled, receipt_durable) = oneshot::channel();

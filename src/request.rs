@@ -99,6 +99,10 @@ pub struct NewRequest {
     pub sampling: Sampling,
     pub stops: Stops,
     pub salt: CacheSalt,
+    /// Whose share of the device it uses.
+    pub tenant: Arc<str>,
+    /// A budget is spent: it runs when nobody else waits.
+    pub throttled: bool,
     /// `None`: no budget bounds what it uses.
     pub allowance: Option<Arc<dyn Allowance>>,
 }

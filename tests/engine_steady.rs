@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 
 use obol::clock::ManualClock;
-use obol::config::Speculative;
+use obol::config::{Speculative, Weights};
 use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
@@ -190,6 +190,7 @@ fn steady(depth: Option<usize>) {
         queue_depth: 64,
         prefix_caching: true,
         speculative: Speculative::Ngram,
+        weights: Some(Weights::default()),
         end_tokens: vec![0],
     };
     model.allocate_kv(config.blocks, config.block_size).expect("a small pool");
@@ -216,6 +217,8 @@ fn steady(depth: Option<usize>) {
             Stops { max_tokens: tokens, min_tokens: tokens, ignore_eos: false, stop_token_ids: vec![5] };
         let stream = engine.reserve().expect("room").submit(NewRequest {
             allowance: None,
+            tenant: "anonymous".into(),
+            throttled: false,
             id: RequestId(format!("r{ticket}")),
             ticket: Ticket(ticket as u64),
             prompt: (0..9).map(|i| i * 5 % 16).collect(),

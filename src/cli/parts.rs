@@ -12,7 +12,7 @@ use obol_models::load::{LoadOptions, Loaded, ModelInfo, load_replicas};
 use obol_models::queue::StepLimits;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Scheduling};
 use crate::engine::{EngineConfig, EngineHandle, Parts};
 use crate::meter::calibration::{self, Calibration};
 use crate::meter::energy::EnergyMeter;
@@ -183,6 +183,7 @@ fn size(model: &dyn CausalLm, end_tokens: &[u32], config: &Config) -> Result<Eng
         queue_depth: config.queue_depth,
         prefix_caching: config.prefix_caching,
         speculative: config.speculative,
+        weights: (config.scheduling == Scheduling::Fair).then(|| config.weights.clone()),
         end_tokens: end_tokens.to_vec(),
     })
 }

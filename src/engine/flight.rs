@@ -5,12 +5,14 @@ use std::collections::VecDeque;
 
 use crate::units::DeviceNanos;
 
+use super::lines::Line;
 use super::sequence::{Part, RequestKey, Sequence};
 
 /// A sequence's part in a step, as it was when the device was given the step.
 pub(super) struct Member {
     pub(super) request: RequestKey,
     pub(super) choice: u32,
+    pub(super) line: Line,
     /// Tokens that it computes.
     pub(super) rows: usize,
     /// The place of its draw among the step's.
@@ -51,6 +53,10 @@ impl Flights {
 
     pub(super) fn is_empty(&self) -> bool {
         self.flying.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Flight> {
+        self.flying.iter()
     }
 
     /// An empty flight, to be filled and sent off.

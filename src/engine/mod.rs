@@ -7,8 +7,10 @@
 pub mod blocks;
 mod device;
 mod draft;
+mod fair;
 mod flight;
 mod lane;
+mod lines;
 pub mod prefix;
 pub mod sampler;
 pub mod scheduler;
@@ -26,7 +28,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::config::Speculative;
+use crate::config::{Speculative, Weights};
 use crate::meter::calibration::Calibration;
 use crate::meter::energy::EnergyMeter;
 use crate::meter::partition::Partition;
@@ -51,6 +53,8 @@ pub struct EngineConfig {
     pub queue_depth: usize,
     pub prefix_caching: bool,
     pub speculative: Speculative,
+    /// By which tenants share the device; `None`: first come, first served.
+    pub weights: Option<Weights>,
     /// Tokens that end a sequence.
     pub end_tokens: Vec<u32>,
 }

@@ -1,30 +1,51 @@
 //! Decides what the next step computes. A pure function of views: no device, channel, clock or log.
 //!
-//! One token budget a step: running decodes first, then chunks of running prefills, then waiting
-//! sequences in order of arrival, as vLLM's V1 scheduler does. When blocks run out the sequence that
-//! arrived last is preempted and will be computed again. A waiting sequence is admitted only when all
-//! its tokens fit beside what is running, and nobody overtakes it.
+//! One token budget a step: running decodes first, then prompts in turns that the caller decides on: chunks of
+//! running prefills, and waiting sequences. When blocks run out the running sequence that is last in the caller's
+//! order is preempted and will be computed again. A waiting sequence is admitted only when all its tokens fit beside
+//! what is running, and nobody overtakes it. When a prompt of one line is done in a step, those of lines after it
+//! take part with few tokens, for they would hold its first token up.
 
 /// A running sequence, as the scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
+    /// Whose it is.
+    pub line: usize,
     /// Tokens whose KV is there.
     pub computed: usize,
-    /// Tokens it has: prompt and generated so far. At least `computed + 1`.
+    /// Tokens it has: prompt and generated so far. At least `computed + 1`, unless it has ended.
     pub length: usize,
     pub blocks: usize,
     /// Blocks that come free if it is preempted.
     pub exclusive: usize,
 }
 
+impl Running {
+    /// Tokens that it can compute now.
+    #[must_use]
+    pub fn remaining(&self) -> usize {
+        self.length - self.computed
+    }
+}
+
 /// A waiting sequence, as the scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waiting {
+    /// Whose it is.
+    pub line: usize,
     pub length: usize,
     /// Leading blocks found in the prefix cache, at most what leaves one token to compute.
     pub cached_blocks: usize,
     /// Those of them that nobody holds.
     pub cached_unheld: usize,
+}
+
+/// Whose prompt is next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Of `running`, by its index.
+    Running(usize),
+    Waiting(Waiting),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,20 +56,31 @@ pub struct Limits {
     pub block_size: usize,
 }
 
+impl Limits {
+    /// Tokens that a line may compute in a step in which a prompt of a line before it is done.
+    fn beside(&self) -> usize {
+        (self.step_tokens / 8).max(1)
+    }
+}
+
 /// The next step, in buffers that are used again. Indices are into the views; tokens are how many each computes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepPlan {
-    /// (index of running, tokens), in order of arrival.
+    /// (index of running, tokens), in the order of the views.
     pub run: Vec<(usize, usize)>,
-    /// Tokens that each of the first waiting sequences computes.
-    pub admit: Vec<usize>,
-    /// Indices of running sequences that lose their blocks, last arrival first.
+    /// (which of the waiting sequences that had a turn, tokens), in their order.
+    pub admit: Vec<(usize, usize)>,
+    /// Indices of running sequences that lose their blocks, last first.
     pub preempt: Vec<usize>,
+    /// The waiting sequence for which there was no room.
+    pub blocked: Option<Waiting>,
     /// What is left for this step when everybody has what they need, and nothing was preempted.
     pub spare_tokens: usize,
     pub spare_blocks: usize,
     /// Tokens given to each running sequence.
     tokens: Vec<usize>,
+    /// Prompt tokens given to each line.
+    lines: Vec<usize>,
 }
 
 impl StepPlan {
@@ -56,37 +88,46 @@ impl StepPlan {
         self.run.clear();
         self.admit.clear();
         self.preempt.clear();
+        self.blocked = None;
         self.tokens.clear();
         self.tokens.resize(running, 0);
+        self.lines.clear();
     }
 }
 
-/// Plans a step into `plan`. `running` and `waiting` are in order of arrival, and no more of `waiting` is looked at
-/// than can be admitted; `available` is the number of blocks that can be given out.
+/// Plans a step into `plan`. `running` begins with who keeps its blocks longest; of one line, with who arrived first.
+/// `turns` has prefills of `running` and waiting sequences, and no more of it is looked at than can take part, and
+/// one; `available` is the number of blocks that can be given out.
 pub fn plan(
     running: &[Running],
-    waiting: impl IntoIterator<Item = Waiting>,
+    turns: impl IntoIterator<Item = Turn>,
     available: usize,
     limits: &Limits,
     plan: &mut StepPlan,
 ) {
     plan.clear(running.len());
-    let StepPlan { run, admit, preempt, spare_tokens, spare_blocks, tokens } = plan;
+    let StepPlan { run, admit, preempt, blocked, spare_tokens, spare_blocks, tokens, lines } = plan;
     let budget = limits.step_tokens;
-    let mut step = Step { running, limits, available, tokens, kept: running.len(), budget };
-    for decode in [true, false] {
-        for (index, view) in running.iter().enumerate() {
-            let remaining = view.length - view.computed;
-            if (remaining == 1) == decode && index < step.kept {
-                step.schedule(index, remaining);
-            }
+    let (kept, done) = (running.len(), None);
+    let mut step = Step { running, limits, available, tokens, kept, budget, lines, done };
+    for (index, _) in running.iter().enumerate().filter(|(_, view)| view.remaining() == 1) {
+        if index < step.kept {
+            step.schedule(index);
+        }
+    }
+    // With blocks for all that runs nobody needs to be preempted for a prompt.
+    let mut free = step.free().filter(|_| step.kept == running.len());
+    if let Some(free) = &mut free {
+        *blocked = step.take_turns(turns, free, admit);
+    }
+    // Those that had no turn.
+    for (index, view) in running.iter().enumerate() {
+        if index < step.kept && view.remaining() > 1 && step.tokens[index] == 0 {
+            step.schedule(index);
         }
     }
     preempt.extend((step.kept..running.len()).rev());
-    if preempt.is_empty() {
-        step.admit(waiting, admit);
-    }
-    (*spare_tokens, *spare_blocks) = (step.budget, step.available);
+    (*spare_tokens, *spare_blocks) = (step.budget, free.unwrap_or(0));
     run.extend((0..step.kept).filter(|i| step.tokens[*i] > 0).map(|i| (i, step.tokens[i])));
 }
 
@@ -98,6 +139,10 @@ struct Step<'a> {
     /// Running sequences from here on are preempted.
     kept: usize,
     budget: usize,
+    /// Prompt tokens given to each line.
+    lines: &'a mut Vec<usize>,
+    /// Of the first prompt that is done in this step.
+    done: Option<usize>,
 }
 
 impl Step<'_> {
@@ -106,23 +151,31 @@ impl Step<'_> {
         (view.computed + tokens).div_ceil(self.limits.block_size).saturating_sub(view.blocks)
     }
 
-    fn new_blocks_in_all(&self, index: usize) -> usize {
-        self.new_blocks(index, self.running[index].length - self.running[index].computed)
+    /// Blocks that nobody who runs will need for the tokens that it has; `None` when there are too few for these.
+    fn free(&self) -> Option<usize> {
+        let waits = |i: &usize| self.tokens[*i] == 0;
+        let outstanding: usize =
+            (0..self.kept).filter(waits).map(|i| self.new_blocks(i, self.running[i].remaining())).sum();
+        self.available.checked_sub(outstanding)
     }
 
-    /// Gives the sequence what the budget allows, preempting later arrivals for blocks.
-    fn schedule(&mut self, index: usize, remaining: usize) {
-        let mut tokens = remaining.min(self.budget);
+    /// Gives the sequence what it may have, preempting the last ones for blocks.
+    fn schedule(&mut self, index: usize) {
+        let (line, remaining) = (self.running[index].line, self.running[index].remaining());
+        let mut tokens = self.most(line, remaining);
         while tokens > 0 && self.new_blocks(index, tokens) > self.available {
             self.preempt_last();
             if index >= self.kept {
-                return; // it was itself the last to arrive
+                return; // it was itself the last
             }
-            tokens = remaining.min(self.budget);
+            tokens = self.most(line, remaining);
         }
         self.available -= self.new_blocks(index, tokens);
         self.budget -= tokens;
         self.tokens[index] = tokens;
+        if remaining > 1 {
+            self.gave(line, tokens, remaining);
+        }
     }
 
     fn preempt_last(&mut self) {
@@ -133,30 +186,64 @@ impl Step<'_> {
         self.tokens[victim] = 0;
     }
 
-    fn admit(&mut self, waiting: impl IntoIterator<Item = Waiting>, admitted: &mut Vec<usize>) {
-        // What running prefills will still need is spoken for.
-        let outstanding: usize =
-            (0..self.kept).map(|i| self.new_blocks_in_all(i) - self.new_blocks(i, self.tokens[i])).sum();
-        self.available = self.available.saturating_sub(outstanding);
-        let mut waiting = waiting.into_iter();
-        loop {
-            let sequences = self.kept + admitted.len();
-            if sequences == self.limits.sequences || self.budget == 0 {
-                break;
-            }
-            let Some(view) = waiting.next() else { break };
-            let fresh = view.length.div_ceil(self.limits.block_size) - view.cached_blocks;
-            let needed = fresh + view.cached_unheld;
-            // A block to grow into for each that runs already, or admission would end in preemption.
-            if needed > self.available || (sequences > 0 && needed + sequences > self.available) {
-                break;
-            }
-            let tokens = (view.length - view.cached_blocks * self.limits.block_size).min(self.budget);
-            // All of its blocks are spoken for, though the first chunk may take fewer.
-            self.available -= needed;
-            self.budget -= tokens;
-            admitted.push(tokens);
+    /// The prompt tokens that a line may have of as many.
+    fn most(&self, line: usize, remaining: usize) -> usize {
+        let given = self.lines.get(line).copied().unwrap_or(0);
+        match self.done {
+            Some(done) if done != line => remaining.min(self.limits.beside().saturating_sub(given)),
+            _ => remaining,
         }
+        .min(self.budget)
+    }
+
+    fn gave(&mut self, line: usize, tokens: usize, remaining: usize) {
+        if line >= self.lines.len() {
+            self.lines.resize(line + 1, 0);
+        }
+        self.lines[line] += tokens;
+        if tokens == remaining {
+            self.done.get_or_insert(line);
+        }
+    }
+
+    /// Gives out the budget and `free` blocks by turns, until a waiting sequence finds no room: that one is given
+    /// back.
+    fn take_turns(
+        &mut self,
+        turns: impl IntoIterator<Item = Turn>,
+        free: &mut usize,
+        admitted: &mut Vec<(usize, usize)>,
+    ) -> Option<Waiting> {
+        let block_size = self.limits.block_size;
+        let mut turns = turns.into_iter();
+        let mut waiting = 0;
+        while self.budget > 0 {
+            let view = match turns.next()? {
+                Turn::Running(index) => {
+                    self.schedule(index);
+                    continue;
+                }
+                Turn::Waiting(view) => view,
+            };
+            waiting += 1;
+            let remaining = view.length - view.cached_blocks * block_size;
+            let tokens = self.most(view.line, remaining);
+            if tokens == 0 {
+                continue; // none of its line has more in this step
+            }
+            let sequences = self.kept + admitted.len();
+            let needed = view.length.div_ceil(block_size) - view.cached_blocks + view.cached_unheld;
+            // A block to grow into for each that runs already, or admission would end in preemption.
+            if sequences == self.limits.sequences || needed + sequences > *free {
+                return Some(view);
+            }
+            // All of its blocks are spoken for, though the first chunk may take fewer.
+            *free -= needed;
+            self.budget -= tokens;
+            self.gave(view.line, tokens, remaining);
+            admitted.push((waiting - 1, tokens));
+        }
+        None
     }
 }
 
@@ -168,32 +255,34 @@ mod tests {
 
     fn decode(length: usize) -> Running {
         let blocks = (length - 1).div_ceil(4);
-        Running { computed: length - 1, length, blocks, exclusive: blocks }
+        Running { line: 0, computed: length - 1, length, blocks, exclusive: blocks }
     }
 
     fn prefill(computed: usize, length: usize) -> Running {
         let blocks = computed.div_ceil(4);
-        Running { computed, length, blocks, exclusive: blocks }
+        Running { line: 0, computed, length, blocks, exclusive: blocks }
     }
 
     fn fresh(length: usize) -> Waiting {
-        Waiting { length, cached_blocks: 0, cached_unheld: 0 }
+        Waiting { line: 0, length, cached_blocks: 0, cached_unheld: 0 }
+    }
+
+    /// Whoever runs first, all in order.
+    fn turns(running: &[Running], waiting: &[Waiting]) -> Vec<Turn> {
+        let prefills = (0..running.len()).filter(|i| running[*i].remaining() > 1).map(Turn::Running);
+        prefills.chain(waiting.iter().copied().map(Turn::Waiting)).collect()
     }
 
     fn check(running: &[Running], waiting: &[Waiting], available: usize, expected: &str) {
         // What is left of another step must not show.
         let mut plan = StepPlan { run: vec![(7, 7)], tokens: vec![3; 9], ..StepPlan::default() };
-        super::plan(running, waiting.iter().copied(), available, &LIMITS, &mut plan);
+        super::plan(running, turns(running, waiting), available, &LIMITS, &mut plan);
         let list = |items: &[(usize, usize)]| {
             items.iter().map(|(i, n)| format!("{i}x{n}")).collect::<Vec<_>>().join(" ")
         };
         let preempt: Vec<String> = plan.preempt.iter().map(ToString::to_string).collect();
-        let got = format!(
-            "run {} | admit {} | preempt {}",
-            list(&plan.run),
-            list(&plan.admit.iter().copied().enumerate().collect::<Vec<_>>()),
-            preempt.join(" ")
-        );
+        let got =
+            format!("run {} | admit {} | preempt {}", list(&plan.run), list(&plan.admit), preempt.join(" "));
         assert_eq!(got, expected);
     }
 
@@ -212,7 +301,7 @@ mod tests {
 
     #[test]
     fn cached_blocks_are_not_computed_but_taking_unheld_ones_uses_the_pool() {
-        let hit = Waiting { length: 18, cached_blocks: 4, cached_unheld: 4 };
+        let hit = Waiting { line: 0, length: 18, cached_blocks: 4, cached_unheld: 4 };
         check(&[], &[hit], 5, "run  | admit 0x2 | preempt ");
         check(&[], &[hit], 4, "run  | admit  | preempt ");
         check(&[], &[Waiting { cached_unheld: 0, ..hit }], 1, "run  | admit 0x2 | preempt ");
@@ -239,7 +328,8 @@ mod tests {
         let limits = Limits { step_tokens: 64, ..LIMITS };
         let admitted = |available| {
             let mut plan = StepPlan::default();
-            super::plan(&[prefill(4, 36)], [fresh(4)], available, &limits, &mut plan);
+            let running = [prefill(4, 36)];
+            super::plan(&running, turns(&running, &[fresh(4)]), available, &limits, &mut plan);
             plan.admit.len()
         };
         assert_eq!((admitted(9), admitted(10)), (0, 1));
@@ -249,7 +339,7 @@ mod tests {
     fn what_nobody_needs_is_to_spare() {
         let spare = |running: &[Running], waiting: &[Waiting], available| {
             let mut plan = StepPlan::default();
-            super::plan(running, waiting.iter().copied(), available, &LIMITS, &mut plan);
+            super::plan(running, turns(running, waiting), available, &LIMITS, &mut plan);
             (plan.spare_tokens, plan.spare_blocks)
         };
         assert_eq!(spare(&[decode(6), decode(9)], &[], 5), (14, 4), "one takes a block");

@@ -16,7 +16,9 @@ use crate::usage::{Accrual, TokenCounts, Usage};
 
 use super::blocks::BlockLease;
 use super::draft::{DRAFTS_MAX, Drafter, Estimate, Verified};
+use super::fair::Account;
 use super::lane::{Drawn, Lane, SharedLane, lock};
+use super::lines::{self, Line};
 use super::prefix::{self, PrefixKey};
 use super::step::Allowed;
 use super::{Place, Submission};
@@ -39,6 +41,7 @@ pub(super) struct Request {
     pub(super) unstarted: Vec<u32>,
     /// Keys of the prompt's full blocks.
     pub(super) keys: Vec<PrefixKey>,
+    pub(super) line: Line,
     submitted: DeviceNanos,
     submitted_at: UnixNanos,
     first_run: Option<DeviceNanos>,
@@ -57,12 +60,13 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(submission: Submission, wall: UnixNanos) -> Self {
+    pub(super) fn new(submission: Submission, wall: UnixNanos, account: Account) -> Self {
         let Submission { request: new, keys, events, place, at } = submission;
         let tokens = TokenCounts { prompt: new.prompt.len() as u64, ..TokenCounts::default() };
         Self {
             open: new.choices,
             unstarted: (0..new.choices).collect(),
+            line: lines::line(account, new.throttled),
             new: Arc::new(new),
             keys,
             events,
@@ -197,6 +201,8 @@ impl Request {
 pub(super) struct Sequence {
     pub(super) request: RequestKey,
     pub(super) choice: u32,
+    /// Where it waits.
+    pub(super) line: Line,
     /// Prompt, then generated.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt: usize,
@@ -239,6 +245,12 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// What the request will pay, by the fit, for its part in a step of so many sequences.
+    pub(super) fn expected(&self, sequences: usize) -> DeviceNanos {
+        let picos = self.new / sequences as u128;
+        DeviceNanos(u64::try_from(picos / 1000).unwrap_or(u64::MAX))
+    }
+
     /// Splits the sequence's share into what the request pays and what recomputing costs the house.
     pub(super) fn split(&self, share: DeviceNanos) -> (DeviceNanos, DeviceNanos) {
         split_recompute(share, self.new, self.again)
@@ -257,6 +269,7 @@ impl Sequence {
         Self {
             request: key,
             choice,
+            line: request.line,
             tokens,
             prompt: new.prompt.len(),
             computed: 0,

@@ -5,7 +5,8 @@
 //! and `wait` are then of different steps. What ends in the one that is read may take part in the one that runs
 //! already: it stays in `running`, has ended, and leaves when that step was read as well.
 //!
-//! Invariants: every sequence is in `running` or `waiting`, both in order of arrival; every request
+//! Invariants: every sequence is in `running` or `waiting`, the first and each line of the
+//! second in order of arrival; every request
 //! ends in exactly one `Usage`; after each step the snapshot's two laws hold; while a step is in flight, the
 //! blocks of its sequences are not given back, and the books stand before its end. In a steady state nothing is
 //! allocated here.
@@ -17,6 +18,7 @@ mod energy;
 mod prepare;
 mod report;
 mod speculate;
+mod turns;
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -39,7 +41,9 @@ use crate::usage::{HouseTime, MeterReport, Usage};
 
 use super::blocks::Blocks;
 use super::device::Device;
+use super::fair::Fair;
 use super::flight::{Flight, Flights};
+use super::lines::Lines;
 use super::scheduler::{Running, StepPlan};
 use super::sequence::{Request, RequestKey, Sequence};
 use super::speculate::{Candidate, Speculator};
@@ -47,6 +51,7 @@ use super::{Command, EngineConfig, EngineStats, Parts, Shared};
 
 pub(super) use allowance::Allowed;
 use energy::Metered;
+use turns::Order;
 
 /// How often the whole pool is walked.
 const INTEGRITY: DeviceNanos = DeviceNanos(60_000_000_000);
@@ -88,7 +93,8 @@ struct Engine {
     blocks: Blocks,
     since: DeviceNanos,
     running: Vec<Sequence>,
-    waiting: VecDeque<Sequence>,
+    waiting: Lines,
+    fair: Fair,
     requests: BTreeMap<RequestKey, Request>,
     by_id: HashMap<RequestId, RequestKey>,
     arrivals: RequestKey,
@@ -136,6 +142,7 @@ enum Post {
 struct Buffers {
     views: Vec<Running>,
     plan: StepPlan,
+    order: Order,
     /// Indices in `running` of what takes part in the step that is made ready, ascending.
     planned: Vec<usize>,
     candidates: Vec<Candidate>,
@@ -166,7 +173,6 @@ impl Engine {
         let engine = Self {
             blocks: Blocks::new(config.blocks, config.block_size, since),
             since,
-            config,
             calibration,
             clock,
             partition,
@@ -175,7 +181,8 @@ impl Engine {
             reports,
             shared,
             running: Vec::new(),
-            waiting: VecDeque::new(),
+            waiting: Lines::default(),
+            fair: Fair::new(config.weights.clone()),
             requests: BTreeMap::new(),
             by_id: HashMap::new(),
             arrivals: 0,
@@ -194,6 +201,7 @@ impl Engine {
             flights: Flights::default(),
             speculator: Speculator::new(),
             buffers: Buffers::default(),
+            config,
         };
         (engine, device)
     }
@@ -304,7 +312,8 @@ impl Engine {
             Command::Submit(submission) => {
                 let key = self.arrivals;
                 self.arrivals += 1;
-                let request = Request::new(*submission, self.clock.wall());
+                let account = self.join(&submission.request);
+                let request = Request::new(*submission, self.clock.wall(), account);
                 let longest = request.new.prompt.len() + request.new.stops.max_tokens as usize;
                 let fits = !request.new.prompt.is_empty() && longest <= self.config.max_model_len;
                 self.by_id.insert(request.new.id.clone(), key);
@@ -426,7 +435,8 @@ impl Engine {
     /// The plan was empty: the head of the queue can never run, which admission should have prevented.
     fn nothing_fits(&mut self) {
         let stuck = self.running.is_empty() && self.blocks.counts().held == 0;
-        if stuck && let Some(head) = self.waiting.front() {
+        let line = self.waiting.waiting().next();
+        if stuck && let Some(head) = line.and_then(|line| self.waiting.get(line, 0)) {
             let key = head.request;
             tracing::error!("a request fits in an empty pool or not at all; this is a bug");
             self.end_request(key, Finish::Error);

@@ -57,6 +57,8 @@ pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option
     let id = RequestId::new();
     NewRequest {
         allowance: None,
+        tenant: "anonymous".into(),
+        throttled: false,
         ticket: Ticket(0),
         salt: salt.unwrap_or_else(|| CacheSalt(*blake3::hash(id.0.as_bytes()).as_bytes())),
         id,

@@ -31,6 +31,11 @@ impl Budgeted {
         Self { hold, prices: prices.to_vec(), verdict: Mutex::default() }
     }
 
+    /// Whether it is to run when nobody else waits only.
+    pub(super) fn is_throttled(&self) -> bool {
+        self.hold.is_throttled()
+    }
+
     /// Why it never began, where a budget is the reason.
     pub(super) fn refusal(&self) -> Option<Box<Refusal>> {
         match &*self.verdict() {

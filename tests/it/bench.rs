@@ -12,7 +12,7 @@ use obol::bench::{
     Started, Subject, Workload, bench,
 };
 use obol::clock::{Clock, SystemClock};
-use obol::config::Speculative;
+use obol::config::{Speculative, Weights};
 use obol::engine::{EngineConfig, EngineHandle, Parts};
 use obol::ledger::RateCard;
 use obol::measure::MeasureError;
@@ -70,6 +70,7 @@ impl Site for Fakes {
                 queue_depth: 4,
                 prefix_caching: setup.prefix_caching,
                 speculative: Speculative::Off,
+                weights: Some(Weights::default()),
                 end_tokens: Vec::new(),
             },
             model: Box::new(model),

@@ -83,6 +83,8 @@ fn random_worlds(on: On) {
                 }
                 let stream = world.submit_new(NewRequest {
                     allowance: limits.clone().map(|limits| limits as Arc<dyn Allowance>),
+                    tenant: "anonymous".into(),
+                    throttled: false,
                     id: RequestId(format!("r{ticket}")),
                     ticket: Ticket(ticket),
                     prompt: prompt.as_slice().into(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use obol::clock::{Clock, ManualClock};
-use obol::config::Speculative;
+use obol::config::{Speculative, Weights};
 use obol::engine::sampler::{self, Draw, History, Scratch};
 use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
@@ -61,7 +61,7 @@ pub(crate) const EVERYWHERE: [On; 3] = [On::Host, On::Queue(1), On::Queue(2)];
 pub(crate) struct World {
     pub(crate) engine: EngineHandle,
     reports: mpsc::Receiver<MeterReport>,
-    clock: Arc<ManualClock>,
+    pub(crate) clock: Arc<ManualClock>,
     busy: Arc<AtomicU64>,
     /// Time that passed by itself; it may fall into a step or between steps.
     passed: u64,
@@ -102,6 +102,11 @@ impl EnergyMeter for Joules {
     }
 }
 
+/// Weights of the tenants `t0`, `t1`, ...
+pub(crate) fn weights(of: &[(&str, &str)]) -> Weights {
+    Weights::new(of.iter().map(|(tenant, weight)| ((*tenant).into(), weight.parse().expect("a weight"))))
+}
+
 pub(crate) fn config(blocks: usize, block_size: usize) -> EngineConfig {
     EngineConfig {
         blocks,
@@ -113,6 +118,7 @@ pub(crate) fn config(blocks: usize, block_size: usize) -> EngineConfig {
         queue_depth: 64,
         prefix_caching: true,
         speculative: Speculative::Ngram,
+        weights: Some(Weights::default()),
         end_tokens: vec![0],
     }
 }
@@ -123,7 +129,7 @@ impl World {
     }
 
     /// `before` is called before each step is over.
-    fn paced(
+    pub(crate) fn paced(
         model: FakeModel,
         config: EngineConfig,
         on: On,
@@ -200,6 +206,8 @@ impl World {
     ) -> EventStream {
         self.submit_new(NewRequest {
             allowance: None,
+            tenant: format!("t{tenant}").into(),
+            throttled: false,
             id: RequestId(format!("r{ticket}")),
             ticket: Ticket(ticket),
             prompt: prompt.into(),
@@ -333,11 +341,12 @@ pub(crate) fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u
 #[test]
 fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
     for on in EVERYWHERE {
-        random_worlds(on);
+        random_worlds(on, None);
+        random_worlds(on, Some(weights(&[("t1", "3")])));
     }
 }
 
-fn random_worlds(on: On) {
+fn random_worlds(on: On, weights: Option<Weights>) {
     let (mut preemptions, mut hits, mut drafts, mut held) = (0, 0, 0, 0);
     for seed in 0..250u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
@@ -346,6 +355,7 @@ fn random_worlds(on: On) {
         let mut config = config(blocks, block_size);
         config.max_sequences = 1 + rng.below(4) as usize;
         config.prefix_caching = rng.below(5) > 0;
+        config.weights.clone_from(&weights);
         config.speculative = if seed % 4 == 0 { Speculative::Off } else { Speculative::Ngram };
         let capacity = config.max_model_len as u64;
         // Those that forget say the same again, as texts do.

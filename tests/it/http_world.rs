@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use obol::alerting::{self, Alerting, Webhook};
 use obol::clock::{Clock, SystemClock};
-use obol::config::Speculative;
+use obol::config::{Speculative, Weights};
 use obol::control::alerts::rules::Rules;
 use obol::control::{ConfiguredKey, Control};
 use obol::engine::{self, EngineConfig, EngineHandle};
@@ -202,6 +202,7 @@ fn start(
             queue_depth: options.queue_depth,
             prefix_caching: true,
             speculative: Speculative::Off,
+            weights: Some(Weights::default()),
             end_tokens: Vec::new(),
         },
         model: Box::new(model),

@@ -7,6 +7,7 @@ mod bench_servers;
 mod commands;
 mod compare;
 mod engine_budgets;
+mod engine_fair;
 mod engine_queue;
 mod engine_sim;
 mod engine_speculation;

@@ -2,6 +2,7 @@
 
 use crate::engine::device::Device;
 use crate::engine::flight::{self, Flight};
+use crate::engine::lines;
 use crate::engine::sequence::Sequence;
 use crate::meter::share::split;
 use crate::request::Finish;
@@ -16,7 +17,7 @@ impl Engine {
     /// Never inlined, so that `scripts/metering-share` can count its instructions.
     #[inline(never)]
     pub(super) fn meter(&mut self, flight: &Flight, start: DeviceNanos, end: DeviceNanos) {
-        let Self { running, requests, buffers, partition, .. } = self;
+        let Self { running, requests, buffers, partition, fair, .. } = self;
         buffers.weights.clear();
         buffers.weights.extend(flight.members.iter().map(|member| member.part.weight));
         let time = partition.step(start, end);
@@ -31,6 +32,7 @@ impl Engine {
             let (pays, again) = member.part.split(*share);
             partition.return_to_house(HouseTime::Preemption, again);
             let request = requests.get_mut(&member.request).expect("a sequence has a request");
+            fair.charge(lines::account(member.line), pays);
             request.charge(self.stats.steps, pays, member.part.alone, member.prefill);
             request.holds(running[index].lease.len() as u64);
             siblings |= request.open > 1;

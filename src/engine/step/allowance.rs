@@ -5,6 +5,7 @@
 //! in which that was found out was read.
 
 use crate::engine::flight::{self, Flight};
+use crate::engine::lines::Line;
 use crate::meter::share::Work;
 use crate::request::{Finish, Use};
 use crate::units::{BlockNanos, DeviceNanos};
@@ -31,10 +32,10 @@ fn times(time: DeviceNanos, steps: u64) -> DeviceNanos {
 }
 
 impl Engine {
-    /// Whether the head of the queue may begin: it has begun before, or there is enough for its prompt and a token.
-    pub(super) fn may_begin(&self) -> bool {
+    /// Whether the line's head may begin: it has begun before, or there is enough for its prompt and a token.
+    pub(super) fn may_begin(&self, line: Line) -> bool {
         let Self { waiting, requests, calibration, config, blocks, .. } = self;
-        let head = waiting.front().expect("the plan admits waiting sequences");
+        let head = waiting.get(line, 0).expect("the plan admits waiting sequences");
         let request = &requests[&head.request];
         let Some(allowance) = request.new.allowance.as_deref().filter(|_| request.has_not_begun()) else {
             return true;

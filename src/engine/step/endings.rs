@@ -1,7 +1,9 @@
 //! How choices and requests begin to wait and end, and what clients hear of it.
 
+use crate::engine::fair::Account;
+use crate::engine::lines;
 use crate::engine::sequence::{RequestKey, Sequence};
-use crate::request::{Event, Finish};
+use crate::request::{Event, Finish, NewRequest};
 use crate::units::{DeviceNanos, UnixNanos};
 
 use super::{Engine, Post};
@@ -17,9 +19,20 @@ impl Engine {
         for choice in request.unstarted.drain(..count).collect::<Vec<_>>() {
             let lease = self.blocks.lease(request.kv_paid.clone());
             let sequence = Sequence::new(key, choice, request, lease);
-            let at = self.waiting.partition_point(|s| (s.request, s.choice) < (key, choice));
-            self.waiting.insert(at, sequence);
+            self.waiting.insert(sequence);
         }
+    }
+
+    /// A request comes: the account of its tenant, who is lifted to where the others are if nothing of it waits.
+    pub(super) fn join(&mut self, new: &NewRequest) -> Account {
+        let Self { fair, waiting, .. } = self;
+        let least = waiting.accounts().map(|account| fair.service(account)).min();
+        let level = least.unwrap_or_else(|| fair.service(waiting.last()));
+        let account = fair.join(&new.tenant, level);
+        if [false, true].iter().all(|throttled| waiting.get(lines::line(account, *throttled), 0).is_none()) {
+            fair.lift(account, level);
+        }
+        account
     }
 
     /// Says what the last step left to say.
@@ -92,8 +105,8 @@ impl Engine {
                 return;
             }
             drop(self.running.remove(at));
-        } else if let Ok(at) = self.waiting.binary_search_by_key(&(key, choice), place) {
-            drop(self.waiting.remove(at));
+        } else if self.waiting.remove(request.line, key, choice).is_some() {
+            // It held nothing.
         } else if let Ok(at) = request.unstarted.binary_search(&choice) {
             request.unstarted.remove(at);
         } else {
@@ -124,11 +137,7 @@ impl Engine {
         }
         let landed = self.running.extract_if(from..to, |s| !s.flies());
         choices.extend(landed.map(|s| (s.choice, s.ended.unwrap_or(finish))));
-        let (from, to) = (
-            self.waiting.partition_point(|s| s.request < key),
-            self.waiting.partition_point(|s| s.request <= key),
-        );
-        choices.extend(self.waiting.drain(from..to).map(|s| (s.choice, finish)));
+        choices.extend(self.waiting.remove_all(request.line, key).into_iter().map(|c| (c, finish)));
         for (choice, finish) in choices {
             request.end_choice(choice, finish);
         }
@@ -157,6 +166,7 @@ impl Engine {
         let request = self.requests.remove(&key).expect("a request is settled once");
         self.by_id.remove(&request.new.id);
         self.bounded -= usize::from(request.new.allowance.is_some());
+        self.fair.leave(lines::account(request.line));
         let energy = self.energy.settle(request.energy);
         let usage = request.usage(at, self.wall_at(at), energy);
         self.settled_device += usage.device();

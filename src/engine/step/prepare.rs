@@ -1,42 +1,50 @@
 //! Before a step: the scheduler's views, its plan carried out, the device loaded.
 
-use crate::engine::blocks::PrefixMatch;
+use std::cmp::Reverse;
+
 use crate::engine::device::Device;
 use crate::engine::flight::{Flight, Member};
-use crate::engine::scheduler::{self, Limits, Running, Waiting};
+use crate::engine::lines::Line;
+use crate::engine::scheduler::{self, Limits, Running};
 use crate::meter::share::StepClass;
 use crate::request::Finish;
 use crate::units::DeviceNanos;
 
-use super::Engine;
+use super::turns::{self, Turns};
+use super::{Buffers, Engine};
 
 impl Engine {
     /// Views of the queues for the pure scheduler.
     pub(super) fn plan(&mut self) {
-        let Self { config, blocks, running, waiting, buffers, .. } = self;
+        let Self { config, blocks, running, waiting, buffers, fair, flights, calibration, .. } = self;
+        let Buffers { views, plan, order, .. } = buffers;
         let available = blocks.available();
-        // What a preemption would free matters only when blocks may run out in this step.
-        let tight = available < running.len() + config.step_tokens.div_ceil(config.block_size);
-        buffers.views.clear();
-        buffers.views.extend(running.iter().map(|s| Running {
+        order.begin(fair, flights, running);
+        // What a preemption would free matters only when blocks may run out in this step, or are to be given away.
+        let tight = available < running.len() + config.step_tokens.div_ceil(config.block_size)
+            || order.contended(running, waiting);
+        views.clear();
+        views.extend(order.running.iter().map(|index| &running[*index]).map(|s| Running {
+            line: s.line,
             computed: s.start(),
             length: s.wanted(),
             blocks: s.lease.len(),
             exclusive: if tight { s.lease.exclusive() } else { 0 },
         }));
-        let waiting = waiting.iter().map(|s| {
-            let found = match config.prefix_caching {
-                true => blocks.match_prefix(s.reusable_keys(config.block_size)),
-                false => PrefixMatch::default(),
-            };
-            Waiting { length: s.tokens.len(), cached_blocks: found.blocks, cached_unheld: found.unheld }
-        });
         let limits = Limits {
             step_tokens: config.step_tokens,
             sequences: config.max_sequences,
             block_size: config.block_size,
         };
-        scheduler::plan(&buffers.views, waiting, available, &limits, &mut buffers.plan);
+        let coefficients = &calibration.prefill;
+        let mut turns = Turns { order, fair, running, waiting, views, blocks, config, coefficients };
+        turns.begin();
+        scheduler::plan(views, &mut turns, available, &limits, plan);
+        turns::make_room(&mut turns, plan);
+        plan.run.iter_mut().for_each(|(index, _)| *index = order.running[*index]);
+        plan.preempt.iter_mut().for_each(|index| *index = order.running[*index]);
+        // They leave one after another.
+        plan.preempt.sort_unstable_by_key(|index| Reverse(*index));
     }
 
     /// Carries the plan out: preempts, admits, takes blocks. What takes part is then in `planned`. Gives whether a
@@ -55,11 +63,12 @@ impl Engine {
         }
         // Prefixes first: fresh blocks taken before could evict them.
         let mut refused = false;
-        for tokens in &plan.admit {
-            if self.may_begin() {
-                self.admit(*tokens, now);
+        for (turn, tokens) in &plan.admit {
+            let line = self.buffers.order.lines[*turn];
+            if self.may_begin(line) {
+                self.admit(line, *tokens, now);
             } else {
-                let head = self.waiting.front().expect("the plan admits waiting sequences");
+                let head = self.waiting.get(line, 0).expect("the plan admits waiting sequences");
                 self.end_request(head.request, Finish::Budget);
                 refused = true;
             }
@@ -80,15 +89,13 @@ impl Engine {
         // Dropping the old lease pays for the blocks and gives them back.
         victim.lease = self.blocks.lease(self.requests[&victim.request].kv_paid.clone());
         victim.computed = 0;
-        let place = (victim.request, victim.choice);
-        let at = self.waiting.partition_point(|s| (s.request, s.choice) < place);
-        self.waiting.insert(at, victim);
+        self.waiting.insert(victim);
     }
 
-    /// The head of the queue starts to run, with what the prefix cache has of it.
-    fn admit(&mut self, tokens: usize, now: DeviceNanos) {
+    /// The line's head starts to run, with what the prefix cache has of it.
+    fn admit(&mut self, line: Line, tokens: usize, now: DeviceNanos) {
         let block_size = self.config.block_size;
-        let mut sequence = self.waiting.pop_front().expect("the plan admits waiting sequences");
+        let mut sequence = self.waiting.pop(line).expect("the plan admits waiting sequences");
         sequence.rows = tokens;
         sequence.drafts.clear();
         sequence.lease.reserve(sequence.blocks_max(block_size));
@@ -123,6 +130,7 @@ impl Engine {
             Member {
                 request: sequence.request,
                 choice: sequence.choice,
+                line: sequence.line,
                 rows: sequence.rows,
                 draw: None,
                 prefill: sequence.start() < sequence.prompt,

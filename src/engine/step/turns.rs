@@ -1,0 +1,217 @@
+//! Whose prompt is computed next, and who keeps its place: the tenant that was given least by its weight goes first,
+//! and within it who arrived first. What a spent budget throttles comes after everybody.
+//!
+//! Knows no device or client. Invariant: one tenant alone is served in order of arrival.
+
+use crate::engine::EngineConfig;
+use crate::engine::blocks::{Blocks, PrefixMatch};
+use crate::engine::fair::{Fair, Service};
+use crate::engine::flight::Flights;
+use crate::engine::lines::{Line, Lines, account, throttled};
+use crate::engine::scheduler::{Running, StepPlan, Turn, Waiting};
+use crate::engine::sequence::{RequestKey, Sequence};
+use crate::meter::share::{Coefficients, Work};
+use crate::units::DeviceNanos;
+
+/// One line while a step is planned.
+#[derive(Clone, Default)]
+struct Contender {
+    /// What its tenant was given, with estimates of what was not metered yet.
+    given: Service,
+    /// With what it had turns for in this plan, too.
+    service: Service,
+    /// Sequences that run, and that had a turn in this plan.
+    running: usize,
+    /// Its views from the next one that computes a prompt.
+    next: usize,
+    end: usize,
+    /// Sequences of its line that had their turn.
+    turns: usize,
+}
+
+/// What each plan fills anew.
+#[derive(Default)]
+pub(super) struct Order {
+    /// Running sequences, by their indices; first who keeps its blocks longest.
+    pub(super) running: Vec<usize>,
+    /// By line.
+    contenders: Vec<Contender>,
+    /// Lines of waiting sequences that had a turn, in order.
+    pub(super) lines: Vec<Line>,
+}
+
+impl Order {
+    /// Sets the counters, and the order of who runs.
+    pub(super) fn begin(&mut self, fair: &Fair, flights: &Flights, running: &[Sequence]) {
+        self.lines.clear();
+        self.contenders.clear();
+        self.contenders.resize(2 * fair.len(), Contender::default());
+        for (line, contender) in self.contenders.iter_mut().enumerate() {
+            contender.given = fair.service(account(line));
+        }
+        for flight in flights.iter() {
+            let sequences = flight.members.len();
+            for member in &flight.members {
+                let expected = fair.worth(account(member.line), member.part.expected(sequences));
+                let pair = 2 * account(member.line);
+                self.contenders[pair..pair + 2].iter_mut().for_each(|c| c.given += expected);
+            }
+        }
+        self.contenders.iter_mut().for_each(|c| c.service = c.given);
+        self.running.clear();
+        self.running.extend(0..running.len());
+        let contenders = &self.contenders;
+        self.running.sort_unstable_by_key(|index| {
+            let line = running[*index].line;
+            (throttled(line), contenders[line].service, line, *index)
+        });
+    }
+
+    /// Whether it matters who loses blocks so that another may begin.
+    pub(super) fn contended(&self, running: &[Sequence], waiting: &Lines) -> bool {
+        let first = waiting.waiting().next();
+        first.is_some_and(|first| {
+            running.iter().any(|s| s.line != first) || waiting.waiting().nth(1).is_some()
+        })
+    }
+}
+
+/// The turns of one plan, as the scheduler takes them.
+pub(super) struct Turns<'a> {
+    pub(super) order: &'a mut Order,
+    pub(super) fair: &'a Fair,
+    pub(super) running: &'a [Sequence],
+    pub(super) waiting: &'a Lines,
+    pub(super) views: &'a [Running],
+    pub(super) blocks: &'a Blocks,
+    pub(super) config: &'a EngineConfig,
+    pub(super) coefficients: &'a Coefficients,
+}
+
+impl Turns<'_> {
+    /// Finds each line's sequences in the views.
+    pub(super) fn begin(&mut self) {
+        for (index, view) in self.views.iter().enumerate() {
+            let contender = &mut self.order.contenders[view.line];
+            if contender.running == 0 {
+                contender.next = index;
+            }
+            contender.running += 1;
+            contender.end = index + 1;
+        }
+        for contender in &mut self.order.contenders {
+            skip_decodes(contender, self.views);
+        }
+    }
+
+    /// Who is next of the line.
+    fn head(&self, line: Line) -> Option<RequestKey> {
+        let contender = &self.order.contenders[line];
+        let sequence = match contender.next < contender.end {
+            true => Some(&self.running[self.order.running[contender.next]]),
+            false => self.waiting.get(line, contender.turns),
+        };
+        sequence.map(|sequence| sequence.request)
+    }
+
+    fn best(&self) -> Option<Line> {
+        let heads = (0..self.order.contenders.len()).filter_map(|line| Some((line, self.head(line)?)));
+        let best = heads.min_by_key(|(line, head)| {
+            let contender = &self.order.contenders[*line];
+            let running = self.fair.weighed(account(*line), contender.running);
+            (throttled(*line), contender.service, running, *head)
+        });
+        best.map(|(line, _)| line)
+    }
+
+    /// What the scheduler has to know of a sequence that waits.
+    fn view(&self, line: Line, sequence: &Sequence) -> Waiting {
+        // Where nobody can be admitted nothing is looked for.
+        let looks = self.config.prefix_caching && self.running.len() < self.config.max_sequences;
+        let found = match looks {
+            true => self.blocks.match_prefix(sequence.reusable_keys(self.config.block_size)),
+            false => PrefixMatch::default(),
+        };
+        let length = sequence.tokens.len();
+        Waiting { line, length, cached_blocks: found.blocks, cached_unheld: found.unheld }
+    }
+}
+
+fn skip_decodes(contender: &mut Contender, views: &[Running]) {
+    while contender.next < contender.end && views[contender.next].remaining() <= 1 {
+        contender.next += 1;
+    }
+}
+
+impl Iterator for Turns<'_> {
+    type Item = Turn;
+
+    fn next(&mut self) -> Option<Turn> {
+        let line = self.best()?;
+        let Contender { next, end, turns, .. } = self.order.contenders[line];
+        let (turn, tokens, context) = if next < end {
+            let Running { computed, .. } = self.views[next];
+            (Turn::Running(next), self.views[next].remaining(), computed)
+        } else {
+            let view = self.view(line, self.waiting.get(line, turns)?);
+            let cached = view.cached_blocks * self.config.block_size;
+            self.order.lines.push(line);
+            (Turn::Waiting(view), view.length - cached, cached)
+        };
+        // What it will be charged is known when the step is over: until then, the estimate of its own part.
+        let work = Work { tokens: tokens as u64, context: context as u64, logits: 1 };
+        let picos =
+            self.coefficients.own(work) + u128::from(self.coefficients.step) / (self.views.len() as u128 + 1);
+        let time = DeviceNanos(u64::try_from(picos / 1000).unwrap_or(u64::MAX));
+        let worth = self.fair.worth(account(line), time);
+        let pair = 2 * account(line);
+        self.order.contenders[pair..pair + 2].iter_mut().for_each(|c| c.service += worth);
+        let contender = &mut self.order.contenders[line];
+        if next < end {
+            contender.next += 1;
+            skip_decodes(contender, self.views);
+        } else {
+            contender.turns += 1;
+            contender.running += 1;
+        }
+        Some(turn)
+    }
+}
+
+/// Makes room for a waiting sequence whose tenant was given less and has fewer sequences by its weight: the last ones
+/// of who was given most lose their blocks, and nothing else happens in this plan. Throttled ones go first.
+///
+/// A tenant's last sequence by its weight stays, and who gained a place so can not lose it so to the same tenant.
+pub(super) fn make_room(turns: &mut Turns<'_>, plan: &mut StepPlan) {
+    let Some(view) = plan.blocked.filter(|view| !throttled(view.line) && plan.admit.is_empty()) else {
+        return;
+    };
+    let Turns { order, fair, views, config, .. } = turns;
+    // The sequence is counted as running already.
+    let Contender { running, given, .. } = order.contenders[view.line];
+    let mine = fair.weighed(account(view.line), running);
+    let full = views.len() >= config.max_sequences;
+    let needed = view.length.div_ceil(config.block_size) + views.len();
+    let mut free = plan.spare_blocks;
+    let mut victims = 0;
+    for (index, victim) in views.iter().enumerate().rev() {
+        if free >= needed && (victims > 0 || !full) {
+            break;
+        }
+        let contender = &mut order.contenders[victim.line];
+        let theirs = fair.weighed(account(victim.line), contender.running.saturating_sub(1));
+        let gives = throttled(victim.line) || contender.given >= given && theirs >= mine;
+        if victim.line != view.line && gives {
+            contender.running -= 1;
+            free += victim.exclusive;
+            victims += 1;
+            plan.preempt.push(index);
+        }
+    }
+    if victims > 0 && free >= needed {
+        plan.run.clear();
+        plan.admit.clear();
+    } else {
+        plan.preempt.clear();
+    }
+}
