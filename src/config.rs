@@ -176,8 +176,7 @@ pub struct ServeFlags {
     /// Guess the next tokens from the text so far and verify them in one step; answers stay the same [default: ngram]
     #[arg(long, env = "OBOL_SPECULATIVE")]
     pub speculative: Option<Speculative>,
-    /// Whose request is next: the tenant's that was given least device time by its weight, or who came first [default:
-    /// fair]
+    /// Whose request is next: that of the tenant charged least by its weight, or who came first [default: fair]
     #[arg(long, env = "OBOL_SCHEDULING")]
     pub scheduling: Option<Scheduling>,
     /// Largest request body, like 8MiB [default: 8MiB]

@@ -80,6 +80,11 @@ impl Fair {
         account
     }
 
+    /// Whether the engine has one request of the tenant.
+    pub(super) fn has_one(&self, account: Account) -> bool {
+        self.tenants[account].requests == 1
+    }
+
     /// A request is gone.
     pub(super) fn leave(&mut self, account: Account) {
         self.tenants[account].requests -= 1;

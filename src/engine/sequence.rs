@@ -16,7 +16,7 @@ use crate::usage::{Accrual, TokenCounts, Usage};
 
 use super::blocks::BlockLease;
 use super::draft::{DRAFTS_MAX, Drafter, Estimate, Verified};
-use super::fair::Account;
+use super::fair::{Account, Service};
 use super::lane::{Drawn, Lane, SharedLane, lock};
 use super::lines::{self, Line};
 use super::prefix::{self, PrefixKey};
@@ -42,6 +42,8 @@ pub(super) struct Request {
     /// Keys of the prompt's full blocks.
     pub(super) keys: Vec<PrefixKey>,
     pub(super) line: Line,
+    /// What its tenant was given when it came, where it was the only one.
+    begins: Option<Service>,
     submitted: DeviceNanos,
     submitted_at: UnixNanos,
     first_run: Option<DeviceNanos>,
@@ -60,7 +62,12 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(submission: Submission, wall: UnixNanos, account: Account) -> Self {
+    pub(super) fn new(
+        submission: Submission,
+        wall: UnixNanos,
+        account: Account,
+        begins: Option<Service>,
+    ) -> Self {
         let Submission { request: new, keys, events, place, at } = submission;
         let tokens = TokenCounts { prompt: new.prompt.len() as u64, ..TokenCounts::default() };
         Self {
@@ -69,6 +76,7 @@ impl Request {
             line: lines::line(account, new.throttled),
             new: Arc::new(new),
             keys,
+            begins,
             events,
             place: Some(place),
             kv_paid: Rc::default(),
@@ -203,6 +211,8 @@ pub(super) struct Sequence {
     pub(super) choice: u32,
     /// Where it waits.
     pub(super) line: Line,
+    /// Its prompt, once begun, has the turn that its tenant had with this, whatever it is charged meanwhile.
+    pub(super) begins: Option<Service>,
     /// Prompt, then generated.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt: usize,
@@ -270,6 +280,7 @@ impl Sequence {
             request: key,
             choice,
             line: request.line,
+            begins: request.begins,
             tokens,
             prompt: new.prompt.len(),
             computed: 0,

@@ -312,8 +312,8 @@ impl Engine {
             Command::Submit(submission) => {
                 let key = self.arrivals;
                 self.arrivals += 1;
-                let account = self.join(&submission.request);
-                let request = Request::new(*submission, self.clock.wall(), account);
+                let (account, begins) = self.join(&submission.request);
+                let request = Request::new(*submission, self.clock.wall(), account, begins);
                 let longest = request.new.prompt.len() + request.new.stops.max_tokens as usize;
                 let fits = !request.new.prompt.is_empty() && longest <= self.config.max_model_len;
                 self.by_id.insert(request.new.id.clone(), key);

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use obol::clock::{Clock, ManualClock};
@@ -106,19 +107,9 @@ fn play(
 }
 
 fn read(streams: &mut [EventStream]) {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut context = Context::from_waker(Waker::noop());
     for stream in streams {
-        while std::pin::pin!(stream.next()).poll(&mut context).is_ready_and_some() {}
-    }
-}
-
-trait Ready {
-    fn is_ready_and_some(self) -> bool;
-}
-
-impl<T> Ready for std::task::Poll<Option<T>> {
-    fn is_ready_and_some(self) -> bool {
-        matches!(self, Self::Ready(Some(_)))
+        while let Poll::Ready(Some(_)) = std::pin::pin!(stream.next()).poll(&mut context) {}
     }
 }
 

@@ -516,6 +516,8 @@ fn a_device_that_is_lost_ends_the_engine_and_every_request_is_settled() {
                 let Ok(seat) = world.engine.reserve() else { break };
                 let mut stream = seat.submit(NewRequest {
                     allowance: None,
+                    tenant: "anonymous".into(),
+                    throttled: false,
                     id: RequestId(format!("r{ticket}")),
                     ticket: Ticket(ticket),
                     prompt: [1; 8].as_slice().into(),

@@ -1,12 +1,15 @@
 //! How choices and requests begin to wait and end, and what clients hear of it.
 
-use crate::engine::fair::Account;
+use crate::engine::fair::{Account, Service};
 use crate::engine::lines;
 use crate::engine::sequence::{RequestKey, Sequence};
 use crate::request::{Event, Finish, NewRequest};
 use crate::units::{DeviceNanos, UnixNanos};
 
 use super::{Engine, Post};
+
+/// A prompt is short that takes so many steps of its own.
+const SHORT: usize = 4;
 
 impl Engine {
     /// Lets up to `count` more of a request's choices wait for their turn.
@@ -23,8 +26,9 @@ impl Engine {
         }
     }
 
-    /// A request comes: the account of its tenant, who is lifted to where the others are if nothing of it waits.
-    pub(super) fn join(&mut self, new: &NewRequest) -> Account {
+    /// A request comes: the account of its tenant, who is lifted to where the others are if nothing of it waits; and
+    /// where that is, if the tenant had nothing here and the prompt is not long.
+    pub(super) fn join(&mut self, new: &NewRequest) -> (Account, Option<Service>) {
         let Self { fair, waiting, .. } = self;
         let least = waiting.accounts().map(|account| fair.service(account)).min();
         let level = least.unwrap_or_else(|| fair.service(waiting.last()));
@@ -32,7 +36,8 @@ impl Engine {
         if [false, true].iter().all(|throttled| waiting.get(lines::line(account, *throttled), 0).is_none()) {
             fair.lift(account, level);
         }
-        account
+        let short = new.prompt.len() <= SHORT * self.config.step_tokens;
+        (account, (short && fair.has_one(account)).then(|| fair.service(account)))
     }
 
     /// Says what the last step left to say.

@@ -104,22 +104,23 @@ impl Turns<'_> {
         }
     }
 
-    /// Who is next of the line.
-    fn head(&self, line: Line) -> Option<RequestKey> {
+    /// Who is next of the line, and what its tenant was given.
+    fn head(&self, line: Line) -> Option<(Service, RequestKey)> {
         let contender = &self.order.contenders[line];
-        let sequence = match contender.next < contender.end {
-            true => Some(&self.running[self.order.running[contender.next]]),
-            false => self.waiting.get(line, contender.turns),
-        };
-        sequence.map(|sequence| sequence.request)
+        if contender.next == contender.end {
+            let sequence = self.waiting.get(line, contender.turns)?;
+            return Some((contender.service, sequence.request));
+        }
+        let sequence = &self.running[self.order.running[contender.next]];
+        let service = sequence.begins.map_or(contender.service, |begins| begins.min(contender.service));
+        Some((service, sequence.request))
     }
 
     fn best(&self) -> Option<Line> {
         let heads = (0..self.order.contenders.len()).filter_map(|line| Some((line, self.head(line)?)));
-        let best = heads.min_by_key(|(line, head)| {
-            let contender = &self.order.contenders[*line];
-            let running = self.fair.weighed(account(*line), contender.running);
-            (throttled(*line), contender.service, running, *head)
+        let best = heads.min_by_key(|(line, (service, request))| {
+            let running = self.fair.weighed(account(*line), self.order.contenders[*line].running);
+            (throttled(*line), *service, running, *request)
         });
         best.map(|(line, _)| line)
     }
