@@ -4,6 +4,7 @@
 
 mod alerts;
 mod budgets;
+mod decimal;
 mod limits;
 mod scheduling;
 
@@ -24,6 +25,7 @@ use alerts::AlertsFile;
 pub use alerts::{AlertsText, DailyText, WebhookText};
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
+use decimal::Decimal;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
 use scheduling::SchedulingFile;
@@ -225,26 +227,6 @@ struct File {
     tasks: TasksFile,
     #[serde(default)]
     alerts: AlertsFile,
-}
-
-/// A decimal as people write it in TOML: "2.50", 2.50 or 2.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Decimal {
-    Text(String),
-    Integer(i64),
-    /// The shortest decimal that reads back as this float: what was written, up to 15 digits.
-    Float(f64),
-}
-
-impl Decimal {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Integer(number) => number.to_string(),
-            Self::Float(number) => number.to_string(),
-        }
-    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
