@@ -121,10 +121,11 @@ impl Alerting {
         let (stop, stopped) = watch::channel(false);
         let outbox = Arc::new(Mutex::new(outbox));
         let mut watch = Watch::new(parts.rules, &parts.currency);
-        if let Some(since) = watch.counts_since(now) {
+        let rules = parts.budgets.rules();
+        if let Some(since) = watch.counts_since(&rules, now) {
             parts.ledger.charges(since, |charge| {
                 let who = Spender::of(charge.key_id, &charge.tenant, charge.user, &charge.tags);
-                watch.replay(&who, charge.at, charge.amount);
+                watch.replay(&rules, &who, charge.at, charge.amount);
             })?;
         }
         let watcher = Watcher {
@@ -300,7 +301,7 @@ impl Watcher {
     }
 
     fn settled(&mut self, settled: &Settled) {
-        for alert in self.watch.settled(settled) {
+        for alert in self.watch.settled(&self.budgets.rules(), settled) {
             self.raise(alert);
         }
     }
@@ -310,6 +311,9 @@ impl Watcher {
         let now = self.clock.wall();
         for crossing in self.budgets.take_crossings() {
             let alert = self.watch.crossed(&crossing, now);
+            self.raise(alert);
+        }
+        for alert in self.watch.close(now, || self.budgets.standings(now)) {
             self.raise(alert);
         }
         for device in &self.ledger.totals().devices {

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 
 pub use watch::{Settled, Watch};
 
-use super::budgets::{Crossing, Scope};
+use super::anomaly::{Measure, Spike};
+use super::budgets::{Crossing, Scope, Standing};
+use super::forecast::Projection;
 use super::keys::{rfc3339, short};
 use super::window::Span;
 use crate::units::{Picos, RequestId, UnixNanos};
@@ -24,12 +26,17 @@ pub enum Kind {
     RequestCost,
     /// A day's total is over a limit.
     DailyTotal,
+    /// A budget will probably not last until its window ends.
+    Forecast,
+    /// Requests cost more than they did, or spend is faster.
+    Anomaly,
     /// The books do not add up.
     Ledger,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Budget, Self::RequestCost, Self::DailyTotal, Self::Ledger];
+    pub const ALL: [Self; 6] =
+        [Self::Budget, Self::RequestCost, Self::DailyTotal, Self::Forecast, Self::Anomaly, Self::Ledger];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -37,6 +44,8 @@ impl Kind {
             Self::Budget => "budget",
             Self::RequestCost => "request_cost",
             Self::DailyTotal => "daily_total",
+            Self::Forecast => "forecast",
+            Self::Anomaly => "anomaly",
             Self::Ledger => "ledger",
         }
     }
@@ -204,6 +213,58 @@ impl Alert {
             "time_zone": zone,
         });
         Self::new(once, at, (Kind::DailyTotal, "daily_total_exceeded"), about, &message, more)
+    }
+
+    /// A budget will probably be spent before its window ends, at `reaches`.
+    #[must_use]
+    pub fn of_forecast(
+        standing: &Standing,
+        projection: &Projection,
+        (reaches, at): (Option<UnixNanos>, UnixNanos),
+        currency: &str,
+    ) -> Self {
+        let Standing { budget, scope, value, cap, spent, span, .. } = standing;
+        let about = About { scope: *scope, value, spent: *spent, limit: Some(*cap), currency };
+        let Projection { expected, low, high } = projection;
+        let message = format!(
+            "The budget {budget:?} of {} will probably not last: {} of {} {currency} are spent, and {} to {} will be \
+             when its window ends{}",
+            about.whose(),
+            short(*spent),
+            short(*cap),
+            short(*low),
+            short(*high),
+            span.end.map(|end| format!(" at {}", rfc3339(end))).unwrap_or_default()
+        );
+        let once = format!("forecast {budget:?} {value:?} {} {}", span.start.0, cap.0);
+        let more = json!({
+            "budget": budget,
+            "window_start": rfc3339(span.start),
+            "window_end": span.end.map(rfc3339),
+            "projected": { "expected": expected.decimal(), "low": low.decimal(), "high": high.decimal() },
+        });
+        let what = (Kind::Forecast, "projected_limit_exceeded");
+        let mut alert = Self::new(once, at, what, &about, &message, more);
+        alert.event["projected_spend"] = json!(expected.as_f64());
+        alert.event["projected_exceeded_date"] = json!(reaches.map(|at| rfc3339(at)[..10].to_owned()));
+        alert
+    }
+
+    fn of_spike(spike: &Spike, currency: &str) -> Self {
+        let Spike { scope, value, measure, seen, usual, spent, at } = spike;
+        let about = About { scope: *scope, value, spent: *spent, limit: None, currency };
+        let (what, unit) = match measure {
+            Measure::CostPerRequest => ("Requests", "a request"),
+            Measure::SpendRate => ("Spend", "an hour"),
+        };
+        let message = format!(
+            "{what} of {} cost {:.1} times the usual: {seen:.6} {currency} {unit}, usually {usual:.6}",
+            about.whose(),
+            seen / usual.max(f64::MIN_POSITIVE)
+        );
+        let once = format!("anomaly {} {value:?} {} {}", scope.name(), measure.name(), at.0);
+        let more = json!({ "measure": measure.name(), "seen": seen, "usual": usual });
+        Self::new(once, *at, (Kind::Anomaly, "spend_anomaly"), &about, &message, more)
     }
 
     /// The books of a device do not add up: by so much device time (ns), or block time (block-ns). `start` tells one

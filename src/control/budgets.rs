@@ -8,10 +8,14 @@
 //! Invariants: each change is one critical section over all budgets that it touches; nothing is spent but by
 //! settling, and what a hold has leased is given back when it settles or is dropped.
 
+mod standing;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::tz::TimeZone;
+
+pub use standing::{Crossing, Standing};
 
 use super::window::{Span, Window};
 use crate::units::{Picos, UnixNanos};
@@ -100,6 +104,15 @@ pub struct Budget {
     pub mode: Mode,
     /// Per cent of the cap at which an alert is raised, ascending, each once a window.
     pub soft: Vec<u8>,
+}
+
+impl Budget {
+    /// Whose the budget is, if the request is under it.
+    #[must_use]
+    pub fn whose<'a>(&self, who: &'a Spender) -> Option<&'a str> {
+        let value = who.value(self.scope)?;
+        self.value.as_deref().is_none_or(|only| only == value).then_some(value)
+    }
 }
 
 /// Whom a request's cost is counted for: a value for each scope that it has one in.
@@ -201,51 +214,6 @@ impl Refusal {
     }
 }
 
-/// A soft limit, or the cap, that what was spent has just reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Crossing {
-    pub budget: String,
-    pub scope: Scope,
-    pub value: String,
-    pub percent: u8,
-    pub spent: Picos,
-    pub cap: Picos,
-    pub span: Span,
-}
-
-/// What a budget's window stands at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    pub budget: String,
-    pub scope: Scope,
-    pub value: String,
-    pub mode: Mode,
-    pub cap: Picos,
-    pub spent: Picos,
-    pub leased: Picos,
-    pub span: Span,
-    /// The rule has an account for each value, not for one.
-    pub is_each: bool,
-    /// The soft limits that were reached, in per cent.
-    pub reached: Vec<u8>,
-}
-
-impl Standing {
-    /// The alerts of this window: what `take_crossings` has given out since it began.
-    pub fn crossings(&self) -> impl Iterator<Item = Crossing> + '_ {
-        let heard = self.mode != Mode::Observe;
-        self.reached.iter().filter(move |_| heard).map(|percent| Crossing {
-            budget: self.budget.clone(),
-            scope: self.scope,
-            value: self.value.clone(),
-            percent: *percent,
-            spent: self.spent,
-            cap: self.cap,
-            span: self.span,
-        })
-    }
-}
-
 /// A budget's account: its id, whose, and the beginning of the window.
 type AccountKey = (String, String, UnixNanos);
 
@@ -317,6 +285,12 @@ impl Budgets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The rules that are in force.
+    #[must_use]
+    pub fn rules(&self) -> Vec<Arc<Budget>> {
+        self.state().rules.clone()
+    }
+
     /// Whether there is anything to count for.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -336,7 +310,7 @@ impl Budgets {
         for rule in state.rules.clone() {
             let span = rule.window.around(admitted, &rule.zone);
             let over = span.end.is_some_and(|end| end <= now);
-            if let Some(value) = matching(&rule, who).filter(|_| !over) {
+            if let Some(value) = rule.whose(who).filter(|_| !over) {
                 let account = state.account(&rule, value, span);
                 account.spent += charged;
                 account.raised = reached(account);
@@ -385,7 +359,7 @@ impl Budgets {
         let rules: Vec<(Arc<Budget>, String)> = state
             .rules
             .iter()
-            .filter_map(|rule| Some((Arc::clone(rule), matching(rule, who)?.to_owned())))
+            .filter_map(|rule| Some((Arc::clone(rule), rule.whose(who)?.to_owned())))
             .collect();
         let mut keys = Vec::with_capacity(rules.len());
         let mut throttled = false;
@@ -433,6 +407,7 @@ impl Budgets {
                 leased: account.leased,
                 span: account.span,
                 is_each: account.rule.value.is_none() && account.rule.scope != Scope::All,
+                until: account.rule.until,
                 reached: account.rule.soft[..reached(account)].to_vec(),
             })
             .collect();
@@ -468,12 +443,6 @@ impl State {
     fn at(&mut self, key: &AccountKey) -> &mut Account {
         self.accounts.get_mut(key).expect("an account is kept while a hold counts on it")
     }
-}
-
-/// Whose the budget is, if the request is under it.
-fn matching<'a>(rule: &Budget, who: &'a Spender) -> Option<&'a str> {
-    let value = who.value(rule.scope)?;
-    rule.value.as_deref().is_none_or(|only| only == value).then_some(value)
 }
 
 /// How many of the soft limits have been reached.

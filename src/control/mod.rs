@@ -8,8 +8,10 @@
 //! All of it may wait for the disk, except `find`, which does so only while another process changes keys.
 
 pub mod alerts;
+pub mod anomaly;
 mod audit_trail;
 pub mod budgets;
+pub mod forecast;
 mod keys;
 pub mod limits;
 pub mod outbox;
@@ -19,6 +21,8 @@ mod store;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traffic;
 pub mod window;
 
 use std::collections::{BTreeMap, HashMap};

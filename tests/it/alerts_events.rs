@@ -67,7 +67,7 @@ fn events_are_as_documented() {
     assert_eq!(of_key.key(), Some("key_1"));
     of_key.name_key("88dc28", Some("prod"));
     alerts.push(of_key);
-    alerts.extend(watch.settled(&settled("search", 2_600_000_000_000, NOW)));
+    alerts.extend(watch.settled(&[], &settled("search", 2_600_000_000_000, NOW)));
     alerts.extend(watch.conservation("cuda:0", (-3, 0), (NOW, NOW)));
     assert_eq!(alerts.len(), 6);
     let events: Vec<Value> = alerts.iter().map(settled_event).collect();
@@ -89,33 +89,43 @@ fn a_days_total_is_of_the_day_in_its_zone_and_is_told_once() {
     let kinds = |alerts: Vec<Alert>| alerts.iter().map(|alert| alert.kind.name()).collect::<Vec<_>>();
     let at = |hours: u64| UnixNanos(NOW.0 + hours * 3_600_000_000_000);
     let cost = 900_000_000_000;
-    assert!(watch.settled(&settled("search", cost, at(0))).is_empty());
+    assert!(watch.settled(&[], &settled("search", cost, at(0))).is_empty());
     assert!(
-        watch.settled(&settled("other", 5 * cost, at(0))).iter().all(|a| a.kind.name() == "request_cost")
+        watch
+            .settled(&[], &settled("other", 5 * cost, at(0)))
+            .iter()
+            .all(|a| a.kind.name() == "request_cost")
     );
     // Begun before Berlin's midnight, 23:00 in UTC.
-    assert!(watch.settled(&settled("search", cost, at(5))).is_empty());
-    assert_eq!(kinds(watch.settled(&settled("search", cost, at(5)))), ["daily_total"]);
-    assert!(watch.settled(&settled("search", cost, at(5))).is_empty(), "once a day");
+    assert!(watch.settled(&[], &settled("search", cost, at(5))).is_empty());
+    assert_eq!(kinds(watch.settled(&[], &settled("search", cost, at(5)))), ["daily_total"]);
+    assert!(watch.settled(&[], &settled("search", cost, at(5))).is_empty(), "once a day");
     assert_eq!(watch.due(&[], at(5)).len(), 1, "it is still so");
     assert!(watch.due(&[], at(7)).is_empty(), "that day is over");
-    assert!(watch.settled(&settled("search", cost, at(7))).is_empty());
-    assert!(watch.settled(&settled("search", cost, at(8))).is_empty());
+    assert!(watch.settled(&[], &settled("search", cost, at(7))).is_empty());
+    assert!(watch.settled(&[], &settled("search", cost, at(8))).is_empty());
     assert!(
-        watch.settled(&settled("search", 9 * cost, at(4))).iter().all(|a| a.kind.name() == "request_cost")
+        watch
+            .settled(&[], &settled("search", 9 * cost, at(4)))
+            .iter()
+            .all(|a| a.kind.name() == "request_cost")
     );
-    let again = watch.settled(&settled("search", cost, at(8)));
+    let again = watch.settled(&[], &settled("search", cost, at(8)));
     assert_eq!(kinds(again), ["daily_total"]);
 }
 
 #[test]
 fn what_was_charged_before_the_start_counts_for_the_day() {
     let mut watch = watch();
-    assert_eq!(watch.counts_since(NOW), Some(UnixNanos(1_795_302_000_000_000_000)), "midnight in Berlin");
+    assert_eq!(
+        watch.counts_since(&[], NOW),
+        Some(UnixNanos(1_795_302_000_000_000_000)),
+        "midnight in Berlin"
+    );
     let who = Spender { team: Some("search".into()), ..Spender::default() };
-    watch.replay(&who, NOW, Picos(2_500_000_000_000));
+    watch.replay(&[], &who, NOW, Picos(2_500_000_000_000));
     assert!(watch.due(&[], NOW).is_empty(), "not over it");
-    watch.replay(&who, NOW, Picos(1));
+    watch.replay(&[], &who, NOW, Picos(1));
     let due = watch.due(&[], NOW);
     assert_eq!(due[0].once, watch.due(&[], NOW)[0].once, "one name however often it is noticed");
 }
@@ -123,8 +133,9 @@ fn what_was_charged_before_the_start_counts_for_the_day() {
 #[test]
 fn single_requests_do_not_drown_the_rest() {
     let mut watch = watch();
-    let told: usize = (0..1_000).map(|_| watch.settled(&settled("x", 2_000_000_000_000, NOW)).len()).sum();
+    let told: usize =
+        (0..1_000).map(|_| watch.settled(&[], &settled("x", 2_000_000_000_000, NOW)).len()).sum();
     assert_eq!((told, watch.suppressed()), (60, 940));
     let later = UnixNanos(NOW.0 + 60_000_000_000);
-    assert_eq!(watch.settled(&settled("x", 2_000_000_000_000, later)).len(), 1);
+    assert_eq!(watch.settled(&[], &settled("x", 2_000_000_000_000, later)).len(), 1);
 }

@@ -4,15 +4,21 @@
 
 use std::collections::HashMap;
 
+use std::sync::Arc;
+
 use super::rules::{Daily, Rules};
 use super::{About, Alert};
-use crate::control::budgets::{Crossing, Scope, Spender, Standing};
+use crate::control::anomaly::Detector;
+use crate::control::budgets::{Budget, Crossing, Mode, Scope, Spender, Standing};
+use crate::control::forecast::{Projection, Series, reaches};
 use crate::control::window::{Span, Window};
 use crate::units::{Picos, RequestId, UnixNanos};
 
 /// Alerts about single requests: so many a minute at most, or a low limit would drown all others.
 const REQUESTS_A_MINUTE: u32 = 60;
 const MINUTE: u64 = 60_000_000_000;
+/// Accounts of budgets that are forecast at the same time; of further ones nothing is said.
+const FORECASTS_MAX: usize = 1_000;
 
 /// A request whose receipt is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,29 +42,60 @@ pub struct Watch {
     /// The minute, and the alerts about single requests in it.
     requests: (u64, u32),
     suppressed: u64,
+    detector: Detector,
+    /// By budget and value.
+    forecasts: HashMap<(String, String), Forecast>,
+    /// The minute in which budgets were last projected.
+    projected: u64,
+}
+
+#[derive(Debug)]
+struct Forecast {
+    series: Series,
+    /// The window that an alert was raised about.
+    raised: Option<UnixNanos>,
 }
 
 impl Watch {
     #[must_use]
     pub fn new(rules: Rules, currency: &str) -> Self {
-        Self { rules, currency: currency.to_owned(), days: Days::new(), requests: (0, 0), suppressed: 0 }
+        Self {
+            rules,
+            currency: currency.to_owned(),
+            days: Days::new(),
+            requests: (0, 0),
+            suppressed: 0,
+            detector: Detector::default(),
+            forecasts: HashMap::new(),
+            projected: 0,
+        }
     }
 
     /// The earliest beginning of the days that are under way: what was charged since then must be replayed.
     #[must_use]
-    pub fn counts_since(&self, now: UnixNanos) -> Option<UnixNanos> {
-        self.rules.daily.iter().map(|rule| Window::Day.around(now, &rule.zone).start).min()
+    pub fn counts_since(&self, budgets: &[Arc<Budget>], now: UnixNanos) -> Option<UnixNanos> {
+        let days = self.rules.daily.iter().map(|rule| Window::Day.around(now, &rule.zone).start);
+        let forecasts = budgets.iter().filter(|_| self.rules.forecasts).map(|rule| {
+            let span = rule.window.around(now, &rule.zone);
+            Series::for_window(length(rule, span)).counts_since(now)
+        });
+        days.chain(forecasts).min()
     }
 
     /// Counts what was charged before this server started.
-    pub fn replay(&mut self, who: &Spender, at: UnixNanos, charged: Picos) {
+    pub fn replay(&mut self, budgets: &[Arc<Budget>], who: &Spender, at: UnixNanos, charged: Picos) {
+        self.foresee(budgets, who, at, charged);
         for rule in 0..self.rules.daily.len() {
             self.count(rule, who, at, charged);
         }
     }
 
     /// Takes a settled request in.
-    pub fn settled(&mut self, settled: &Settled) -> Vec<Alert> {
+    pub fn settled(&mut self, budgets: &[Arc<Budget>], settled: &Settled) -> Vec<Alert> {
+        self.foresee(budgets, &settled.who, settled.ended, settled.cost);
+        if self.rules.anomalies {
+            self.detector.count(&settled.who, settled.cost);
+        }
         let mut alerts = Vec::new();
         for rule in 0..self.rules.daily.len() {
             let Some((value, day, before, after)) = self.count(rule, &settled.who, settled.at, settled.cost)
@@ -118,6 +155,58 @@ impl Watch {
         alerts
     }
 
+    /// Closes what is over at `now`: what was unusual in it, and which budgets will not last.
+    pub fn close(&mut self, now: UnixNanos, standings: impl FnOnce() -> Vec<Standing>) -> Vec<Alert> {
+        let spikes = self.detector.close(now);
+        let mut alerts: Vec<Alert> =
+            spikes.iter().map(|spike| Alert::of_spike(spike, &self.currency)).collect();
+        if self.rules.forecasts && self.projected != now.0 / MINUTE {
+            self.projected = now.0 / MINUTE;
+            for standing in standings() {
+                alerts.extend(self.will_not_last(&standing, now));
+            }
+        }
+        alerts
+    }
+
+    /// Where a budget's window will end; `None` where too little is known of it, or it has no end.
+    pub fn projection(&mut self, standing: &Standing, now: UnixNanos) -> Option<Projection> {
+        let forecast = self.forecasts.get_mut(&(standing.budget.clone(), standing.value.clone()))?;
+        forecast.series.close(now);
+        forecast.series.project(standing.spent, now, standing.until_end())
+    }
+
+    /// Raised where nine of ten such windows end over the cap, once a window.
+    fn will_not_last(&mut self, standing: &Standing, now: UnixNanos) -> Option<Alert> {
+        let projection = self.projection(standing, now)?;
+        let forecast = self.forecasts.get_mut(&(standing.budget.clone(), standing.value.clone()))?;
+        let is_news = forecast.raised != Some(standing.span.start) && standing.mode != Mode::Observe;
+        if !is_news || standing.spent >= standing.cap || projection.low <= standing.cap {
+            return None;
+        }
+        forecast.raised = Some(standing.span.start);
+        let reaches = reaches(standing.cap, standing.spent, &projection, now, standing.until_end());
+        Some(Alert::of_forecast(standing, &projection, (reaches, now), &self.currency))
+    }
+
+    fn foresee(&mut self, budgets: &[Arc<Budget>], who: &Spender, at: UnixNanos, charged: Picos) {
+        if !self.rules.forecasts {
+            return;
+        }
+        for rule in budgets {
+            let Some(value) = rule.whose(who) else { continue };
+            let name = (rule.id.clone(), value.to_owned());
+            let span = rule.window.around(at, &rule.zone);
+            if length(rule, span).is_none() && rule.until.is_none() {
+                continue;
+            }
+            if self.forecasts.contains_key(&name) || self.forecasts.len() < FORECASTS_MAX {
+                let new = || Forecast { series: Series::for_window(length(rule, span)), raised: None };
+                self.forecasts.entry(name).or_insert_with(new).series.count(at, charged);
+            }
+        }
+    }
+
     /// The alert about books that do not add up; `None` where they do.
     #[must_use]
     pub fn conservation(
@@ -165,4 +254,9 @@ impl Watch {
             About { scope: *scope, value, spent: total, limit: Some(*over), currency: &self.currency };
         Alert::of_day(&about, rule, day, zone_name, at)
     }
+}
+
+/// Of a budget's window, in nanoseconds; `None` for a lifetime.
+fn length(rule: &Budget, span: Span) -> Option<u64> {
+    span.end.filter(|_| rule.window != Window::Lifetime).map(|end| end.0 - span.start.0)
 }

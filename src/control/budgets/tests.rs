@@ -231,7 +231,7 @@ fn random_worlds_keep_the_law() {
                     let paid = hold.settle(cost);
                     assert!(cost.min(leased) <= paid && paid <= cost, "seed {seed}");
                     for rule in &rules {
-                        if let Some(value) = matching(rule, &who) {
+                        if let Some(value) = rule.whose(&who) {
                             let start = rule.window.around(at, &rule.zone).start;
                             *charged.entry((rule.id.clone(), value.into(), start)).or_default() += paid.0;
                         }
@@ -244,7 +244,7 @@ fn random_worlds_keep_the_law() {
                 let leased: Picos = open
                     .iter()
                     .filter(|(_, who, at, _)| {
-                        matching(rule, who) == Some(&standing.value)
+                        rule.whose(who) == Some(&standing.value)
                             && rule.window.around(*at, &rule.zone) == standing.span
                     })
                     .map(|(.., leased)| *leased)
