@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
@@ -85,11 +85,12 @@ impl Store {
         if !path.is_file() {
             return Err(ControlError::NoKeys { path });
         }
-        let store = Self::connect(&path, OpenFlags::empty(), READ_PATIENCE)?;
+        let store = Self::connect(&path, OpenFlags::empty(), WRITE_PATIENCE)?;
         if store.identify()? {
             return Err(ControlError::NoKeys { path });
         }
         store.check()?;
+        store.connection.busy_timeout(READ_PATIENCE).map_err(|source| store.broken(source))?;
         Ok(store)
     }
 
@@ -134,7 +135,15 @@ impl Store {
     }
 
     fn configure(&self) -> SqlResult<()> {
-        self.connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
+        let began = Instant::now();
+        // SQLite waits for nobody here, and another process may be doing the same.
+        while let Err(error) = self.connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())) {
+            if error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) || began.elapsed() > WRITE_PATIENCE
+            {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.connection.execute_batch(
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA recursive_triggers = ON;
              PRAGMA trusted_schema = OFF;",
