@@ -268,8 +268,8 @@ struct Groups<'a> {
     parties: Interned,
     /// Of each dimension; `None` where the query leaves it out.
     group_of: Vec<Option<u32>>,
-    /// Parties met so far, by id: themselves, and their group unless the query leaves them out.
-    known: HashMap<i64, (Party, Option<u32>)>,
+    /// Parties met so far, at their ids: themselves, and their group unless the query leaves them out.
+    known: Vec<Option<(Party, Option<u32>)>>,
     house: BTreeMap<(String, String), Amounts>,
 }
 
@@ -285,7 +285,7 @@ impl<'a> Groups<'a> {
             dimensions: Interned::default(),
             parties: Interned::default(),
             group_of: Vec::new(),
-            known: HashMap::new(),
+            known: Vec::new(),
             house: BTreeMap::new(),
         };
         groups.group_of =
@@ -371,21 +371,25 @@ impl<'a> Groups<'a> {
         hour: &Hour<'_>,
         time: u32,
     ) -> SqlResult<()> {
-        let mut of_dimension: HashMap<usize, Vec<(i64, Sums)>> = HashMap::new();
+        let mut of_dimension: HashMap<usize, Vec<(usize, Sums)>> = HashMap::new();
         for (dimension, party, sums) in rollup::parties_of_hour(connection, &showback.dimensions, hour.hour)?
         {
-            if !self.known.contains_key(&party) {
+            let place = usize::try_from(party).map_err(|error| rows::invalid(1, error))?;
+            if self.known.get(place).is_none_or(Option::is_none) {
+                // Ids count from 1, so that there are no more places than parties.
                 let named = rollup::party(connection, party)?;
                 let group = self.party_group(&named);
-                self.known.insert(party, (named, group));
+                self.known.resize(self.known.len().max(place + 1), None);
+                self.known[place] = Some((named, group));
             }
-            of_dimension.entry(dimension).or_default().push((party, sums));
+            of_dimension.entry(dimension).or_default().push((place, sums));
         }
         let nobody = self.party_group(&Party::default());
         for row in hour.rows {
             let Some(group) = self.group_of[row.dimension] else { continue };
             let mut parties = of_dimension.remove(&row.dimension).unwrap_or_default();
-            parties.sort_by(|(a, _), (b, _)| self.known[a].0.cmp(&self.known[b].0));
+            let party = |place: usize| self.known[place].as_ref().map(|(party, _)| party);
+            parties.sort_by(|(a, _), (b, _)| party(*a).cmp(&party(*b)));
             let mut rest = row.sums;
             for (_, sums) in &parties {
                 rest = rest.without(sums).ok_or_else(|| {
@@ -393,7 +397,8 @@ impl<'a> Groups<'a> {
                 })?;
             }
             let mut split = Split::new(row.share, row.sums.money());
-            let parties = parties.into_iter().map(|(id, sums)| (self.known[&id].1, sums));
+            let group_of = |place: usize| self.known[place].as_ref().and_then(|(_, group)| *group);
+            let parties = parties.into_iter().map(|(place, sums)| (group_of(place), sums));
             for (party, sums) in std::iter::once((nobody, rest)).chain(parties) {
                 let share = split.next(sums.money());
                 if let Some(party) = party.filter(|_| sums != Sums::default()) {
