@@ -228,6 +228,8 @@ struct Account {
     holds: usize,
     /// How many of the rule's soft limits were reached.
     raised: usize,
+    /// What is left was too little for a request, whoever else had leased what.
+    exhausted: bool,
 }
 
 impl Account {
@@ -437,7 +439,30 @@ impl State {
             leased: Picos::ZERO,
             holds: 0,
             raised: 0,
+            exhausted: false,
         })
+    }
+
+    /// Notes the soft limits that an account has reached and had not before.
+    fn tell(&mut self, key: &AccountKey) {
+        let account = self.at(key);
+        let known = account.raised;
+        account.raised = reached(account).max(known);
+        if account.rule.mode == Mode::Observe {
+            return;
+        }
+        let crossings: Vec<Crossing> = (known..account.raised)
+            .map(|limit| Crossing {
+                budget: account.rule.id.clone(),
+                scope: account.rule.scope,
+                value: account.value.clone(),
+                percent: account.rule.soft[limit],
+                spent: account.spent,
+                cap: account.rule.cap,
+                span: account.span,
+            })
+            .collect();
+        self.crossings.extend(crossings);
     }
 
     fn at(&mut self, key: &AccountKey) -> &mut Account {
@@ -445,10 +470,11 @@ impl State {
     }
 }
 
-/// How many of the soft limits have been reached.
+/// How many of the soft limits have been reached. A budget that had to refuse is spent, though not to the last unit.
 fn reached(account: &Account) -> usize {
     let Budget { soft, cap, .. } = &*account.rule;
-    soft.iter().take_while(|percent| account.spent.0 * 100 >= cap.0 * i128::from(**percent)).count()
+    let over = |percent: u8| account.spent.0 * 100 >= cap.0 * i128::from(percent);
+    soft.iter().take_while(|percent| over(**percent) || (account.exhausted && **percent <= 100)).count()
 }
 
 /// A request's claim on the budgets that it is under, from its admission until it is settled. Dropped before that,
@@ -499,7 +525,10 @@ impl Hold {
             }
             let room = account.room(mine);
             if room < need {
-                return Err(account.refusal(mine, need, false));
+                let refusal = account.refusal(mine, need, false);
+                account.exhausted |= account.spent + need > account.rule.cap;
+                state.tell(key);
+                return Err(refusal);
             }
             target = target.min(room);
         }
@@ -533,22 +562,7 @@ impl Hold {
             account.leased = account.leased - mine;
             account.spent += charged;
             account.holds -= 1;
-            let raised = reached(account);
-            let crossed: Vec<Crossing> = (account.raised..raised)
-                .map(|limit| Crossing {
-                    budget: account.rule.id.clone(),
-                    scope: account.rule.scope,
-                    value: account.value.clone(),
-                    percent: account.rule.soft[limit],
-                    spent: account.spent,
-                    cap: account.rule.cap,
-                    span: account.span,
-                })
-                .collect();
-            account.raised = account.raised.max(raised);
-            if account.rule.mode != Mode::Observe {
-                state.crossings.extend(crossed);
-            }
+            state.tell(key);
         }
         charged
     }

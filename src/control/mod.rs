@@ -219,8 +219,16 @@ impl Control {
     pub fn find(&self, secret: &str) -> Result<Arc<Key>, Denied> {
         self.look_if_due()?;
         let now = self.0.clock.wall();
-        let ring = self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = ring.by_hash(SecretHash::of(secret), now).ok_or(Denied::Unknown)?;
+        let hash = SecretHash::of(secret);
+        let read = || self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = read();
+        if ring.by_hash(hash, now).is_none() {
+            // It may have been made a moment ago.
+            drop(ring);
+            self.look()?;
+            ring = read();
+        }
+        let entry = ring.by_hash(hash, now).ok_or(Denied::Unknown)?;
         let key = &entry.key;
         let name = || key.name.clone();
         match key.settings.expires {

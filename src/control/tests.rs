@@ -104,6 +104,8 @@ fn another_handles_change_is_seen_within_the_time_and_its_own_at_once() {
     let ((server, clock), (shell, _)) = (open(dir.path()), open(dir.path()));
     let (secret, key) = server.create(&Actor::cli(), KeySettings::default()).unwrap();
     server.find(secret.reveal()).unwrap();
+    let (new, _) = shell.create(&Actor::cli(), KeySettings::default()).unwrap();
+    server.find(new.reveal()).expect("a new key at once");
     shell.set_blocked(&Actor::cli(), &key.id, true).unwrap();
     clock.advance(DeviceNanos(LOOK_EVERY.as_nanos() as u64));
     assert!(matches!(server.find(secret.reveal()), Err(Denied::Blocked { .. })));

@@ -134,6 +134,25 @@ fn modes_that_do_not_block_count_and_let_pass() {
 }
 
 #[test]
+fn a_budget_that_must_refuse_is_spent() {
+    let budgets = Budgets::new([budget(Scope::Team, None, 100, Window::Day)]);
+    let percents = || budgets.take_crossings().iter().map(|crossing| crossing.percent).collect::<Vec<_>>();
+    let first = budgets.admit(&of_team("a"), NOW).expect("nothing is spent");
+    first.extend(Picos(90), Picos(90)).expect("there is room");
+    let other = budgets.admit(&of_team("a"), NOW).expect("ten are left");
+    other.extend(Picos(20), Picos(20)).expect_err("the first one has leased too much");
+    assert_eq!(percents(), [0; 0], "that may be given back");
+    first.settle(Picos(85));
+    assert_eq!(percents(), [50]);
+    other.extend(Picos(20), Picos(20)).expect_err("15 are left");
+    other.extend(Picos(20), Picos(20)).expect_err("15 are left");
+    assert_eq!(percents(), [100], "once");
+    other.extend(Picos(15), Picos(15)).expect("15 are left");
+    other.settle(Picos(15));
+    assert_eq!(percents(), [0; 0]);
+}
+
+#[test]
 fn nothing_is_spent_after_the_end_date() {
     let experiment = Budget { until: Some(NOW), ..budget(Scope::Feature, Some("x"), 10, Window::Lifetime) };
     let budgets = Budgets::new([experiment]);
