@@ -228,7 +228,7 @@ struct Account {
     holds: usize,
     /// How many of the rule's soft limits were reached.
     raised: usize,
-    /// What is left was too little for a request, whoever else had leased what.
+    /// What is left was too little for a request to begin, whoever else had leased what.
     exhausted: bool,
 }
 
@@ -526,7 +526,8 @@ impl Hold {
             let room = account.room(mine);
             if room < need {
                 let refusal = account.refusal(mine, need, false);
-                account.exhausted |= account.spent + need > account.rule.cap;
+                // One that runs ends now, and may leave enough for another.
+                account.exhausted |= mine == Picos::ZERO && account.spent + need > account.rule.cap;
                 state.tell(key);
                 return Err(refusal);
             }
