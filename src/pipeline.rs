@@ -148,8 +148,9 @@ async fn settle(
         metrics.settled(&receipt.attribution.model, &receipt.usage, choices);
         alerting.settled(receipt);
     }
-    // The client may be gone; the receipt stands without it.
-    let _ = settled.send(outcome);
+    if settled.send(outcome).is_err() {
+        tracing::trace!("the client is gone; the receipt stands without it");
+    }
 }
 
 /// What an answer is made of, in order.
