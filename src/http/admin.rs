@@ -20,7 +20,9 @@ use super::error::ApiError;
 use super::fields::{Fields, Invalid, string_at};
 use super::receipts::{decoded, from_ledger, number};
 use super::{Server, body};
-use crate::control::{Actor, BadSetting, Control, ControlError, Key, KeyId, KeySettings, SecretHash, Span};
+use crate::control::{
+    Actor, BadSetting, Control, ControlError, Key, KeyId, KeySettings, Secret, SecretHash, Span,
+};
 use crate::request::Tag;
 use crate::units::Picos;
 
@@ -108,6 +110,13 @@ fn refuse_secret(fields: &mut Fields, name: &str) -> Result<(), Invalid> {
     }
 }
 
+/// A key with its secret, which is shown this once.
+fn revealed(secret: &Secret, key: &Key, spent: Picos, server: &Server) -> Json<Value> {
+    let mut made = shape::info(key, secret.hash(), spent, server);
+    made["key"] = json!(secret.reveal());
+    Json(made)
+}
+
 async fn generate(
     State(server): State<Arc<Server>>,
     Extension(caller): Extension<Caller>,
@@ -119,9 +128,7 @@ async fn generate(
     let mut settings = KeySettings::default();
     settings::apply(fields, &mut settings, control.now(), unknown).map_err(ControlError::from)?;
     let (secret, key) = blocking(move || control.create(&actor, settings)).await?;
-    let mut made = shape::info(&key, secret.hash(), Picos::ZERO, &server);
-    made["key"] = json!(secret.reveal());
-    Ok(Json(made))
+    Ok(revealed(&secret, &key, Picos::ZERO, &server))
 }
 
 async fn update(
@@ -211,9 +218,7 @@ async fn rotate(mut order: Ordered, named: String) -> Result<Json<Value>, ApiErr
     let (server, control, actor) = order.finish()?;
     let (id, spent) = meant(&server, &control, named).await?;
     let (secret, key) = blocking(move || control.rotate(&actor, &id, grace)).await?;
-    let mut made = shape::info(&key, secret.hash(), spent, &server);
-    made["key"] = json!(secret.reveal());
-    Ok(Json(made))
+    Ok(revealed(&secret, &key, spent, &server))
 }
 
 async fn block(
