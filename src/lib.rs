@@ -3,6 +3,8 @@
 pub mod clock;
 pub mod config;
 pub mod metrics;
+#[cfg(test)]
+mod random;
 pub mod request;
 pub mod units;
 pub mod usage;

@@ -19,6 +19,7 @@ use super::report::{By, ReportQuery, report};
 use super::rollup::Sums;
 use super::store::{FILE, Store};
 use super::{Calendar, DeviceInfo, spent_by_keys};
+use crate::random::Random;
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
@@ -31,19 +32,6 @@ const MONTH_HOURS: u64 = 365 * 2;
 const BLOCKS: u64 = 1_000;
 const TEAMS: u64 = 12;
 const USERS: u64 = 500;
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// Each team has a key, three features, three environments and users of its own; an agent's run is one task.
 fn attribution(random: &mut Random, number: u64) -> Attribution {

@@ -7,7 +7,7 @@ use obol::request::{Allowance, CacheSalt, Finish, NewRequest, Use};
 use obol::units::{RequestId, Ticket};
 use obol_models::fake::FakeModel;
 
-use crate::engine_sim::{EVERYWHERE, On, Rng, World, block_on, config, oracle, random_request, read};
+use crate::engine_sim::{EVERYWHERE, On, Rng, World, block_on, oracle, random_request, read, tight};
 
 /// So much device time or block time, whichever is used first.
 #[derive(Debug)]
@@ -58,11 +58,7 @@ fn random_worlds(on: On) {
     let (mut cut, mut refused, mut whole) = (0, 0, 0);
     for seed in 0..150u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        let vocab = 3 + rng.below(3) as usize;
-        let (blocks, block_size) = (5 + rng.below(8) as usize, 1 + rng.below(4) as usize);
-        let mut config = config(blocks, block_size);
-        config.max_sequences = 1 + rng.below(4) as usize;
-        config.prefix_caching = rng.below(5) > 0;
+        let (vocab, config) = tight(&mut rng);
         let capacity = config.max_model_len as u64;
         let model = || FakeModel::new(vocab, capacity as usize, seed);
         let oracle_model = model();

@@ -338,6 +338,16 @@ pub(crate) fn random_request(rng: &mut Rng, capacity: u64, vocab: u64) -> (Vec<u
     (prompt, sampling, stops)
 }
 
+/// A small vocabulary, and an engine in which requests are in each other's way.
+pub(crate) fn tight(rng: &mut Rng) -> (usize, EngineConfig) {
+    let vocab = 3 + rng.below(3) as usize;
+    let (blocks, block_size) = (5 + rng.below(8) as usize, 1 + rng.below(4) as usize);
+    let mut config = config(blocks, block_size);
+    config.max_sequences = 1 + rng.below(4) as usize;
+    config.prefix_caching = rng.below(5) > 0;
+    (vocab, config)
+}
+
 #[test]
 fn random_worlds_give_each_request_its_own_tokens_and_conserve_everything() {
     for on in EVERYWHERE {
@@ -350,11 +360,7 @@ fn random_worlds(on: On, weights: Option<Weights>) {
     let (mut preemptions, mut hits, mut drafts, mut held) = (0, 0, 0, 0);
     for seed in 0..250u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        let vocab = 3 + rng.below(3) as usize;
-        let (blocks, block_size) = (5 + rng.below(8) as usize, 1 + rng.below(4) as usize);
-        let mut config = config(blocks, block_size);
-        config.max_sequences = 1 + rng.below(4) as usize;
-        config.prefix_caching = rng.below(5) > 0;
+        let (vocab, mut config) = tight(&mut rng);
         config.weights.clone_from(&weights);
         config.speculative = if seed % 4 == 0 { Speculative::Off } else { Speculative::Ngram };
         let capacity = config.max_model_len as u64;

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::random::Random;
 
 const HOUR: u64 = 3_600_000_000_000;
 const NOW: UnixNanos = UnixNanos(1_790_000_000_000_000_000);
@@ -182,21 +183,8 @@ fn rules_change_while_requests_run() {
     assert!(budgets.admit(&who, NOW).expect("no rule").extend(Picos(1_000), Picos(1_000)).is_ok());
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % limit
-    }
-
-    fn amount(&mut self, limit: u64) -> Picos {
-        Picos(i128::from(self.below(limit)))
-    }
+fn amount(random: &mut Random, limit: u64) -> Picos {
+    Picos(i128::from(random.below(limit)))
 }
 
 /// Any history: what is spent is what was charged, what is leased is what holds have, no cap is passed, and each
@@ -230,8 +218,8 @@ fn random_worlds_keep_the_law() {
                 2 | 3 if !open.is_empty() => {
                     let at = random.below(open.len() as u64) as usize;
                     let (hold, _, _, leased) = &mut open[at];
-                    let need = *leased + random.amount(200);
-                    let want = need + random.amount(300);
+                    let need = *leased + amount(&mut random, 200);
+                    let want = need + amount(&mut random, 300);
                     match hold.extend(need, want) {
                         Ok(()) => {
                             let mine = hold.leased().expect("it is open");
@@ -246,7 +234,7 @@ fn random_worlds_keep_the_law() {
                 }
                 _ if !open.is_empty() => {
                     let (hold, who, at, leased) = open.swap_remove(random.below(open.len() as u64) as usize);
-                    let cost = random.amount(2 * u64::try_from(leased.0).expect("positive") + 2);
+                    let cost = amount(&mut random, 2 * u64::try_from(leased.0).expect("positive") + 2);
                     let paid = hold.settle(cost);
                     assert!(cost.min(leased) <= paid && paid <= cost, "seed {seed}");
                     for rule in &rules {
@@ -295,7 +283,7 @@ fn a_thousand_at_once_stay_within_one_cap() {
                     let mut used = Picos::ZERO;
                     let steps = 1 + random.below(100);
                     for _ in 0..steps {
-                        let step = Picos(1 + random.amount(400).0);
+                        let step = Picos(1 + amount(&mut random, 400).0);
                         if hold.extend(used + step, used + Picos(16 * step.0)).is_err() {
                             break;
                         }
