@@ -28,6 +28,7 @@ pub use replicas::{Replica, Replicas};
 
 use crate::alerting::Alerting;
 use crate::control::limits::{Left, Pass};
+use crate::control::tasks::Called;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
 use crate::request::{Allowance, CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
@@ -57,11 +58,12 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
     let device = placed.device();
     let id = ask.origin.request.clone();
-    let Admitted { budgeted, pass, left } =
+    let Admitted { called, budgeted, pass, left } =
         app.admission().admit(app, &ask.origin, &prompt, placed.prices())?;
     let tenant = ask.origin.tenant.as_str().into();
     let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
     let (ticket, receipt) = app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin) })?;
+    called.into_iter().for_each(Called::stands);
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompt.len();
     let events = placed.submit(NewRequest {

@@ -93,7 +93,7 @@ impl Tasks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call of `tenant`'s run `task`.
+    /// Counts a call of `tenant`'s run `task`, if it stands.
     ///
     /// # Errors
     /// Which ceiling it would pass.
@@ -104,7 +104,7 @@ impl Tasks {
         call: &Call<'_>,
         ceilings: &Ceilings,
         now: UnixNanos,
-    ) -> Result<(), Halted> {
+    ) -> Result<Called, Halted> {
         let mut runs = self.runs();
         if runs.len() >= KNOWN_MAX {
             runs.retain(|_, run| now.0.saturating_sub(run.last.0) < QUIET);
@@ -132,7 +132,9 @@ impl Tasks {
             run.depths.clear();
         }
         run.depths.insert(call.request.0.clone(), depth);
-        Ok(())
+        drop(runs);
+        let run = (tenant.to_owned(), task.to_owned());
+        Ok(Called { tasks: self.clone(), run, request: call.request.clone(), stands: false })
     }
 
     /// Counts a call that was made before this server started.
@@ -147,6 +149,37 @@ impl Tasks {
     #[must_use]
     pub fn progress(&self, tenant: &str, task: &str) -> Option<Progress> {
         self.runs().get(&(tenant.to_owned(), task.to_owned())).map(|run| run.progress)
+    }
+}
+
+/// A call that is counted. Dropped before it stands it was refused by somebody else.
+#[must_use]
+#[derive(Debug)]
+pub struct Called {
+    tasks: Tasks,
+    run: (String, String),
+    request: RequestId,
+    stands: bool,
+}
+
+impl Called {
+    /// The call is made.
+    pub fn stands(mut self) {
+        self.stands = true;
+    }
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        if self.stands {
+            return;
+        }
+        let mut runs = self.tasks.runs();
+        let Some(run) = runs.get_mut(&self.run) else { return };
+        run.progress.calls -= 1;
+        run.progress.refused += 1;
+        run.progress.repeats = run.progress.repeats.saturating_sub(1);
+        run.depths.remove(&self.request.0);
     }
 }
 
@@ -167,7 +200,7 @@ mod tests {
         let mut call = Call { request: &request, depth: None, parent: None, hash: 0 };
         call.hash = id.bytes().map(u64::from).sum();
         with(&mut call);
-        tasks.call("a", task, &call, &ceilings, NOW)
+        tasks.call("a", task, &call, &ceilings, NOW).map(Called::stands)
     }
 
     #[test]
@@ -180,6 +213,17 @@ mod tests {
         let progress = tasks.progress("a", "t").expect("it is known");
         assert_eq!((progress.calls, progress.refused), (2, 1));
         assert_eq!(tasks.progress("b", "t"), None, "of another tenant");
+    }
+
+    #[test]
+    fn a_call_that_somebody_else_refuses_is_none() {
+        let (tasks, ceilings) = (Tasks::default(), Ceilings { calls: Some(1), ..Ceilings::default() });
+        let request = RequestId("1".to_owned());
+        let first = Call { request: &request, depth: None, parent: None, hash: 7 };
+        drop(tasks.call("a", "t", &first, &ceilings, NOW).expect("there is room"));
+        let progress = tasks.progress("a", "t").expect("it is known");
+        assert_eq!((progress.calls, progress.repeats, progress.refused), (0, 0, 1));
+        assert_eq!(call(&tasks, "t", "2", ceilings, |_| {}), Ok(()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{App, Failure, Origin};
 use crate::config::{LimitSet, LimitSets, TaskCeilings};
 use crate::control::budgets::{Budget, Budgets, Mode, Refusal, Scope, Spender};
 use crate::control::limits::{Left, Limiter, Limits, Pass};
-use crate::control::tasks::{Call, Ceilings, Progress, Tasks};
+use crate::control::tasks::{Call, Called, Ceilings, Progress, Tasks};
 use crate::control::window::Window;
 use crate::control::{Key, SpanUnit};
 use crate::ledger::{Ledger, LedgerError, Prices};
@@ -68,6 +68,7 @@ pub struct Admission {
 
 /// A request that may run.
 pub(super) struct Admitted {
+    pub(super) called: Option<Called>,
     pub(super) budgeted: Option<Arc<Budgeted>>,
     pub(super) pass: Option<Pass>,
     pub(super) left: Left,
@@ -122,6 +123,7 @@ impl Admission {
         prices: &[Prices],
     ) -> Result<Admitted, Failure> {
         let now = app.clock().wall();
+        let mut called = None;
         if let Some(task) = origin.tags.get("task") {
             let call = Call {
                 request: &origin.request,
@@ -129,11 +131,12 @@ impl Admission {
                 parent: origin.parent.as_deref(),
                 hash: hash(prompt),
             };
-            self.tasks.call(&origin.tenant, task, &call, &self.ceilings, now).map_err(Failure::TaskHalted)?;
+            let counted = self.tasks.call(&origin.tenant, task, &call, &self.ceilings, now);
+            called = Some(counted.map_err(Failure::TaskHalted)?);
         }
         let (pass, left) = self.pass(app, origin, prompt.len() as u64)?;
         let budgeted = self.budgeted(app, origin, prices, now)?;
-        Ok(Admitted { budgeted, pass, left })
+        Ok(Admitted { called, budgeted, pass, left })
     }
 
     fn pass(&self, app: &App, origin: &Origin, prompt: u64) -> Result<(Option<Pass>, Left), Failure> {
