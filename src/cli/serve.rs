@@ -69,7 +69,8 @@ fn admin_key(config: &Config, directories: &Directories) -> Result<Option<Config
         return configured_key("--admin-key-file", file).map(Some);
     }
     let Some(text) = &directories.admin_key else { return Ok(None) };
-    let key = ConfiguredKey::new(text.to_str().unwrap_or_default());
+    let text = text.to_str().ok_or_else(|| Failure::usage("OBOL_ADMIN_KEY: it is not UTF-8"))?;
+    let key = ConfiguredKey::new(text);
     key.map(Some).map_err(|problem| Failure::usage(format!("OBOL_ADMIN_KEY: {problem}")))
 }
 

@@ -191,6 +191,8 @@ def test_other_machines_need_keys(tmp_path):
     assert refused.returncode == 2 and "--admin-key-file" in refused.stderr, refused.stderr
     weak = harness.run(*flags, "--listen", address, OBOL_ADMIN_KEY="sk-1234")
     assert weak.returncode == 2 and "OBOL_ADMIN_KEY" in weak.stderr and "1234" not in weak.stderr, weak.stderr
+    bytes_ = harness.run(*flags, "--listen", address, OBOL_ADMIN_KEY=os.fsdecode(b"sk-\xff" * 8))
+    assert bytes_.returncode == 2 and "OBOL_ADMIN_KEY: it is not UTF-8" in bytes_.stderr, bytes_.stderr
     missing = harness.run(*flags, "--admin-key-file", str(tmp_path / "none"))
     assert missing.returncode == 2 and "--admin-key-file" in missing.stderr, missing.stderr
 
