@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-pub use admission::{Admission, Policy, budget_resets_at};
+pub use admission::{Admission, Policy, budget_resets_at, follow, heed};
 use admission::{Admitted, refused};
 use app::Open;
 pub use app::{App, Parts, Served};
@@ -58,6 +58,9 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
     let device = placed.device();
     let id = ask.origin.request.clone();
+    if let Some(key) = &ask.origin.key {
+        heed(app, key).await?;
+    }
     let Admitted { called, budgeted, pass, left } =
         app.admission().admit(app, &ask.origin, &prompt, placed.prices())?;
     let tenant = ask.origin.tenant.as_str().into();
@@ -85,7 +88,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     });
     let (settled, receipt_durable) = oneshot::channel();
     let tellers = (app.metrics().clone(), app.alerting().clone());
-    tokio::spawn(settle(receipt, pass, tellers, ask.choices, settled));
+    tokio::spawn(settle(receipt, (pass, budgeted.clone()), tellers, ask.choices, settled));
     let (pieces, given_out) = mpsc::unbounded_channel();
     let driver = Driver {
         app: Arc::clone(app),
@@ -108,7 +111,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         first: None,
         ended: false,
     };
-    if budgeted.is_some() {
+    if budgeted.is_some_and(|budgeted| budgeted.may_refuse()) {
         // Whoever has no budget hears of it before anything else.
         match answer.next().await {
             Some(Err(failure @ Failure::Budget(..))) => return Err(failure),
@@ -134,10 +137,11 @@ async fn drive(mut driver: Driver, pieces: mpsc::UnboundedSender<(u64, Result<Pi
     }
 }
 
-/// The one place where a request ends: its receipt is durable, and every metric and alert comes from it.
+/// The one place where a request ends: its receipt is durable, and every metric and alert comes from it. Until then
+/// its budgets hold what it has cost: one that is set meanwhile finds it there, or on the receipt.
 async fn settle(
     receipt: ReceiptWaiter,
-    pass: Option<Pass>,
+    (pass, _budgeted): (Option<Pass>, Option<Arc<Budgeted>>),
     (metrics, alerting): (Metrics, Alerting),
     choices: u32,
     settled: oneshot::Sender<Result<Arc<Receipt>, LedgerUnavailable>>,

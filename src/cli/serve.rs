@@ -177,6 +177,7 @@ async fn serve(
     let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
     http_config.unknown_fields = config.unknown_fields;
     http_config.body_bytes_max = config.max_body;
+    let control = access.control.clone();
     let server = Server::loading(http_config, access);
     let (close, closed) = oneshot::channel::<()>();
     let serving = tokio::spawn(http::serve(listener, server.clone(), async {
@@ -220,6 +221,10 @@ async fn serve(
         }
     };
     server.ready(app.clone());
+    if let Some(control) = control {
+        // It ends with the runtime.
+        tokio::spawn(pipeline::follow(app.clone(), control));
+    }
     print(&banner);
 
     if !stopped {

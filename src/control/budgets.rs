@@ -6,19 +6,23 @@
 //!
 //! Does: count, lease, settle, refuse. Does not know: prices of devices, the engine, the database, what a key is.
 //! Invariants: each change is one critical section over all budgets that it touches; nothing is spent but by
-//! settling, and what a hold has leased is given back when it settles or is dropped.
+//! settling, and what a hold has leased is given back when it settles or is dropped; a rule that is set while
+//! requests run counts them from then on, each once, by what it has leased and what it is charged in the end.
 
+mod hold;
 mod standing;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::tz::TimeZone;
 
+pub use hold::Hold;
+use hold::{Lease, Live};
 pub use standing::{Crossing, Standing};
 
 use super::window::{Span, Window};
-use crate::units::{Picos, UnixNanos};
+use crate::units::{Picos, RequestId, UnixNanos};
 
 /// By what requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -269,6 +273,11 @@ struct State {
     /// The beginning of the latest window of each rule.
     newest: HashMap<String, UnixNanos>,
     crossings: Vec<Crossing>,
+    /// Requests that were admitted, until what they cost is on the books.
+    live: HashMap<u64, Live>,
+    admitted: u64,
+    /// Of each rule whose past is being counted: the requests that count by themselves.
+    counting: HashMap<String, HashSet<RequestId>>,
 }
 
 /// All budgets of a server; cheap to clone.
@@ -320,43 +329,73 @@ impl Budgets {
         }
     }
 
-    /// Sets or replaces a rule while the server runs. `spent` is what was charged to its value in the window around
-    /// `now` so far; it counts where the window is new.
-    pub fn set(&self, rule: Budget, now: UnixNanos, spent: Picos) {
+    /// Sets or replaces a rule while the server runs. From now on the requests that run count under it too. True where
+    /// nothing was counted under it yet: then what was charged before is for `recount`, and `counted` ends that. Until
+    /// then it is asked for again.
+    pub fn set(&self, rule: Budget) -> bool {
         let mut state = self.state();
         let rule = Arc::new(rule);
-        let old = state.rules.iter().position(|known| known.id == rule.id);
-        for account in state.accounts.values_mut().filter(|account| account.rule.id == rule.id) {
-            if account.rule.window == rule.window && account.rule.zone == rule.zone {
-                account.rule = Arc::clone(&rule);
-                account.raised = reached(account);
-            }
+        let known = state.rules.iter().position(|known| known.id == rule.id);
+        let goes_on = known.filter(|at| {
+            let old = &state.rules[*at];
+            let same = (old.scope, &old.value, old.window) == (rule.scope, &rule.value, rule.window);
+            same && old.zone == rule.zone && !state.counting.contains_key(&rule.id)
+        });
+        if let Some(at) = goes_on {
+            state.rules[at] = Arc::clone(&rule);
+            state.replace(&rule);
+            return false;
         }
-        match old {
-            Some(at) => state.rules[at] = Arc::clone(&rule),
-            None => state.rules.push(Arc::clone(&rule)),
+        state.remove(&rule.id);
+        state.rules.push(Arc::clone(&rule));
+        state.attach(&rule);
+        true
+    }
+
+    /// Counts under a rule that was just set what `request`, admitted at `admitted`, was charged; unless it counts by
+    /// itself, as it ran then or was admitted later.
+    pub fn recount(
+        &self,
+        id: &str,
+        request: &RequestId,
+        admitted: UnixNanos,
+        charged: Picos,
+        now: UnixNanos,
+    ) {
+        let mut state = self.state();
+        if state.counting.get(id).is_none_or(|running| running.contains(request)) {
+            return;
         }
-        let Some(value) = rule.value.clone() else { return };
-        let span = rule.window.around(now, &rule.zone);
-        if !state.accounts.contains_key(&(rule.id.clone(), value.clone(), span.start)) {
-            let account = state.account(&rule, &value, span);
-            account.spent = spent;
-            account.raised = reached(account);
+        let Some(rule) = state.rules.iter().find(|rule| rule.id == id).cloned() else { return };
+        let span = rule.window.around(admitted, &rule.zone);
+        let over = span.end.is_some_and(|end| end <= now);
+        if let Some(value) = rule.value.as_deref().filter(|_| !over) {
+            state.account(&rule, value, span).spent += charged;
+        }
+    }
+
+    /// All that was charged before is counted. Limits that are reached by it are news.
+    pub fn counted(&self, id: &str) {
+        let mut state = self.state();
+        if state.counting.remove(id).is_some() {
+            let State { accounts, crossings, .. } = &mut *state;
+            accounts
+                .values_mut()
+                .filter(|account| account.rule.id == id)
+                .for_each(|account| tell(account, crossings));
         }
     }
 
     /// From now on nothing is counted under this rule.
     pub fn remove(&self, id: &str) {
-        let mut state = self.state();
-        state.rules.retain(|rule| rule.id != id);
-        state.accounts.retain(|_, account| account.rule.id != id || account.holds > 0);
+        self.state().remove(id);
     }
 
     /// Admits a request at `now`: from here on it counts in the windows of this moment, whenever it ends.
     ///
     /// # Errors
     /// When a budget that blocks has nothing left at all.
-    pub fn admit(&self, who: &Spender, now: UnixNanos) -> Result<Hold, Box<Refusal>> {
+    pub fn admit(&self, request: &RequestId, who: &Spender, now: UnixNanos) -> Result<Hold, Box<Refusal>> {
         let mut state = self.state();
         let rules: Vec<(Arc<Budget>, String)> = state
             .rules
@@ -364,7 +403,7 @@ impl Budgets {
             .filter_map(|rule| Some((Arc::clone(rule), rule.whose(who)?.to_owned())))
             .collect();
         let mut keys = Vec::with_capacity(rules.len());
-        let mut throttled = false;
+        let (mut throttled, mut bounded) = (false, false);
         for (rule, value) in rules {
             let span = rule.window.around(now, &rule.zone);
             let account = state.account(&rule, &value, span);
@@ -375,13 +414,22 @@ impl Budgets {
                 Mode::Throttle => throttled |= spent,
                 _ => {}
             }
+            bounded |= rule.mode == Mode::Block;
             keys.push(account.key());
         }
         for key in &keys {
-            state.at(key).holds += 1;
+            state.accounts.get_mut(key).expect("it was just found").holds += 1;
+            if let Some(running) = state.counting.get_mut(&key.0) {
+                running.insert(request.clone());
+            }
         }
+        let lease = Lease::default();
+        let live = Live::new(request.clone(), who.clone(), now, keys, lease.clone());
+        state.admitted += 1;
+        let id = state.admitted;
+        state.live.insert(id, live);
         drop(state);
-        Ok(Hold { budgets: self.clone(), keys, leased: Mutex::new(Some(Picos::ZERO)), throttled })
+        Ok(Hold::new(self.clone(), id, lease, (throttled, bounded)))
     }
 
     /// Soft limits and caps that were reached since this was asked last.
@@ -443,31 +491,63 @@ impl State {
         })
     }
 
-    /// Notes the soft limits that an account has reached and had not before.
-    fn tell(&mut self, key: &AccountKey) {
-        let account = self.at(key);
-        let known = account.raised;
-        account.raised = reached(account).max(known);
-        if account.rule.mode == Mode::Observe {
-            return;
+    /// Another rule of the same name for the same requests in the same windows.
+    fn replace(&mut self, rule: &Arc<Budget>) {
+        let Self { accounts, crossings, .. } = self;
+        for account in accounts.values_mut().filter(|account| account.rule.id == rule.id) {
+            if (account.rule.cap, &account.rule.soft) != (rule.cap, &rule.soft) {
+                // What is reached of the new limits is news.
+                account.raised = 0;
+                account.exhausted = false;
+            }
+            account.rule = Arc::clone(rule);
+            tell(account, crossings);
         }
-        let crossings: Vec<Crossing> = (known..account.raised)
-            .map(|limit| Crossing {
-                budget: account.rule.id.clone(),
-                scope: account.rule.scope,
-                value: account.value.clone(),
-                percent: account.rule.soft[limit],
-                spent: account.spent,
-                cap: account.rule.cap,
-                span: account.span,
-            })
-            .collect();
-        self.crossings.extend(crossings);
     }
 
-    fn at(&mut self, key: &AccountKey) -> &mut Account {
-        self.accounts.get_mut(key).expect("an account is kept while a hold counts on it")
+    fn remove(&mut self, id: &str) {
+        let known = self.rules.len();
+        self.rules.retain(|rule| rule.id != id);
+        if self.rules.len() == known {
+            return;
+        }
+        self.accounts.retain(|key, _| key.0 != id);
+        self.live.values_mut().for_each(|live| live.forget(id));
+        self.newest.remove(id);
+        self.counting.remove(id);
     }
+
+    /// Counts the requests that run under a rule that they were not admitted under.
+    fn attach(&mut self, rule: &Arc<Budget>) {
+        let mut live = std::mem::take(&mut self.live);
+        let mut running = HashSet::new();
+        for request in live.values_mut() {
+            let Some(value) = rule.whose(&request.who) else { continue };
+            let account = self.account(rule, value, rule.window.around(request.admitted, &rule.zone));
+            request.join(account);
+            running.insert(request.request.clone());
+        }
+        self.live = live;
+        self.counting.insert(rule.id.clone(), running);
+    }
+}
+
+/// Notes the soft limits that an account has reached and had not before.
+fn tell(account: &mut Account, crossings: &mut Vec<Crossing>) {
+    let known = account.raised;
+    account.raised = reached(account).max(known);
+    if account.rule.mode == Mode::Observe {
+        return;
+    }
+    crossings.extend((known..account.raised).map(|limit| Crossing {
+        budget: account.rule.id.clone(),
+        scope: account.rule.scope,
+        value: account.value.clone(),
+        percent: account.rule.soft[limit],
+        spent: account.spent,
+        cap: account.rule.cap,
+        span: account.span,
+    }));
 }
 
 /// How many of the soft limits have been reached. A budget that had to refuse is spent, though not to the last unit.
@@ -475,104 +555,6 @@ fn reached(account: &Account) -> usize {
     let Budget { soft, cap, .. } = &*account.rule;
     let over = |percent: u8| account.spent.0 * 100 >= cap.0 * i128::from(percent);
     soft.iter().take_while(|percent| over(**percent) || (account.exhausted && **percent <= 100)).count()
-}
-
-/// A request's claim on the budgets that it is under, from its admission until it is settled. Dropped before that,
-/// it has cost nothing.
-#[derive(Debug)]
-pub struct Hold {
-    budgets: Budgets,
-    keys: Vec<AccountKey>,
-    /// In every one of them; `None` once it is settled.
-    leased: Mutex<Option<Picos>>,
-    throttled: bool,
-}
-
-impl Hold {
-    /// Whether a budget is spent that lets requests run only when nobody else's wait.
-    #[must_use]
-    pub fn is_throttled(&self) -> bool {
-        self.throttled
-    }
-
-    fn leased(&self) -> MutexGuard<'_, Option<Picos>> {
-        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether so much is leased.
-    #[must_use]
-    pub fn has(&self, cost: Picos) -> bool {
-        self.leased().is_none_or(|leased| cost <= leased)
-    }
-
-    /// Makes the lease cover `need`: with as much of `want`, which is more, as there is room for. What it has is
-    /// never made less.
-    ///
-    /// # Errors
-    /// When a budget that blocks has no room for `need`. The lease is as it was.
-    pub fn extend(&self, need: Picos, want: Picos) -> Result<(), Box<Refusal>> {
-        let mut leased = self.leased();
-        let Some(mine) = *leased else { return Ok(()) };
-        if need <= mine {
-            return Ok(());
-        }
-        let mut state = self.budgets.state();
-        let mut target = want.max(need);
-        for key in &self.keys {
-            let account = state.at(key);
-            if account.rule.mode != Mode::Block {
-                continue;
-            }
-            let room = account.room(mine);
-            if room < need {
-                let refusal = account.refusal(mine, need, false);
-                // One that runs ends now, and may leave enough for another.
-                account.exhausted |= mine == Picos::ZERO && account.spent + need > account.rule.cap;
-                state.tell(key);
-                return Err(refusal);
-            }
-            target = target.min(room);
-        }
-        for key in &self.keys {
-            let account = state.at(key);
-            account.leased += target - mine;
-            assert!(
-                account.rule.mode != Mode::Block || account.spent + account.leased <= account.rule.cap,
-                "a lease is within the cap"
-            );
-        }
-        *leased = Some(target);
-        Ok(())
-    }
-
-    /// The request has ended and cost `cost`: what of it is charged, which is all that there is room for in the
-    /// budgets that block, and never less than what was leased for it. A second time nothing more is counted.
-    pub fn settle(&self, cost: Picos) -> Picos {
-        let mut leased = self.leased();
-        let mut state = self.budgets.state();
-        let Some(mine) = leased.take() else { return cost };
-        let mut charged = cost;
-        for key in &self.keys {
-            let account = state.at(key);
-            if account.rule.mode == Mode::Block {
-                charged = charged.min(account.room(mine).max(mine));
-            }
-        }
-        for key in &self.keys {
-            let account = state.at(key);
-            account.leased = account.leased - mine;
-            account.spent += charged;
-            account.holds -= 1;
-            state.tell(key);
-        }
-        charged
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.settle(Picos::ZERO);
-    }
 }
 
 #[cfg(test)]

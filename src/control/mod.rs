@@ -90,6 +90,8 @@ pub enum Denied {
 struct Ring {
     by_id: BTreeMap<KeyId, Entry>,
     by_hash: HashMap<SecretHash, KeyId>,
+    /// The last change of a key that is here.
+    latest: i64,
 }
 
 struct Entry {
@@ -104,6 +106,7 @@ impl Ring {
     fn put(&mut self, stored: StoredKey) {
         let StoredKey { key, hash, old, changed } = stored;
         let id = key.id.clone();
+        self.latest = self.latest.max(changed);
         if self.by_id.get(&id).is_some_and(|known| known.changed >= changed) {
             return;
         }
@@ -274,6 +277,20 @@ impl Control {
         self.look()?;
         let ring = self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
         Ok(ring.by_id.values().map(|entry| (Arc::clone(&entry.key), entry.hash)).collect())
+    }
+
+    /// The keys that have changed after the change of this number, or all of them; with the number of the last one.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn changed_since(&self, seen: Option<i64>) -> Result<(i64, Vec<Arc<Key>>), ControlError> {
+        self.look_if_due()?;
+        let ring = self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
+        if seen == Some(ring.latest) {
+            return Ok((ring.latest, Vec::new()));
+        }
+        let is_news = |entry: &&Entry| seen.is_none_or(|seen| entry.changed > seen);
+        Ok((ring.latest, ring.by_id.values().filter(is_news).map(|entry| Arc::clone(&entry.key)).collect()))
     }
 
     /// Now, as keys expire by it.

@@ -23,6 +23,7 @@ use super::{Server, body};
 use crate::control::{
     Actor, BadSetting, Control, ControlError, Key, KeyId, KeySettings, Secret, SecretHash, Span,
 };
+use crate::pipeline;
 use crate::request::Tag;
 use crate::units::Picos;
 
@@ -102,6 +103,18 @@ async fn meant(server: &Server, control: &Control, named: String) -> Result<(Key
     Ok((key.id.clone(), of(&spent, &key)))
 }
 
+/// Has a changed key's budget count its requests that run, from now on.
+async fn heed(server: &Server, key: &Arc<Key>) {
+    // While the model loads nothing runs.
+    let Ok(app) = server.app() else { return };
+    if pipeline::heed(app, key).await.is_err() {
+        tracing::warn!(
+            key = key.id.0,
+            "the key is changed; its budget counts once what it has spent can be read"
+        );
+    }
+}
+
 /// Keys are drawn here, so that each is as random as it looks. What was sent is not repeated.
 fn refuse_secret(fields: &mut Fields, name: &str) -> Result<(), Invalid> {
     match fields.take(name) {
@@ -147,6 +160,7 @@ async fn update(
         control.resolve(&id.0)
     })
     .await?;
+    heed(&server, &key).await;
     let mut changed = shape::info(&key, token, spent, &server);
     changed["key"] = json!(named);
     Ok(Json(changed))

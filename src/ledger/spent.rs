@@ -6,11 +6,12 @@ use rusqlite::{Connection, params};
 
 use super::rows::invalid;
 use super::store::SqlResult;
-use crate::units::{Picos, UnixNanos};
+use crate::units::{Picos, RequestId, UnixNanos};
 
 /// A part of what one request was charged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
+    pub request: RequestId,
     pub key_id: Option<String>,
     pub tenant: String,
     pub user: Option<String>,
@@ -35,7 +36,8 @@ pub(super) fn charges(
     let mut query = connection.prepare(&format!(
         "SELECT receipts.key_id, receipts.user, receipts.tags, receipts.submitted_at,
          receipt_lines.time_picos, receipt_lines.memory_picos,
-         CASE receipt_lines.line WHEN 0 THEN receipts.overrun_picos ELSE 0 END, receipts.tenant, receipt_lines.line
+         CASE receipt_lines.line WHEN 0 THEN receipts.overrun_picos ELSE 0 END, receipts.tenant, receipt_lines.line,
+         receipts.request_id
          FROM receipts JOIN receipt_lines ON receipt_lines.tx = receipts.tx
          WHERE receipts.finished_at >= ?1 AND receipts.submitted_at >= ?1 AND receipts.status <> 'error'
          {of_key}"
@@ -45,6 +47,7 @@ pub(super) fn charges(
         let tags: String = row.get(2)?;
         let part = |column: usize| row.get::<_, i64>(column).map(i128::from);
         each(Charge {
+            request: RequestId(row.get(9)?),
             key_id: row.get(0)?,
             tenant: row.get(7)?,
             user: row.get(1)?,

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
@@ -16,12 +17,14 @@ use crate::control::budgets::{Budget, Budgets, Mode, Refusal, Scope, Spender};
 use crate::control::limits::{Left, Limiter, Limits, Pass};
 use crate::control::tasks::{Call, Called, Ceilings, Progress, Tasks};
 use crate::control::window::Window;
-use crate::control::{Key, SpanUnit};
+use crate::control::{Control, Key, SpanUnit};
 use crate::ledger::{Ledger, LedgerError, Prices};
 use crate::units::{Picos, UnixNanos};
 
 /// The tier of a key that has no limits of its own stands in its metadata under this name.
 const TIER: &str = "tier";
+/// How often is looked for keys that another process has changed.
+const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
 /// What an administrator has said about what may be used.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +67,8 @@ pub struct Admission {
     ceilings: Ceilings,
     /// The keys whose budgets are set, as they stood then.
     keys: Mutex<HashMap<String, Arc<Key>>>,
+    /// Held while a key's budget is set.
+    changing: Mutex<()>,
 }
 
 /// A request that may run.
@@ -100,7 +105,8 @@ impl Admission {
             })?;
         }
         let (limiter, limits, ceilings) = (Limiter::default(), policy.limits, policy.tasks);
-        Ok(Self { budgets, limiter, limits, tasks, ceilings, keys: Mutex::new(keys) })
+        let (keys, changing) = (Mutex::new(keys), Mutex::default());
+        Ok(Self { budgets, limiter, limits, tasks, ceilings, keys, changing })
     }
 
     #[must_use]
@@ -149,6 +155,8 @@ impl Admission {
         admitted.map(|(pass, left)| (Some(pass), left)).map_err(Failure::RateLimited)
     }
 
+    /// What a request's budgets set aside for it. With a key it has that even where it is under no budget yet: one
+    /// may come while it runs.
     fn budgeted(
         &self,
         app: &App,
@@ -156,15 +164,12 @@ impl Admission {
         prices: &[Prices],
         now: UnixNanos,
     ) -> Result<Option<Arc<Budgeted>>, Failure> {
-        if let Some(key) = &origin.key {
-            self.heed(app.ledger(), key, now)?;
-        }
-        if self.budgets.is_empty() {
+        if self.budgets.is_empty() && origin.key.is_none() {
             return Ok(None);
         }
         let key = origin.key.as_ref().map(|key| key.id.0.clone());
         let who = Spender::of(key, &origin.tenant, origin.user.clone(), &origin.tags);
-        match self.budgets.admit(&who, now) {
+        match self.budgets.admit(&origin.request, &who, now) {
             Ok(hold) => Ok(Some(Arc::new(Budgeted::new(hold, prices)))),
             Err(refusal) => {
                 refusal.log();
@@ -173,28 +178,98 @@ impl Admission {
         }
     }
 
-    /// Sets the key's budget where the key has changed since it was set.
-    fn heed(&self, ledger: &Ledger, key: &Arc<Key>, now: UnixNanos) -> Result<(), Failure> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.get(&key.id.0).is_some_and(|known| Arc::ptr_eq(known, key)) {
+    /// Whether a request of the key was seen, or its budget was set.
+    fn is_known(&self, key: &Key) -> bool {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key.id.0)
+    }
+
+    /// Whether the key's budget is as it says. A state that is older than the one that is known changes nothing.
+    fn is_heeded(&self, key: &Arc<Key>) -> bool {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&key.id.0).is_some_and(|known| Arc::ptr_eq(known, key) || known.updated > key.updated)
+    }
+
+    /// Sets the key's budget where the key has changed since it was set: from then on the key's requests that run
+    /// count in it too. May read all receipts of the key.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read; then the budget counts what it knows of, and the next one who asks tries again.
+    pub(super) fn heed(&self, ledger: &Ledger, key: &Arc<Key>, now: UnixNanos) -> Result<(), LedgerError> {
+        // One change at a time. Requests of other keys are admitted meanwhile.
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_heeded(key) {
             return Ok(());
         }
         match budget_of(key) {
             None => self.budgets.remove(&name_of_budget(key)),
             Some(rule) => {
-                // Read under the lock, once a change: no other request of the key is admitted meanwhile.
-                let since = rule.window.around(now, &rule.zone).start;
-                let mut spent = Picos::ZERO;
-                let read = ledger.charges_of_key(&key.id.0, since, |charge| spent += charge.amount);
-                if let Err(error) = read {
-                    tracing::error!(%error, "cannot read what a key has spent");
-                    return Err(Failure::LedgerUnavailable);
+                let (id, since) = (rule.id.clone(), rule.window.around(now, &rule.zone).start);
+                if self.budgets.set(rule) {
+                    ledger.charges_of_key(&key.id.0, since, |charge| {
+                        self.budgets.recount(&id, &charge.request, charge.at, charge.amount, now);
+                    })?;
+                    self.budgets.counted(&id);
                 }
-                self.budgets.set(rule, now, spent);
             }
         }
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         keys.insert(key.id.0.clone(), Arc::clone(key));
         Ok(())
+    }
+}
+
+/// Sets the key's budget where the key has changed, on a thread that may wait for the disk.
+///
+/// # Errors
+/// `LedgerUnavailable` when what the key has spent cannot be read.
+pub async fn heed(app: &Arc<App>, key: &Arc<Key>) -> Result<(), Failure> {
+    if app.admission().is_heeded(key) {
+        return Ok(());
+    }
+    let (app, key) = (Arc::clone(app), Arc::clone(key));
+    let work = tokio::task::spawn_blocking(move || {
+        app.admission().heed(app.ledger(), &key, app.clock().wall()).map_err(|error| {
+            tracing::error!(%error, "cannot read what a key has spent");
+            Failure::LedgerUnavailable
+        })
+    });
+    match work.await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Only a runtime that is being shut down cancels blocking work.
+        Err(_) => Err(Failure::Draining),
+    }
+}
+
+/// Sets the budgets of keys that another process changes while requests run; without end. Who asks with a changed key
+/// is never admitted before its budget is set, with this or without.
+pub async fn follow(app: Arc<App>, control: Control) {
+    let mut seen = None;
+    let mut tick = tokio::time::interval(FOLLOW_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let keys = control.clone();
+        let look = move || keys.changed_since(seen);
+        let (now, changed) = match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(looked)) => looked,
+            Ok(Err(error)) => {
+                // Requests with a key hear of it too, and the next look tries again.
+                tracing::warn!(%error, "cannot see whether keys have changed");
+                continue;
+            }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return,
+        };
+        let mut behind = false;
+        for key in changed {
+            // Those that nobody has used yet are set when they are.
+            if app.admission().is_known(&key) {
+                behind |= heed(&app, &key).await.is_err();
+            }
+        }
+        // What could not be set is looked at again.
+        seen = if behind { seen } else { Some(now) };
     }
 }
 

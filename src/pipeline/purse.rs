@@ -36,6 +36,11 @@ impl Budgeted {
         self.hold.is_throttled()
     }
 
+    /// Whether a budget may still refuse it before it begins.
+    pub(super) fn may_refuse(&self) -> bool {
+        self.hold.is_bounded()
+    }
+
     /// Why it never began, where a budget is the reason.
     pub(super) fn refusal(&self) -> Option<Box<Refusal>> {
         match &*self.verdict() {

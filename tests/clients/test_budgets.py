@@ -176,3 +176,31 @@ def test_a_budget_is_the_same_after_kill_9(tmp_path):
     assert sum(booked.values()) <= picos("0.00002"), "over all starts together"
     assert own.stop() == 0
     assert "difference 0" in own.audit()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["admin-api", "command-line"])
+def test_a_budget_counts_the_requests_that_run_when_it_is_set(tmp_path, beside):
+    own = start(tmp_path)
+    with admin(own) as http:
+        key = order(http, "/key/generate")
+        cap = "0.000000000001"
+        stream = client(own, key["key"]).chat.completions.create(
+            model="default", messages=HELLO, max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+        )
+        pieces = iter(stream)
+        next(pieces)
+        if beside:
+            flags = ("--max-budget", cap, "--data-dir", str(own.data_dir))
+            done = harness.run("keys", "update", key["key_id"], *flags)
+            assert done.returncode == 0, done.stderr
+        else:
+            order(http, "/key/update", key=key["key"], max_budget=cap)
+        last = [piece.model_extra.get("usage") or piece.usage for piece in pieces][-1]
+    receipts = receipts_of(own, key["key_id"])
+    assert [receipt["status"] for receipt in receipts] == ["budget"], last
+    assert receipts[0]["tokens"]["completion"] < 400
+    gauge = own.metrics().values("obol_budget_spent")
+    spent = [value for labels, value in gauge if labels["value"] == key["key_id"]]
+    assert [round(value * 10**12) for value in spent] == [picos(receipts[0]["cost"]["total"])]
+    assert own.stop() == 0
+    assert "difference 0" in own.audit()

@@ -17,7 +17,7 @@ use obol::control::outbox::{Outbox, Raised};
 use obol::control::window::Window;
 use obol::ledger::{DeviceInfo, Ledger, OpenOptions, RateCard};
 use obol::pipeline::Policy;
-use obol::units::Picos;
+use obol::units::{Picos, RequestId};
 use serde_json::{Value, json};
 
 use crate::http_world::{Options, wait_until, world_with};
@@ -165,7 +165,8 @@ impl Ground {
     /// Spends so much of each budget.
     fn spend(&self, budgets: &Budgets, team: &str, cost: i128) {
         let who = Spender { team: Some(team.to_owned()), ..Spender::default() };
-        budgets.admit(&who, self.clock.wall()).expect("there is room").settle(Picos(cost));
+        let hold = budgets.admit(&RequestId::new(), &who, self.clock.wall());
+        hold.expect("there is room").settle(Picos(cost));
     }
 
     fn listed(&self) -> Vec<Raised> {

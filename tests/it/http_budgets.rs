@@ -1,20 +1,22 @@
 //! Budgets at the door: what is charged stays within them, and whoever is refused hears why.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use jiff::tz::TimeZone;
+use obol::clock::SystemClock;
 use obol::control::budgets::{Budget, Mode, Scope};
 use obol::control::tasks::Ceilings;
 use obol::control::window::Window;
-use obol::control::{Actor, KeyId, KeySettings};
+use obol::control::{Actor, Control, KeyId, KeySettings};
 use obol::ledger::audit;
-use obol::pipeline::Policy;
+use obol::pipeline::{Policy, follow};
 use obol::units::Picos;
 use serde_json::{Value, json};
 
-use crate::http_world::{Answer, Options, World, world_with};
+use crate::http_world::{ADMIN, Answer, Options, World, guarded, world_with};
 
 fn budget(scope: Scope, cap: i128) -> Budget {
     Budget {
@@ -194,6 +196,60 @@ async fn a_key_given_a_budget_late_has_spent_what_it_has_spent() {
         .expect("an update");
     let refused = with_key(&world, &secret, &[], &question(20, false)).await;
     assert_eq!(refused.json()["error"]["code"], "budget_exceeded", "{}", refused.text);
+}
+
+/// Gives a key a budget of one picounit while its only request runs, by the admin API or beside the server; the
+/// request ends at its budget, and all that it cost is in it.
+async fn a_budget_catches_a_request_that_runs(by_api: bool) {
+    let world = Arc::new(world_with(Options {
+        access: guarded(),
+        step: Duration::from_millis(5),
+        ..Options::default()
+    }));
+    let (secret, id) = created(&world, KeySettings::default());
+    let runs = tokio::spawn({
+        let (world, secret) = (Arc::clone(&world), secret.clone());
+        async move { with_key(&world, &secret, &[], &question(200, false)).await }
+    });
+    let follower = tokio::spawn(follow(Arc::clone(&world.app), world.control.clone()));
+    while world.engine.stats().running == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    if by_api {
+        follower.abort();
+        let change = json!({"key": id.0, "max_budget": "0.000000000001"});
+        let answer = world.with_key(ADMIN, "/key/update", Some(change)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    } else {
+        let control = Control::open(world.data_dir.path(), Arc::new(SystemClock::start())).expect("keys");
+        let set = |set: &mut KeySettings| {
+            set.max_budget = Some(Picos(1));
+            Ok(())
+        };
+        control.update(&Actor::cli(), &id, set).expect("an update");
+    }
+    let body = runs.await.expect("no panic").json();
+    assert_eq!(body["choices"][0]["stop_reason"], "budget", "{body}");
+    let receipt = &body["usage"]["obol"];
+    let standings = world.app.admission().budgets().standings(world.app.clock().wall());
+    assert_eq!(standings.len(), 1);
+    assert_eq!((standings[0].spent.0, standings[0].leased.0), (picos(&receipt["cost"]["total"]), 0));
+    let refused = with_key(&world, &secret, &[], &question(5, false)).await;
+    assert_eq!(refused.json()["error"]["code"], "budget_exceeded", "{}", refused.text);
+    follower.abort();
+    world.wait_until_idle();
+    let audit = audit(world.data_dir.path()).expect("an audit");
+    assert!(audit.is_reconciled(), "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_that_the_admin_api_sets_counts_what_runs() {
+    a_budget_catches_a_request_that_runs(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_that_another_process_sets_counts_what_runs() {
+    a_budget_catches_a_request_that_runs(false).await;
 }
 
 #[tokio::test]
