@@ -120,6 +120,7 @@ fn run(sequences: usize, tokens: usize, ahead: bool) {
         .map(|index| {
             engine.reserve().expect("room").submit(NewRequest {
                 allowance: None,
+                grammar: None,
                 tenant: "anonymous".into(),
                 throttled: false,
                 id: RequestId(format!("r{index}")),

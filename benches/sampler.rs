@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use obol::engine::sampler::{Draw, History, Scratch, sample};
+use obol::engine::sampler::{Bars, Draw, History, Scratch, sample};
 use obol::request::Sampling;
 
 const VOCAB: usize = 49_152;
@@ -54,7 +54,7 @@ fn sampler(c: &mut Criterion) {
             b.iter(|| {
                 position += 1;
                 let draw = Draw { seed: 1, choice: 0, position };
-                sample(black_box(&row), &sampling, &history, &[], draw, &mut scratch)
+                sample(black_box(&row), &sampling, &history, Bars::default(), draw, &mut scratch)
             });
         });
     }

@@ -10,6 +10,7 @@ pub mod units;
 pub mod usage;
 
 pub mod control;
+pub mod grammar;
 pub mod ledger;
 pub mod meter;
 pub mod nvml;

@@ -29,9 +29,10 @@ pub use replicas::{Replica, Replicas};
 use crate::alerting::Alerting;
 use crate::control::limits::{Left, Pass};
 use crate::control::tasks::Called;
+use crate::grammar::Form;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
-use crate::request::{Allowance, CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use crate::request::{Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Sampling, Stops};
 use crate::units::RequestId;
 use crate::usage::Purse;
 use choice::ChoiceText;
@@ -52,6 +53,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let seat = app.engines().reserve()?;
     let param = ask.prompt.param();
     let prompt = tokenize(app, ask.prompt).await?;
+    let grammar = compile(app, ask.form).await?;
     let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length, ceiling)?;
     let tenant = ask.origin.tenant.as_bytes();
     let salt = CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", tenant));
@@ -80,6 +82,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
             ignore_eos: ask.ignore_eos,
             stop_token_ids: ask.stop_token_ids,
         },
+        grammar,
         salt,
         id,
         tenant,
@@ -303,8 +306,7 @@ impl Driver {
     }
 }
 
-/// The tokens of a prompt: template and tokenizer, on a thread that may be busy for a while; few of
-/// them at once.
+/// The tokens of a prompt: template and tokenizer.
 ///
 /// # Errors
 /// `Invalid` when the template refuses the messages, or there is none.
@@ -312,11 +314,33 @@ pub async fn tokenize(app: &Arc<App>, prompt: Prompt) -> Result<Vec<u32>, Failur
     if let Prompt::Tokens(tokens) = prompt {
         return Ok(tokens);
     }
+    on_a_worker(app, move |app| app.tokens_of(&prompt)).await
+}
+
+/// The grammar of a form, read on such a thread too.
+async fn compile(
+    app: &Arc<App>,
+    form: Option<(Form, &'static str)>,
+) -> Result<Option<Arc<dyn Grammar>>, Failure> {
+    let Some((form, param)) = form else { return Ok(None) };
+    if !app.engines().each().iter().all(|replica| replica.engine.guides()) {
+        let message =
+            format!("`{param}`: what answers look like cannot be said on this device yet; leave it out");
+        return Err(Failure::invalid(param, message));
+    }
+    on_a_worker(app, move |app| app.grammar_of(&form, param)).await.map(Some)
+}
+
+/// Work that takes long, on a thread that may be busy for a while; few of them at once.
+async fn on_a_worker<T: Send + 'static>(
+    app: &Arc<App>,
+    work: impl FnOnce(&App) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
     let permit = app.tokenizing().await;
     let app = Arc::clone(app);
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        app.tokens_of(&prompt)
+        work(&app)
     });
     match work.await {
         Ok(result) => result,

@@ -88,6 +88,30 @@ pub trait Allowance: std::fmt::Debug + Send + Sync {
     fn covers(&self, need: Use, want: Use) -> bool;
 }
 
+/// What an answer's text must look like: see [`Guide`].
+pub trait Grammar: std::fmt::Debug + Send + Sync {
+    /// A guide for a text that has not begun.
+    fn guide(&self) -> Box<dyn Guide>;
+}
+
+/// A grammar at one place of one choice's text: says which tokens may come next.
+pub trait Guide: std::fmt::Debug + Send {
+    /// The tokens that may come next: token t is bit t % 32 of word t / 32; those past the last word may not. Never
+    /// none. What is not known yet is waited for.
+    ///
+    /// # Errors
+    /// When the grammar asks for more work than is allowed.
+    fn allowed(&mut self) -> Result<&[u32], GuideError>;
+
+    /// `token`, one of those allowed, was drawn: from now on what may follow it is looked for, on other threads.
+    fn drew(&mut self, token: u32);
+}
+
+/// Why a guide cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GuideError(pub String);
+
 /// What the engine is asked to run. One request has `choices` sequences over the same prompt.
 #[derive(Debug, Clone)]
 pub struct NewRequest {
@@ -98,6 +122,9 @@ pub struct NewRequest {
     pub choices: u32,
     pub sampling: Sampling,
     pub stops: Stops,
+    /// What each choice's text must look like. Comes with no `min_tokens` and not with `ignore_eos`, as a text that
+    /// is complete must be able to end.
+    pub grammar: Option<Arc<dyn Grammar>>,
     pub salt: CacheSalt,
     /// Whose share of the device it uses.
     pub tenant: Arc<str>,

@@ -217,6 +217,7 @@ fn steady(depth: Option<usize>) {
             Stops { max_tokens: tokens, min_tokens: tokens, ignore_eos: false, stop_token_ids: vec![5] };
         let stream = engine.reserve().expect("room").submit(NewRequest {
             allowance: None,
+            grammar: None,
             tenant: "anonymous".into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use obol_models::queue::{self, RowDraw, Step};
 
-use crate::request::{NewRequest, TokenLogprobs};
+use crate::request::{Guide, GuideError, NewRequest, TokenLogprobs};
 
 use super::draft::DRAFTS_MAX;
-use super::sampler::{self, Draw, History, Scratch};
+use super::sampler::{self, Bars, Draw, History, Scratch};
 
 /// A worker's own space to sample in.
 #[derive(Default)]
@@ -34,8 +34,20 @@ pub(super) struct Lane {
     drafts: Vec<u32>,
     /// Tokens drawn in this step, in order.
     pub(super) drawn: Vec<Drawn>,
-    /// A row of logits held no number; nothing was drawn from it.
-    pub(super) broken: bool,
+    /// Of the request's grammar.
+    guide: Option<Box<dyn Guide>>,
+    /// Nothing could be drawn from a row of logits.
+    pub(super) broken: Option<Broken>,
+}
+
+/// Why nothing could be drawn.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    /// Of those that may be drawn.
+    #[error("the model's logits are not numbers")]
+    Logits,
+    #[error("the grammar cannot be followed: {0}")]
+    Guide(#[from] GuideError),
 }
 
 /// A lane as sequence and device share it: never both at a time, so its lock is never waited for.
@@ -54,7 +66,8 @@ impl Lane {
             length: new.prompt.len(),
             drafts: Vec::new(),
             drawn: Vec::with_capacity(1),
-            broken: false,
+            guide: new.grammar.as_ref().map(|grammar| grammar.guide()),
+            broken: None,
             new: new.clone(),
         }
     }
@@ -68,32 +81,42 @@ impl Lane {
             self.drawn.reserve_exact(DRAFTS_MAX + 1);
             self.drafts.extend_from_slice(drafts);
         }
-        self.broken = false;
+        self.broken = None;
     }
 
     /// Draws from `logits` (rows, vocab): the first row's token, and the next row's while the draft between
     /// them is what was drawn.
     pub(super) fn sample(&mut self, logits: &[f32], vocab: usize, end_tokens: &[u32], desk: &mut Desk) {
-        let Desk { scratch, forbidden } = desk;
         for (index, row) in logits.chunks_exact(vocab).enumerate() {
-            forbidden.clear();
-            self.forbid(self.length, end_tokens, forbidden);
-            let sampling = &self.new.sampling;
-            let draw = Draw { seed: sampling.seed, choice: self.choice, position: self.length as u64 };
-            let Ok((token, logprobs)) =
-                sampler::sample(row, sampling, &self.history, forbidden, draw, scratch)
-            else {
-                self.broken = true;
-                return;
+            let (token, logprobs) = match self.draw(row, end_tokens, desk) {
+                Ok(drawn) => drawn,
+                Err(why) => {
+                    self.broken = Some(why);
+                    return;
+                }
             };
             self.length += 1;
             self.history.push(token);
+            if let Some(guide) = &mut self.guide {
+                guide.drew(token);
+            }
             self.drawn.push((token, logprobs));
             // The next row is of what was proposed: it counts if that is what was drawn.
             if self.drafts.get(index) != Some(&token) {
                 return;
             }
         }
+    }
+
+    fn draw(&mut self, row: &[f32], end_tokens: &[u32], desk: &mut Desk) -> Result<Drawn, Broken> {
+        let Desk { scratch, forbidden } = desk;
+        forbidden.clear();
+        self.forbid(self.length, end_tokens, forbidden);
+        let sampling = &self.new.sampling;
+        let draw = Draw { seed: sampling.seed, choice: self.choice, position: self.length as u64 };
+        let allowed = self.guide.as_mut().map(|guide| guide.allowed()).transpose()?;
+        let bars = Bars { forbidden, allowed };
+        sampler::sample(row, sampling, &self.history, bars, draw, scratch).map_err(|_| Broken::Logits)
     }
 
     /// What must not be drawn after `length` tokens.
@@ -137,7 +160,7 @@ impl Lane {
     pub(super) fn take(&mut self, draw: &mut queue::Draw) {
         self.begin(&[]);
         let Some(token) = draw.token else {
-            self.broken = true;
+            self.broken = Some(Broken::Logits);
             return;
         };
         let logprobs = self

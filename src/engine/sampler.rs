@@ -1,6 +1,6 @@
 //! Draws the next token from a row of logits. Pure: knows no sequence, batch, clock or channel.
 //!
-//! Order: logit bias and penalties, forbidden tokens, temperature, min-p, top-k, top-p, then one
+//! Order: logit bias and penalties, forbidden tokens, what a grammar allows, temperature, min-p, top-k, top-p, then one
 //! inverse-CDF draw in token order. The draw depends on (seed, choice, position) only, through the
 //! counter-based generator Philox4x32-10, so what shares the batch, a preemption or another schedule
 //! cannot change it.
@@ -97,6 +97,23 @@ fn penalised(sampling: &Sampling) -> bool {
         || sampling.repetition_penalty != 1.0
 }
 
+/// What may not be drawn.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bars<'a> {
+    /// Tokens that are barred whatever else is said.
+    pub forbidden: &'a [u32],
+    /// The tokens that a grammar allows, as [`Guide::allowed`](crate::request::Guide::allowed) gives them.
+    pub allowed: Option<&'a [u32]>,
+}
+
+impl<'a> Bars<'a> {
+    /// Bars these tokens alone.
+    #[must_use]
+    pub fn forbid(forbidden: &'a [u32]) -> Self {
+        Self { forbidden, allowed: None }
+    }
+}
+
 /// The logits were not numbers: the model or its file is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotFinite;
@@ -114,21 +131,21 @@ pub struct Scratch {
     kept: Vec<(u32, f32)>,
 }
 
-/// Picks the next token; `forbidden` tokens are never picked.
+/// Picks the next token; what `bars` bar is never picked.
 ///
 /// # Errors
-/// `NotFinite` when no logit is a finite number.
+/// `NotFinite` when no logit that may be drawn is a finite number.
 pub fn sample(
     logits: &[f32],
     sampling: &Sampling,
     history: &History,
-    forbidden: &[u32],
+    bars: Bars<'_>,
     draw: Draw,
     scratch: &mut Scratch,
 ) -> Result<(u32, Option<TokenLogprobs>), NotFinite> {
     let Scratch { patch, highest, masses, ranked, kept } = scratch;
     patch.clear();
-    adjust(logits, patch, sampling, history, forbidden);
+    adjust(logits, patch, sampling, history, bars);
     let row = Row { plain: logits, patch };
     row.highest(highest);
     let (best, logit) = row.best(highest).ok_or(NotFinite)?;
@@ -148,8 +165,8 @@ pub fn sample(
     Ok((token, logprobs))
 }
 
-/// Changes the logits that bias, penalties and `forbidden` are about.
-fn adjust(plain: &[f32], patch: &mut Patch, sampling: &Sampling, history: &History, forbidden: &[u32]) {
+/// Changes the logits that bias, penalties and `bars` are about.
+fn adjust(plain: &[f32], patch: &mut Patch, sampling: &Sampling, history: &History, bars: Bars<'_>) {
     for (token, bias) in &sampling.logit_bias {
         if let Some(logit) = patch.logit(plain, *token) {
             *logit += bias;
@@ -173,10 +190,13 @@ fn adjust(plain: &[f32], patch: &mut Patch, sampling: &Sampling, history: &Histo
             *logit -= sampling.presence_penalty + sampling.frequency_penalty * *times as f32;
         }
     }
-    for token in forbidden {
+    for token in bars.forbidden {
         if let Some(logit) = patch.logit(plain, *token) {
             *logit = f32::NEG_INFINITY;
         }
+    }
+    if let Some(allowed) = bars.allowed {
+        patch.keep_only(plain, allowed);
     }
 }
 

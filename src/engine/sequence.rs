@@ -17,7 +17,7 @@ use crate::usage::{Accrual, TokenCounts, Usage};
 use super::blocks::BlockLease;
 use super::draft::{DRAFTS_MAX, Drafter, Estimate, Verified};
 use super::fair::{Account, Service};
-use super::lane::{Drawn, Lane, SharedLane, lock};
+use super::lane::{Broken, Drawn, Lane, SharedLane, lock};
 use super::lines::{self, Line};
 use super::prefix::{self, PrefixKey};
 use super::step::Allowed;
@@ -345,10 +345,10 @@ impl Sequence {
         self.flying.steps > 0
     }
 
-    /// What the step drew, and whether its logits were no numbers. The buffer is to be given back.
-    pub(super) fn take_drawn(&self) -> (Vec<Drawn>, bool) {
+    /// What the step drew, and why it could not. The buffer is to be given back.
+    pub(super) fn take_drawn(&self) -> (Vec<Drawn>, Option<Broken>) {
         let mut lane = lock(&self.lane);
-        (std::mem::take(&mut lane.drawn), lane.broken)
+        (std::mem::take(&mut lane.drawn), lane.broken.take())
     }
 
     pub(super) fn give_back(&self, buffer: Vec<Drawn>) {
@@ -373,6 +373,10 @@ impl Sequence {
 
     /// Proposes what may follow: how many tokens, and the chance that each holds.
     pub(super) fn propose(&mut self, end_tokens: &[u32], prior: &[Estimate; 2]) -> Option<(usize, f64)> {
+        if self.new.grammar.is_some() {
+            // What is allowed after a proposal is known only when it was drawn.
+            return None;
+        }
         // The step draws one token more than hold.
         let (longest, stops) = (self.longest(), &self.new.stops);
         let room = longest.saturating_sub(self.tokens.len() + 1);

@@ -57,6 +57,7 @@ pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option
     let id = RequestId::new();
     NewRequest {
         allowance: None,
+        grammar: None,
         tenant: "anonymous".into(),
         throttled: false,
         ticket: Ticket(0),

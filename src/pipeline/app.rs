@@ -1,7 +1,7 @@
 //! What a running server is made of, as its requests see it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use obol_models::chat_template::{ChatTemplate, TemplateOptions};
 use obol_models::tokenizer::Tokenizer;
@@ -12,9 +12,11 @@ use crate::alerting::Alerting;
 use crate::clock::Clock;
 use crate::control::Key;
 use crate::engine;
+use crate::grammar::{Form, Grammars};
 use crate::ledger::{AdoptError, Ledger};
 use crate::metrics::Metrics;
 use crate::nvml::Probe;
+use crate::request::Grammar;
 use crate::text::prompt::{encode, render_and_encode};
 
 /// The model as clients see it.
@@ -60,10 +62,15 @@ pub struct Parts {
 pub struct App {
     parts: Parts,
     tokenizing: Arc<Semaphore>,
+    /// Made for the first request that needs them: most servers are never asked for any.
+    grammars: OnceLock<Grammars>,
     draining: AtomicBool,
     /// Requests between their first check and the end of their answer.
     open: watch::Sender<usize>,
 }
+
+/// Find out which tokens a grammar allows next; a step's rows wait for what is not known in time.
+const GRAMMAR_THREADS: usize = 2;
 
 /// Counts as an open request for as long as it lives.
 pub(super) struct Open(Arc<App>);
@@ -79,7 +86,7 @@ impl App {
     pub fn new(parts: Parts) -> Arc<Self> {
         let tokenizing = Arc::new(Semaphore::new(parts.tokenizing_max.max(1)));
         let draining = AtomicBool::new(false);
-        Arc::new(Self { parts, tokenizing, draining, open: watch::Sender::new(0) })
+        Arc::new(Self { parts, tokenizing, grammars: OnceLock::new(), draining, open: watch::Sender::new(0) })
     }
 
     #[must_use]
@@ -195,6 +202,15 @@ impl App {
     pub(super) async fn tokenizing(&self) -> OwnedSemaphorePermit {
         let places = Arc::clone(&self.tokenizing);
         places.acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// What a form allows. Takes long for the first form and for large ones: not for async threads.
+    ///
+    /// # Errors
+    /// `Invalid` for `param` when the form cannot be followed.
+    pub(super) fn grammar_of(&self, form: &Form, param: &'static str) -> Result<Arc<dyn Grammar>, Failure> {
+        let grammars = self.grammars.get_or_init(|| Grammars::new(self.tokenizer(), GRAMMAR_THREADS));
+        grammars.compile(form).map_err(|error| Failure::invalid(param, format!("`{param}`: {error}")))
     }
 
     /// Template and tokenizer. Takes long for long prompts: not for async threads.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Failure;
 use crate::control::Key;
+use crate::grammar::Form;
 use crate::request::Sampling;
 use crate::units::RequestId;
 
@@ -27,6 +28,9 @@ pub struct Ask {
     pub length: Length,
     pub ignore_eos: bool,
     pub stop_token_ids: Vec<u32>,
+    /// What each choice's text must look like, and the request field that says so. Comes with neither `ignore_eos` nor
+    /// `min_tokens`.
+    pub form: Option<(Form, &'static str)>,
     /// Non-empty strings; the first match in a choice's text ends that choice before it.
     pub stop: Vec<String>,
     pub origin: Origin,

@@ -79,6 +79,7 @@ fn random_worlds(on: On) {
                 }
                 let stream = world.submit_new(NewRequest {
                     allowance: limits.clone().map(|limits| limits as Arc<dyn Allowance>),
+                    grammar: None,
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),

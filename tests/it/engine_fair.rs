@@ -64,6 +64,7 @@ impl Stage {
             tenant: tenant.into(),
             throttled,
             allowance: None,
+            grammar: None,
         });
         self.streams.lock().unwrap().push(stream);
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use obol::clock::{Clock, ManualClock};
 use obol::config::{Speculative, Weights};
-use obol::engine::sampler::{self, Draw, History, Scratch};
+use obol::engine::sampler::{self, Bars, Draw, History, Scratch};
 use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::energy::EnergyMeter;
@@ -206,6 +206,7 @@ impl World {
     ) -> EventStream {
         self.submit_new(NewRequest {
             allowance: None,
+            grammar: None,
             tenant: format!("t{tenant}").into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),
@@ -285,8 +286,15 @@ pub(crate) fn oracle(
         }
         let draw = Draw { seed: sampling.seed, choice, position: tokens.len() as u64 };
         let logits = model.logits_after(&tokens);
-        let (token, _) =
-            sampler::sample(&logits, sampling, &history, &forbidden, draw, &mut Scratch::default()).unwrap();
+        let (token, _) = sampler::sample(
+            &logits,
+            sampling,
+            &history,
+            Bars::forbid(&forbidden),
+            draw,
+            &mut Scratch::default(),
+        )
+        .unwrap();
         tokens.push(token);
         history.push(token);
         if (token == 0 && !stops.ignore_eos) || stops.stop_token_ids.contains(&token) {
@@ -522,6 +530,7 @@ fn a_device_that_is_lost_ends_the_engine_and_every_request_is_settled() {
                 let Ok(seat) = world.engine.reserve() else { break };
                 let mut stream = seat.submit(NewRequest {
                     allowance: None,
+                    grammar: None,
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),

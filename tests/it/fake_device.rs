@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use obol::clock::{Clock, ManualClock};
-use obol::engine::sampler::{self, History, Scratch};
+use obol::engine::sampler::{self, Bars, History, Scratch};
 use obol::request::Sampling;
 use obol::units::DeviceNanos;
 use obol_models::batch::Batch;
@@ -125,7 +125,14 @@ where
         }
         let RowDraw { seed, choice, position, .. } = *row.draw;
         let draw = sampler::Draw { seed, choice, position };
-        match sampler::sample(row.logits, &sampling, &history, row.forbidden, draw, &mut self.scratch) {
+        match sampler::sample(
+            row.logits,
+            &sampling,
+            &history,
+            Bars::forbid(row.forbidden),
+            draw,
+            &mut self.scratch,
+        ) {
             Ok((token, logprobs)) => {
                 let (logprob, top) = logprobs.map_or((0.0, Vec::new()), |of| (of.chosen, of.top));
                 Draw { token: Some(token), logprob, top }

@@ -17,7 +17,7 @@ use text::{Keep, keep, without_tests, words};
 /// lower level, except inside level 0, whose modules are plain data and may use each other.
 const LEVELS: &[&[&str]] = &[
     &["units", "clock", "request", "usage", "config", "metrics", "random"],
-    &["text", "meter", "ledger", "control", "nvml"],
+    &["text", "grammar", "meter", "ledger", "control", "nvml"],
     &["engine", "admission", "alerting", "measure"],
     &["pipeline", "compare", "bench"],
     &["http", "cli"],

@@ -7,12 +7,15 @@ use std::ops::Range;
 pub(super) const PIECE: usize = 64;
 
 const PLAIN: u32 = u32::MAX;
+/// A piece of which nothing may be drawn.
+const BARRED: u32 = u32::MAX - 1;
+static NOTHING: [f32; PIECE] = [f32::NEG_INFINITY; PIECE];
 
 /// Copies of the pieces that were changed.
 #[derive(Debug, Default)]
 pub(super) struct Patch {
     copies: Vec<f32>,
-    /// (pieces) where the copy of each begins, or `PLAIN`; empty while nothing was changed.
+    /// (pieces) where the copy of each begins, `PLAIN` or `BARRED`; empty while nothing was changed.
     starts: Vec<u32>,
 }
 
@@ -42,6 +45,28 @@ impl Patch {
         }
         Some(&mut self.copies[*start as usize + token % PIECE])
     }
+
+    /// Leaves only the tokens whose bits are set: token t is bit t % 32 of word t / 32, past the last word none. The
+    /// last change of a row.
+    pub(super) fn keep_only(&mut self, plain: &[f32], allowed: &[u32]) {
+        self.starts.resize(plain.len().div_ceil(PIECE), PLAIN);
+        for (piece, start) in self.starts.iter_mut().enumerate() {
+            let word = |at: usize| u64::from(allowed.get(2 * piece + at).copied().unwrap_or(0));
+            let bits = word(0) | word(1) << 32;
+            let place = place(piece, plain.len());
+            if bits == 0 {
+                *start = BARRED;
+            } else if bits.trailing_ones() < place.len() as u32 {
+                if *start == PLAIN {
+                    *start = u32::try_from(self.copies.len()).expect("a row has fewer than 2^32 logits");
+                    self.copies.extend_from_slice(&plain[place.clone()]);
+                }
+                let copy = &mut self.copies[*start as usize..][..place.len()];
+                let barred = copy.iter_mut().enumerate().filter(|(at, _)| bits >> at & 1 == 0);
+                barred.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            }
+        }
+    }
 }
 
 /// Tokens of a piece.
@@ -65,6 +90,7 @@ impl<'a> Row<'a> {
         let place = place(piece, self.plain.len());
         match self.patch.starts.get(piece) {
             None | Some(&PLAIN) => &self.plain[place],
+            Some(&BARRED) => &NOTHING[..place.len()],
             Some(&start) => &self.patch.copies[start as usize..][..place.len()],
         }
     }
@@ -130,6 +156,30 @@ mod tests {
         row.highest(&mut highest);
         assert_eq!(highest, [63.0, 1070.0, 191.0, 198.0]);
         assert_eq!(row.best(&highest), Some((70, 1070.0)));
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_left() {
+        let plain: Vec<f32> = (0..300).map(|i| i as f32).collect();
+        let mut patch = Patch::default();
+        *patch.logit(&plain, 130).expect("in the row") += 1000.0;
+        // Token 3; all of the second piece; of the third only what was changed; of the others nothing, the last
+        // because there are no words for it.
+        let mut allowed = vec![0; 8];
+        (allowed[0], allowed[2], allowed[3], allowed[4]) = (1 << 3, u32::MAX, u32::MAX, 1 << 2);
+        patch.keep_only(&plain, &allowed);
+        let row = Row { plain: &plain, patch: &patch };
+        let all = (0..row.pieces()).flat_map(|piece| row.piece(piece)).copied();
+        for (token, got) in all.enumerate() {
+            let expected = match token {
+                3 | 64..128 => token as f32,
+                130 => 1130.0,
+                _ => f32::NEG_INFINITY,
+            };
+            assert_eq!(got, expected, "token {token}");
+        }
+        // Two pieces were copied, the rest not.
+        assert_eq!(patch.copies.len(), 2 * PIECE);
     }
 
     #[test]

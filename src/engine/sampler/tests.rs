@@ -5,7 +5,7 @@ use super::*;
 
 fn run(row: &[f32], sampling: &Sampling, history: &History, forbidden: &[u32], position: u64) -> u32 {
     let draw = Draw { seed: sampling.seed, choice: 0, position };
-    sample(row, sampling, history, forbidden, draw, &mut Scratch::default()).expect("finite").0
+    sample(row, sampling, history, Bars::forbid(forbidden), draw, &mut Scratch::default()).expect("finite").0
 }
 
 fn greedy() -> Sampling {
@@ -26,7 +26,10 @@ fn greedy_takes_the_highest_and_the_lower_id_on_a_tie() {
     assert_eq!(run(&[-1e30, 3.0, 2.9], &cold, &none, &[], 0), 1);
     let broken = [f32::NAN; 3];
     let draw = Draw { seed: 0, choice: 0, position: 0 };
-    assert_eq!(sample(&broken, &greedy(), &none, &[], draw, &mut Scratch::default()), Err(NotFinite));
+    assert_eq!(
+        sample(&broken, &greedy(), &none, Bars::default(), draw, &mut Scratch::default()),
+        Err(NotFinite)
+    );
 }
 
 #[test]
@@ -154,7 +157,7 @@ fn draws_are_those_of_the_definition() {
             let draw = Draw { seed: case, choice: 0, position };
             let bits = philox::bits(draw);
             let expected = oracle::sample(&row, &sampling, &history, &forbidden, bits, f32::exp);
-            let got = sample(&row, &sampling, &history, &forbidden, draw, &mut scratch);
+            let got = sample(&row, &sampling, &history, Bars::forbid(&forbidden), draw, &mut scratch);
             assert_eq!(got.ok().map(|(token, _)| token), expected, "case {case}: {sampling:?}");
         }
     }
@@ -181,7 +184,8 @@ fn logprobs_are_of_the_plain_distribution_most_likely_first() {
     let check = |row: &[f32], sampling: &Sampling| {
         let draw = Draw { seed: 0, choice: 0, position: 0 };
         let none = History::default();
-        let (token, got) = sample(row, sampling, &none, &[], draw, &mut Scratch::default()).expect("finite");
+        let (token, got) =
+            sample(row, sampling, &none, Bars::default(), draw, &mut Scratch::default()).expect("finite");
         let got = got.expect("logprobs were asked for");
         let top = sampling.logprobs.expect("logprobs are asked for") as usize;
         let (chosen, order) = oracle::logprobs(row, token, top);

@@ -100,8 +100,8 @@ impl Engine {
                 }
             }
             sequence.give_back(drawn);
-            if broken {
-                tracing::error!(request = %request.new.id, "the model's logits are not numbers");
+            if let Some(why) = broken {
+                tracing::error!(request = %request.new.id, "{why}");
                 end = Some(Finish::Error);
             } else if sequence.drafts.is_empty() {
                 sequence.computed_more(member.rows, config.block_size);

@@ -178,7 +178,6 @@ fn refuse_what_is_not_honoured(fields: &mut Fields) -> Result<(), Invalid> {
     fields.only("parallel_tool_calls", &[json!(true), json!(false)], "tool calling is not available")?;
     fields.only("functions", &[json!([])], "function calling is not available")?;
     fields.only("function_call", &none, "function calling is not available")?;
-    fields.only("response_format", &[json!({"type": "text"})], "answers are text")?;
     fields.only("modalities", &[json!(["text"])], "answers are text")?;
     fields.only("audio", &[], "answers are text")?;
     fields.only("prediction", &[], "predicted outputs are not available")?;

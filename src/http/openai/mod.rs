@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod form;
 mod logprobs;
 mod params;
 mod reply;

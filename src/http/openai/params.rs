@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::form;
 use crate::config::UnknownFields;
+use crate::grammar::Form;
 use crate::http::fields::{Fields, Invalid, number_in, string_at, token_at};
 use crate::http::origin::Asker;
 use crate::pipeline::{Ask, Length, Prompt};
@@ -47,6 +49,7 @@ pub(crate) struct Common {
     min_tokens: u32,
     ignore_eos: bool,
     stop_token_ids: Vec<u32>,
+    form: Option<(Form, &'static str)>,
     stop: Vec<String>,
     user: Option<String>,
     metadata: BTreeMap<String, String>,
@@ -71,6 +74,7 @@ impl Common {
             min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             stop_token_ids: stop_token_ids(fields, rules)?,
+            form: form::read(fields, rules.unknown)?,
             stop: stop(fields)?,
             user: user.or(safety_identifier),
             metadata: metadata(fields)?,
@@ -87,6 +91,16 @@ impl Common {
                 format!("`min_tokens` ({}) is over `{}` ({max})", self.min_tokens, limit.param),
             ));
         }
+        if let Some((_, param)) = self.form {
+            // A text that is complete must be able to end, and can do nothing else.
+            let against = if self.ignore_eos { "ignore_eos" } else { "min_tokens" };
+            if self.ignore_eos || self.min_tokens > 0 {
+                return Err(Invalid::new(
+                    against,
+                    format!("`{against}` does not go together with `{param}`"),
+                ));
+            }
+        }
         Ok(Ask {
             model: self.model,
             prompt,
@@ -100,6 +114,7 @@ impl Common {
             },
             ignore_eos: self.ignore_eos,
             stop_token_ids: self.stop_token_ids,
+            form: self.form,
             stop: self.stop,
             origin: asker.origin(self.user, self.metadata)?,
         })

@@ -42,7 +42,14 @@ impl Case {
         self.fed.into_iter().for_each(|token| self.history.push(token));
         let mut draw = |position| {
             let draw = Draw { seed: self.sampling.seed, choice: 1, position };
-            sample(&self.row, &self.sampling, &self.history, &self.forbidden, draw, &mut scratch)
+            sample(
+                &self.row,
+                &self.sampling,
+                &self.history,
+                Bars::forbid(&self.forbidden),
+                draw,
+                &mut scratch,
+            )
         };
         (0..DRAWS as u64).map(&mut draw).collect()
     }
