@@ -29,8 +29,8 @@ struct Draw {
     unsigned top;
     // The row of the tokens whose token counts as generated once more.
     unsigned fed;
-    // Pairs (token, f32); tokens; pairs (token, times), ascending.
-    unsigned biases, biases_len, forbidden, forbidden_len, seen, seen_len;
+    // Pairs (token, f32); tokens; pairs (token, times), ascending; bits of tokens, 32 a word.
+    unsigned biases, biases_len, forbidden, forbidden_len, seen, seen_len, allowed, allowed_len;
     unsigned unused;
 };
 
@@ -243,7 +243,7 @@ __device__ __forceinline__ float penalised(const Draw& draw, float logit, unsign
     return logit;
 }
 
-// Changes the logits of the chunk that bias, penalties and the forbidden list are about. `fed`: a token that counts as
+// Changes the logits of the chunk that bias, penalties and the lists of what may be drawn are about. `fed`: a token that counts as
 // generated once more than the list of seen ones says, or NONE.
 __device__ __forceinline__ void adjust(
     const Draw& draw, const unsigned* packed, unsigned fed, Chunk chunk, float (&logits)[CHUNK]) {
@@ -276,6 +276,15 @@ __device__ __forceinline__ void adjust(
     for (unsigned i = threadIdx.x; i < draw.forbidden_len; i += THREADS) {
         const unsigned at = packed[draw.forbidden + i] - chunk.first;
         if (at < chunk.len) logits[at] = -INFINITY;
+    }
+    // Each thread bars the tokens of its own part of the chunk.
+    if (draw.allowed_len > 0) {
+        __syncthreads();
+        for (unsigned at = threadIdx.x; at < chunk.len; at += THREADS) {
+            const unsigned token = chunk.first + at, word = token / 32;
+            const unsigned bits = word < draw.allowed_len ? packed[draw.allowed + word] : 0;
+            if ((bits >> token % 32 & 1) == 0) logits[at] = -INFINITY;
+        }
     }
     __syncthreads();
 }

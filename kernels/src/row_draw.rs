@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// How to draw from one row of logits. The order is: logit bias and penalties, forbidden tokens, temperature,
-/// min-p, top-k, top-p, then one inverse-CDF draw in token order. Lists are those of all draws of a step, one
+/// How to draw from one row of logits. The order is: logit bias and penalties, forbidden tokens, allowed
+/// tokens, temperature, min-p, top-k, top-p, then one inverse-CDF draw in token order. Lists are those of all draws of a step, one
 /// after the other; tokens outside the vocabulary have no effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowDraw {
@@ -29,6 +29,9 @@ pub struct RowDraw {
     pub biases: Range<usize>,
     /// Its part of the tokens that are never drawn.
     pub forbidden: Range<usize>,
+    /// Its part of the words that say which tokens may be drawn: token t is bit t % 32 of word t / 32, those past the
+    /// last word may not. Empty: all may.
+    pub allowed: Range<usize>,
     /// Its part of the tokens that were seen, ascending by token; empty where no penalty asks for it. A token that
     /// is fed to the row counts as generated once more than is said here.
     pub seen: Range<usize>,
@@ -50,6 +53,7 @@ impl RowDraw {
         logprobs: None,
         biases: 0..0,
         forbidden: 0..0,
+        allowed: 0..0,
         seen: 0..0,
     };
 }

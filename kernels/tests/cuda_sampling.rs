@@ -35,12 +35,14 @@ fn run(
     padding: usize,
 ) -> Vec<Drawn> {
     let (vocab, places) = (rows[0].len(), rows.len() + padding);
-    let words = DrawLayout::words_of(lists.biases.len(), lists.forbidden.len(), lists.seen.len());
+    let single = lists.forbidden.len() + lists.allowed.len();
+    let words = DrawLayout::words_of(lists.biases.len(), single, lists.seen.len());
     let layout = DrawLayout { draws: places, words: words + 3 };
     let mut bytes = vec![0xaa; layout.bytes()];
     let packed = DrawLists {
         biases: lists.biases.iter().copied(),
         forbidden: lists.forbidden.iter().copied(),
+        allowed: lists.allowed.iter().copied(),
         seen: lists.seen.iter().copied(),
     };
     let (len, passes) = layout.pack(draws.iter().map(|(draw, fed)| (draw, *fed)), packed, &mut bytes);
@@ -127,6 +129,7 @@ fn penalties_and_bias_move_the_choice() {
     let lists = Lists {
         biases: vec![(0, 5.0), (99, 1.0), (0, 1.0), (2, 6.0)],
         forbidden: Vec::new(),
+        allowed: Vec::new(),
         seen: vec![(1, 2), (2, 0), (77, 3)],
         tokens: vec![3, 1],
     };
@@ -183,6 +186,12 @@ fn draw(random: &mut Random, vocab: usize, lists: &mut Lists) -> Asked {
     let token = |random: &mut Random| (random.below(vocab) + random.one(&[0, 0, 0, 9999])) as u32;
     let biases = (0..some).map(|_| (token(random), random.unit() * 3.0)).collect::<Vec<_>>();
     let forbidden = (0..some / 2).map(|_| token(random)).collect::<Vec<_>>();
+    // Sometimes fewer words than the vocabulary has, and sometimes only a few tokens.
+    let words = random.one(&[0, 0, vocab.div_ceil(32), vocab.div_ceil(64)]);
+    let sparse = random.one(&[false, true]);
+    let bits =
+        |random: &mut Random| random.next() as u32 & if sparse { 1 << random.below(32) } else { u32::MAX };
+    let allowed = (0..words).map(|_| bits(random)).collect::<Vec<_>>();
     let mut seen: Vec<u32> = (0..3 * some).map(|_| token(random)).collect();
     seen.sort_unstable();
     seen.dedup();
@@ -202,6 +211,7 @@ fn draw(random: &mut Random, vocab: usize, lists: &mut Lists) -> Asked {
         logprobs: random.one(&[None, None, None, Some(0), Some(5), Some(20)]),
         biases: extend(&mut lists.biases, biases),
         forbidden: extend(&mut lists.forbidden, forbidden),
+        allowed: extend(&mut lists.allowed, allowed),
         seen: extend(&mut lists.seen, seen),
     };
     (draw, random.one(&[None, Some(lists.tokens.len() - 1)]))
@@ -342,6 +352,7 @@ fn sampling_can_be_recorded_and_run_again_with_other_draws() {
         let lists = DrawLists {
             biases: biases.iter().copied(),
             forbidden: std::iter::empty(),
+            allowed: std::iter::empty(),
             seen: std::iter::empty(),
         };
         let (len, _) = layout.pack(draws.iter().map(|draw| (draw, None)), lists, &mut bytes);

@@ -37,6 +37,8 @@ pub struct Step {
     pub biases: Vec<(u32, f32)>,
     /// Never drawn; tokens outside the vocabulary have no effect.
     pub forbidden: Vec<u32>,
+    /// Bits of the tokens that may be drawn.
+    pub allowed: Vec<u32>,
     /// A fed row's token counts as generated once more than is said here.
     pub seen: Vec<Seen>,
 }
@@ -48,6 +50,7 @@ impl Step {
         self.draws.clear();
         self.biases.clear();
         self.forbidden.clear();
+        self.allowed.clear();
         self.seen.clear();
     }
 
@@ -58,6 +61,7 @@ impl Step {
         self.draws.clone_from(&other.draws);
         self.biases.clone_from(&other.biases);
         self.forbidden.clone_from(&other.forbidden);
+        self.allowed.clone_from(&other.allowed);
         self.seen.clone_from(&other.seen);
     }
 
@@ -82,6 +86,7 @@ impl Step {
             let lists = [
                 (&draw.biases, self.biases.len()),
                 (&draw.forbidden, self.forbidden.len()),
+                (&draw.allowed, self.allowed.len()),
                 (&draw.seen, self.seen.len()),
             ];
             if let Some((range, len)) =

@@ -36,6 +36,8 @@ pub(super) struct Lane {
     pub(super) drawn: Vec<Drawn>,
     /// Of the request's grammar.
     guide: Option<Box<dyn Guide>>,
+    /// Why the guide could not say what a device may draw.
+    astray: Option<GuideError>,
     /// Nothing could be drawn from a row of logits.
     pub(super) broken: Option<Broken>,
 }
@@ -67,6 +69,7 @@ impl Lane {
             drafts: Vec::new(),
             drawn: Vec::with_capacity(1),
             guide: new.grammar.as_ref().map(|grammar| grammar.guide()),
+            astray: None,
             broken: None,
             new: new.clone(),
         }
@@ -95,11 +98,7 @@ impl Lane {
                     return;
                 }
             };
-            self.length += 1;
-            self.history.push(token);
-            if let Some(guide) = &mut self.guide {
-                guide.drew(token);
-            }
+            self.grow(token);
             self.drawn.push((token, logprobs));
             // The next row is of what was proposed: it counts if that is what was drawn.
             if self.drafts.get(index) != Some(&token) {
@@ -119,6 +118,14 @@ impl Lane {
         sampler::sample(row, sampling, &self.history, bars, draw, scratch).map_err(|_| Broken::Logits)
     }
 
+    fn grow(&mut self, token: u32) {
+        self.length += 1;
+        self.history.push(token);
+        if let Some(guide) = &mut self.guide {
+            guide.drew(token);
+        }
+    }
+
     /// What must not be drawn after `length` tokens.
     fn forbid(&self, length: usize, end_tokens: &[u32], forbidden: &mut Vec<u32>) {
         let stops = &self.new.stops;
@@ -130,11 +137,19 @@ impl Lane {
         }
     }
 
-    /// Asks a device for the token after `length`, the last of which may not be known yet.
-    pub(super) fn ask(&self, length: usize, end_tokens: &[u32], step: &mut Step) {
+    /// Asks a device for the token after `length`, the last of which may not be known yet, but with a grammar is.
+    pub(super) fn ask(&mut self, length: usize, end_tokens: &[u32], step: &mut Step) {
+        let Step { draws, biases, forbidden, allowed, seen, .. } = step;
+        let from = (biases.len(), forbidden.len(), allowed.len(), seen.len());
+        self.astray = None;
+        if let Some(guide) = &mut self.guide {
+            match guide.allowed() {
+                Ok(bits) => allowed.extend_from_slice(bits),
+                // What is drawn then is not taken.
+                Err(why) => self.astray = Some(why),
+            }
+        }
         let sampling = &self.new.sampling;
-        let Step { draws, biases, forbidden, seen, .. } = step;
-        let from = (biases.len(), forbidden.len(), seen.len());
         biases.extend_from_slice(&sampling.logit_bias);
         self.forbid(length, end_tokens, forbidden);
         self.history.list(seen);
@@ -152,15 +167,16 @@ impl Lane {
             logprobs: sampling.logprobs,
             biases: from.0..biases.len(),
             forbidden: from.1..forbidden.len(),
-            seen: from.2..seen.len(),
+            allowed: from.2..allowed.len(),
+            seen: from.3..seen.len(),
         });
     }
 
     /// Takes in what a device drew.
     pub(super) fn take(&mut self, draw: &mut queue::Draw) {
         self.begin(&[]);
-        let Some(token) = draw.token else {
-            self.broken = Some(Broken::Logits);
+        let Some(token) = draw.token.filter(|_| self.astray.is_none()) else {
+            self.broken = Some(self.astray.take().map_or(Broken::Logits, Broken::Guide));
             return;
         };
         let logprobs = self
@@ -168,8 +184,7 @@ impl Lane {
             .sampling
             .logprobs
             .map(|_| TokenLogprobs { chosen: draw.logprob, top: std::mem::take(&mut draw.top) });
-        self.length += 1;
-        self.history.push(token);
+        self.grow(token);
         self.drawn.push((token, logprobs));
     }
 }

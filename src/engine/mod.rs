@@ -162,7 +162,6 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     config: Arc<EngineConfig>,
-    guides: bool,
     clock: Arc<dyn Clock>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -173,30 +172,22 @@ impl EngineHandle {
     /// # Panics
     /// When the operating system gives no thread.
     #[must_use]
-    pub fn start(mut parts: Parts) -> Self {
+    pub fn start(parts: Parts) -> Self {
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let config = Arc::new(parts.config.clone());
         let clock = parts.clock.clone();
-        // Steps that are given ahead are drawn before it is known what may follow.
-        let guides = parts.model.queue().is_none();
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || step::run(parts, inbox, for_thread))
             .expect("a thread for the engine");
-        Self { commands, shared, config, guides, clock, thread: Arc::new(Mutex::new(Some(thread))) }
+        Self { commands, shared, config, clock, thread: Arc::new(Mutex::new(Some(thread))) }
     }
 
     #[must_use]
     pub fn config(&self) -> &EngineConfig {
         &self.config
-    }
-
-    /// Whether requests may come with a grammar.
-    #[must_use]
-    pub fn guides(&self) -> bool {
-        self.guides
     }
 
     /// Takes a place in the queue.

@@ -311,8 +311,11 @@ impl Sequence {
     /// Tokens that it will have when steps in flight have run, as far as they are to be computed: none more than
     /// are when it has ended, or will have by its number of tokens.
     pub(super) fn wanted(&self) -> usize {
-        let last = self.flying.draw.is_some() && self.length() >= self.longest();
-        if self.ended.is_some() || last { self.start() } else { self.length() }
+        let drawn = self.flying.draw.is_some();
+        let last = drawn && self.length() >= self.longest();
+        // What a grammar allows after a token is known only when the token is.
+        let guided = drawn && self.new.grammar.is_some();
+        if self.ended.is_some() || last || guided { self.start() } else { self.length() }
     }
 
     /// Which draw of the step in flight its row is to be fed by.

@@ -7,9 +7,6 @@
 mod gbnf;
 mod masks;
 
-#[cfg(test)]
-mod tests;
-
 use std::fmt;
 use std::sync::Arc;
 

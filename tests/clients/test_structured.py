@@ -132,6 +132,7 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict:
 PROMPTS = ["Tell me about yourself.", "Write a poem.", "What is 2 + 2?", "Say anything but JSON.", "日本語で答えて。"]
 
 
+@pytest.mark.real_model
 def test_two_hundred_random_schemas_are_kept_to(client, name):
     rng = random.Random(20261122)
     cases = [(random_schema(rng), rng.choice(PROMPTS), rng.choice([0, 0.7, 1.5])) for _ in range(200)]

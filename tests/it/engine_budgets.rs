@@ -8,6 +8,7 @@ use obol::units::{RequestId, Ticket};
 use obol_models::fake::FakeModel;
 
 use crate::engine_sim::{EVERYWHERE, On, Rng, World, block_on, oracle, random_request, read, tight};
+use crate::fake_grammar::grammar_of;
 
 /// So much device time or block time, whichever is used first.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ fn random_worlds(on: On) {
                 }
                 let stream = world.submit_new(NewRequest {
                     allowance: limits.clone().map(|limits| limits as Arc<dyn Allowance>),
-                    grammar: None,
+                    grammar: grammar_of(&sampling, &stops),
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),

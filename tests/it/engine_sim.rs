@@ -19,6 +19,7 @@ use obol_models::batch::{Batch, CausalLm};
 use obol_models::fake::FakeModel;
 
 use crate::fake_device::{Beside, Quirks};
+use crate::fake_grammar::grammar_of;
 
 const COST: Coefficients =
     Coefficients { step: 5_000_000, token: 1_000_000, attention: 3_000, logits: 200_000 };
@@ -206,7 +207,7 @@ impl World {
     ) -> EventStream {
         self.submit_new(NewRequest {
             allowance: None,
-            grammar: None,
+            grammar: grammar_of(&sampling, &stops),
             tenant: format!("t{tenant}").into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),
@@ -275,6 +276,7 @@ pub(crate) fn oracle(
     let mut tokens = prompt.to_vec();
     let mut history = History::new(prompt, sampling);
     let mut shown = Vec::new();
+    let mut guide = grammar_of(sampling, stops).map(|grammar| grammar.guide());
     loop {
         let generated = tokens.len() - prompt.len();
         let mut forbidden = Vec::new();
@@ -286,15 +288,13 @@ pub(crate) fn oracle(
         }
         let draw = Draw { seed: sampling.seed, choice, position: tokens.len() as u64 };
         let logits = model.logits_after(&tokens);
-        let (token, _) = sampler::sample(
-            &logits,
-            sampling,
-            &history,
-            Bars::forbid(&forbidden),
-            draw,
-            &mut Scratch::default(),
-        )
-        .unwrap();
+        let allowed = guide.as_mut().map(|guide| guide.allowed().expect("a set"));
+        let bars = Bars { forbidden: &forbidden, allowed };
+        let (token, _) =
+            sampler::sample(&logits, sampling, &history, bars, draw, &mut Scratch::default()).unwrap();
+        if let Some(guide) = &mut guide {
+            guide.drew(token);
+        }
         tokens.push(token);
         history.push(token);
         if (token == 0 && !stops.ignore_eos) || stops.stop_token_ids.contains(&token) {

@@ -129,7 +129,7 @@ where
             row.logits,
             &sampling,
             &history,
-            Bars::forbid(row.forbidden),
+            Bars { forbidden: row.forbidden, allowed: (!row.allowed.is_empty()).then_some(row.allowed) },
             draw,
             &mut self.scratch,
         ) {

@@ -12,6 +12,8 @@ mod engine_queue;
 mod engine_sim;
 mod engine_speculation;
 mod fake_device;
+mod fake_grammar;
+mod grammar;
 mod http_answers;
 mod http_budgets;
 mod http_errors;

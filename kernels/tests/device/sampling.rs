@@ -8,6 +8,7 @@ use obol_kernels::RowDraw;
 pub(crate) struct Lists {
     pub(crate) biases: Vec<(u32, f32)>,
     pub(crate) forbidden: Vec<u32>,
+    pub(crate) allowed: Vec<u32>,
     pub(crate) seen: Vec<(u32, u32)>,
     /// The tokens of the step's rows.
     pub(crate) tokens: Vec<u32>,
@@ -65,6 +66,12 @@ fn adjust(row: &mut [f32], draw: &RowDraw, fed: Option<usize>, lists: &Lists) {
         if let Some(logit) = row.get_mut(*token as usize) {
             *logit = f32::NEG_INFINITY;
         }
+    }
+    let allowed = &lists.allowed[draw.allowed.clone()];
+    let is_allowed = |token: usize| allowed.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+    if !allowed.is_empty() {
+        let barred = row.iter_mut().enumerate().filter(|(token, _)| !is_allowed(*token));
+        barred.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
     }
 }
 

@@ -30,6 +30,8 @@ pub struct DrawnRow<'a> {
     pub draw: &'a RowDraw,
     pub biases: &'a [(u32, f32)],
     pub forbidden: &'a [u32],
+    /// Bits of those that may be drawn; empty: all.
+    pub allowed: &'a [u32],
     /// The token of a fed row is counted.
     pub seen: &'a [Seen],
 }
@@ -115,6 +117,7 @@ impl FakeModel {
                 draw,
                 biases: &step.biases[draw.biases.clone()],
                 forbidden: &step.forbidden[draw.forbidden.clone()],
+                allowed: &step.allowed[draw.allowed.clone()],
                 seen: &seen,
             }));
         }

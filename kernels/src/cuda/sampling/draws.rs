@@ -21,7 +21,7 @@ const EXPONENT_MIN: f32 = -30.0;
 const NONE: u32 = u32::MAX;
 
 /// Bytes of a packed draw.
-const DRAW_BYTES: usize = 88;
+const DRAW_BYTES: usize = 96;
 
 impl RowDraw {
     fn is_greedy(&self) -> bool {
@@ -35,7 +35,8 @@ impl RowDraw {
     /// What the kernels do for it, as they count; with a row that is fed to it or not.
     fn asks(&self, is_fed: bool) -> u32 {
         let sampled = !self.is_greedy();
-        let has_lists = !(self.biases.is_empty() && self.forbidden.is_empty() && self.seen.is_empty());
+        let lists = [&self.biases, &self.forbidden, &self.allowed, &self.seen];
+        let has_lists = lists.iter().any(|part| !part.is_empty());
         let all = [
             (true, ACTIVE),
             (sampled, SAMPLED),
@@ -57,11 +58,13 @@ const ADJUSTED: u32 = 32;
 
 /// The lists of all draws, one after the other.
 #[derive(Debug, Clone)]
-pub struct DrawLists<B, F, S> {
+pub struct DrawLists<B, F, A, S> {
     /// (token, what is added to its logit)
     pub biases: B,
     /// Never drawn.
     pub forbidden: F,
+    /// Bits of the tokens that may be drawn, 32 a word.
+    pub allowed: A,
     /// (token, times generated; 0: it is in the prompt only), ascending by token within a draw.
     pub seen: S,
 }
@@ -88,10 +91,10 @@ pub struct DrawLayout {
 }
 
 impl DrawLayout {
-    /// Words of lists with so many entries.
+    /// Words of lists with so many entries; `single`: of forbidden tokens and of bits together.
     #[must_use]
-    pub fn words_of(biases: usize, forbidden: usize, seen: usize) -> usize {
-        2 * biases + forbidden + 2 * seen
+    pub fn words_of(biases: usize, single: usize, seen: usize) -> usize {
+        2 * biases + single + 2 * seen
     }
 
     pub fn bytes(&self) -> usize {
@@ -111,6 +114,7 @@ impl DrawLayout {
         lists: DrawLists<
             impl Iterator<Item = (u32, f32)>,
             impl Iterator<Item = u32>,
+            impl Iterator<Item = u32>,
             impl Iterator<Item = (u32, u32)>,
         >,
         out: &mut [u8],
@@ -121,6 +125,7 @@ impl DrawLayout {
         let biases = words.list(2, lists.biases.map(|(token, bias)| [token, bias.to_bits()]));
         let seen = words.list(2, lists.seen.map(|(token, times)| [token, times]));
         let forbidden = words.list(1, lists.forbidden.map(|token| [token]));
+        let allowed = words.list(1, lists.allowed.map(|bits| [bits]));
         let bytes = self.draws * DRAW_BYTES + words.len * 4;
         let mut passes = SamplingPasses::default();
         let mut places = places.chunks_exact_mut(DRAW_BYTES);
@@ -132,8 +137,13 @@ impl DrawLayout {
             passes.top_p |= asks & TOP_P > 0;
             passes.logprobs |= asks & LOGPROBS > 0;
             let first = self.draws * DRAW_BYTES / 4;
-            let parts = [biases.part(first, &draw.biases), forbidden.part(first, &draw.forbidden)];
-            write_draw((draw, fed), asks, [parts[0], parts[1], seen.part(first, &draw.seen)], place);
+            let parts = [
+                biases.part(first, &draw.biases),
+                forbidden.part(first, &draw.forbidden),
+                seen.part(first, &draw.seen),
+                allowed.part(first, &draw.allowed),
+            ];
+            write_draw((draw, fed), asks, parts, place);
         }
         places.for_each(|place| place.fill(0));
         (bytes, passes)
@@ -178,7 +188,7 @@ impl List {
 }
 
 /// As `Draw` in sampling.cuh.
-fn write_draw((draw, fed): (&RowDraw, Option<usize>), asks: u32, lists: [[u32; 2]; 3], place: &mut [u8]) {
+fn write_draw((draw, fed): (&RowDraw, Option<usize>), asks: u32, lists: [[u32; 2]; 4], place: &mut [u8]) {
     let floor = if draw.min_p > 0.0 { draw.min_p.ln().max(EXPONENT_MIN) } else { EXPONENT_MIN };
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
     let [seed, position] = [halves(draw.seed), halves(draw.position)];
@@ -207,6 +217,8 @@ fn write_draw((draw, fed): (&RowDraw, Option<usize>), asks: u32, lists: [[u32; 2
         lists[1][1],
         lists[2][0],
         lists[2][1],
+        lists[3][0],
+        lists[3][1],
         0,
     ];
     for (to, word) in place.as_chunks_mut().0.iter_mut().zip(words) {

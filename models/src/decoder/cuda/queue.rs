@@ -103,7 +103,8 @@ impl Queue {
 
     /// Whether the lists of the step's draws fit; if not, how many words they need.
     pub(super) fn words_for(&self, step: &Step) -> Option<usize> {
-        let need = DrawLayout::words_of(step.biases.len(), step.forbidden.len(), step.seen.len());
+        let words = step.forbidden.len() + step.allowed.len();
+        let need = DrawLayout::words_of(step.biases.len(), words, step.seen.len());
         (need > self.words).then_some(need)
     }
 
@@ -165,6 +166,7 @@ impl Queue {
         let lists = DrawLists {
             biases: step.biases.iter().copied(),
             forbidden: step.forbidden.iter().copied(),
+            allowed: step.allowed.iter().copied(),
             seen: step.seen.iter().map(|seen| (seen.token, seen.times)),
         };
         let layout = DrawLayout { draws: places, words: self.words };

@@ -19,6 +19,8 @@ struct Case {
     /// Generated last: the device learns of it from its own tokens.
     fed: Option<u32>,
     forbidden: Vec<u32>,
+    /// Bits of the tokens that may be drawn; empty: all.
+    allowed: Vec<u32>,
 }
 
 impl Case {
@@ -31,10 +33,12 @@ impl Case {
         sampling.logprobs = random.one(&[None, Some(0), Some(5), Some(20)]);
         let prompt: Vec<u32> = (0..some).map(|_| token(random)).collect();
         let forbidden = (0..some / 2).map(|_| token(random)).collect();
+        let words = random.one(&[0, row.len().div_ceil(32)]);
+        let allowed = (0..words).map(|_| random.below(1 << 32) as u32).collect();
         let mut history = History::new(&prompt, &sampling);
         (0..3 * some).for_each(|_| history.push(token(random)));
         let fed = random.one(&[false, true]).then(|| token(random));
-        Self { row, sampling, history, fed, forbidden }
+        Self { row, sampling, history, fed, forbidden, allowed }
     }
 
     fn on_host(&mut self) -> Vec<Result<(u32, Option<TokenLogprobs>), NotFinite>> {
@@ -46,7 +50,10 @@ impl Case {
                 &self.row,
                 &self.sampling,
                 &self.history,
-                Bars::forbid(&self.forbidden),
+                Bars {
+                    forbidden: &self.forbidden,
+                    allowed: Some(&self.allowed[..]).filter(|a| !a.is_empty()),
+                },
                 draw,
                 &mut scratch,
             )
@@ -72,14 +79,17 @@ impl Case {
             logprobs: *logprobs,
             biases: 0..biases.len(),
             forbidden: 0..self.forbidden.len(),
+            allowed: 0..self.allowed.len(),
             seen: 0..seen.len(),
         };
-        let words = DrawLayout::words_of(biases.len(), self.forbidden.len(), seen.len());
+        let single = self.forbidden.len() + self.allowed.len();
+        let words = DrawLayout::words_of(biases.len(), single, seen.len());
         let layout = DrawLayout { draws: DRAWS, words };
         let mut bytes = vec![0; layout.bytes()];
         let lists = DrawLists {
             biases: biases.iter().copied(),
             forbidden: self.forbidden.iter().copied(),
+            allowed: self.allowed.iter().copied(),
             seen: seen.iter().map(|seen| (seen.token, seen.times)),
         };
         let draws: Vec<RowDraw> = (0..DRAWS as u64).map(draw).collect();
