@@ -72,7 +72,7 @@ BODIES = [
     ("top_logprobs alone", CHAT, chat(top_logprobs=2), "top_logprobs"),
     ("logit_bias: list", CHAT, chat(logit_bias=[1]), "logit_bias"),
     ("logit_bias: no token", CHAT, chat(logit_bias={"99999999": 1}), "logit_bias"),
-    ("response_format: json", CHAT, chat(response_format={"type": "json_object"}), "response_format"),
+    ("response_format: xml", CHAT, chat(response_format={"type": "xml"}), "response_format.type"),
     ("tools", CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
     ("unknown field", CHAT, chat(temprature=1), "temprature"),
     ("prompt: missing", TEXT, {"model": "default"}, "prompt"),

@@ -92,7 +92,7 @@ async fn each_bad_field_is_named() {
         (json!({"metadata": {("k".repeat(65)): "v"}}), "metadata", "64"),
         (json!({"tools": [{"type": "function"}]}), "tools", "not"),
         (json!({"tool_choice": "required"}), "tool_choice", "not"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format", "text"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type", "text"),
         (json!({"store": true}), "store", "stored"),
         (json!({"modalities": ["text", "audio"]}), "modalities", "text"),
         (json!({"reasoning_effort": "high"}), "reasoning_effort", "effort"),
