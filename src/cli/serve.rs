@@ -178,7 +178,7 @@ async fn serve(
     http_config.unknown_fields = config.unknown_fields;
     http_config.body_bytes_max = config.max_body;
     let control = access.control.clone();
-    let server = Server::loading(http_config, access);
+    let server = Server::loading(http_config, access, ledger.clone());
     let (close, closed) = oneshot::channel::<()>();
     let serving = tokio::spawn(http::serve(listener, server.clone(), async {
         // Dropped or sent: either way it is time to close.

@@ -159,7 +159,11 @@ pub struct Key {
     pub name: String,
     pub settings: KeySettings,
     pub created: UnixNanos,
+    /// `cli`, or the id of an admin key, as in the trail.
+    pub created_by: String,
     pub updated: UnixNanos,
+    /// Who made the last change.
+    pub updated_by: String,
     pub deleted: Option<UnixNanos>,
 }
 
@@ -200,7 +204,9 @@ impl Key {
             "require_tags": set.require_tags,
             "metadata": set.metadata,
             "created_at": rfc3339(self.created),
+            "created_by": self.created_by,
             "updated_at": rfc3339(self.updated),
+            "updated_by": self.updated_by,
             "deleted_at": self.deleted.map(rfc3339),
         })
     }

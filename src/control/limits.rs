@@ -156,6 +156,23 @@ impl Caller {
         renew(&mut self.tokens, limits.tokens);
     }
 
+    /// Which limit a prompt of so many tokens would pass.
+    fn exceeds(&self, limits: &Limits, prompt: u64) -> Option<Exceeded> {
+        if let Some(limit) = limits.parallel.filter(|limit| self.running >= *limit) {
+            return Some(Exceeded::Parallel { limit });
+        }
+        if let Some(bucket) = self.requests.filter(|bucket| !bucket.has(1)) {
+            return Some(Exceeded::Requests { limit: bucket.limit, retry_after: bucket.wait(1) });
+        }
+        let bucket = self.tokens?;
+        let limit = bucket.limit;
+        if prompt > limit {
+            return Some(Exceeded::TooLarge { limit, wanted: prompt });
+        }
+        let retry_after = bucket.wait(prompt.max(1));
+        (!bucket.has(prompt.max(1))).then_some(Exceeded::Tokens { limit, wanted: prompt, retry_after })
+    }
+
     fn left(&self) -> Left {
         Left {
             requests: self.requests.as_ref().map(Bucket::shown),
@@ -163,8 +180,14 @@ impl Caller {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        let full = |bucket: &Option<Bucket>| bucket.is_none_or(|bucket| bucket.has(bucket.limit));
+    /// Whether it stands as if it had never asked.
+    fn is_idle(&self, now: DeviceNanos) -> bool {
+        let full = |bucket: &Option<Bucket>| {
+            bucket.is_none_or(|mut bucket| {
+                bucket.refill(bucket.limit, now);
+                bucket.has(bucket.limit)
+            })
+        };
         self.running == 0 && full(&self.requests) && full(&self.tokens)
     }
 }
@@ -177,6 +200,18 @@ impl Limiter {
     fn callers(&self) -> MutexGuard<'_, HashMap<String, Caller>> {
         // Each change is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left of a caller's limits at `now`.
+    #[must_use]
+    pub fn left(&self, who: &str, limits: &Limits, now: DeviceNanos) -> Left {
+        let known = self.callers();
+        let buckets = known.get(who).map(|caller| (caller.requests, caller.tokens));
+        drop(known);
+        let (requests, tokens) = buckets.unwrap_or_default();
+        let mut caller = Caller { requests, tokens, running: 0 };
+        caller.refill(limits, now);
+        caller.left()
     }
 
     /// Admits a request whose prompt has so many tokens, at `now` on a clock that never goes back.
@@ -192,25 +227,12 @@ impl Limiter {
     ) -> Result<(Pass, Left), Exceeded> {
         let mut callers = self.callers();
         if callers.len() >= KNOWN_MAX && !callers.contains_key(who) {
-            callers.retain(|_, caller| !caller.is_idle());
+            callers.retain(|_, caller| !caller.is_idle(now));
         }
         let caller = callers.entry(who.to_owned()).or_default();
         caller.refill(limits, now);
-        if let Some(limit) = limits.parallel.filter(|limit| caller.running >= *limit) {
-            return Err(Exceeded::Parallel { limit });
-        }
-        if let Some(bucket) = caller.requests.filter(|bucket| !bucket.has(1)) {
-            return Err(Exceeded::Requests { limit: bucket.limit, retry_after: bucket.wait(1) });
-        }
-        if let Some(bucket) = caller.tokens {
-            let limit = bucket.limit;
-            if prompt > limit {
-                return Err(Exceeded::TooLarge { limit, wanted: prompt });
-            }
-            if !bucket.has(prompt.max(1)) {
-                let retry_after = bucket.wait(prompt.max(1));
-                return Err(Exceeded::Tokens { limit, wanted: prompt, retry_after });
-            }
+        if let Some(exceeded) = caller.exceeds(limits, prompt) {
+            return Err(exceeded);
         }
         caller.running += 1;
         if let Some(bucket) = &mut caller.requests {
@@ -299,6 +321,29 @@ mod tests {
         let refused = limiter.admit("a", &limits, 10, at(0)).expect_err("200 in debt");
         assert_eq!(refused, Exceeded::Tokens { limit: 600, wanted: 10, retry_after: at(21) });
         assert!(limiter.admit("a", &limits, 10, at(21)).is_ok());
+    }
+
+    #[test]
+    fn what_is_left_is_told_without_taking_any() {
+        let (limiter, limits) = (Limiter::default(), Limits { requests: Some(6), ..Limits::default() });
+        let left = |seconds| limiter.left("a", &limits, at(seconds)).requests.expect("limited").remaining;
+        assert_eq!((left(0), limiter.callers().len()), (6, 0), "one who never asked is not remembered");
+        drop(limiter.admit("a", &limits, 1, at(0)).expect("in the burst"));
+        assert_eq!((left(0), left(0), left(10)), (5, 5, 6));
+        assert_eq!(limiter.left("a", &Limits::default(), at(0)), Left::default());
+    }
+
+    #[test]
+    fn callers_that_were_quiet_are_forgotten() {
+        let (limiter, limits) = (Limiter::default(), Limits { requests: Some(60), ..Limits::default() });
+        for caller in 0..KNOWN_MAX {
+            drop(limiter.admit(&caller.to_string(), &limits, 1, at(0)).expect("in the burst"));
+        }
+        let _runs = limiter.admit("0", &limits, 1, at(0)).expect("in the burst");
+        drop(limiter.admit("late", &limits, 1, at(0)).expect("in the burst"));
+        assert_eq!(limiter.callers().len(), KNOWN_MAX + 1, "nobody is full again");
+        drop(limiter.admit("later", &limits, 1, at(60)).expect("in the burst"));
+        assert_eq!(limiter.callers().len(), 2, "who has a request is kept");
     }
 
     #[test]

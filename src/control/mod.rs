@@ -307,8 +307,17 @@ impl Control {
         settings.check()?;
         let secret = Secret::draw().map_err(ControlError::Random)?;
         let at = self.now();
-        let key =
-            Key { id: KeyId::new(), name: secret.name(), settings, created: at, updated: at, deleted: None };
+        let (created_by, updated_by) = (actor.as_str().to_owned(), actor.as_str().to_owned());
+        let key = Key {
+            id: KeyId::new(),
+            name: secret.name(),
+            settings,
+            created: at,
+            created_by,
+            updated: at,
+            updated_by,
+            deleted: None,
+        };
         let new = StoredKey { key, hash: secret.hash(), old: None, changed: 0 };
         let deed = Deed { at, actor, action: Action::Created };
         let stored = lock(&self.0.writer).transact(|change| change.write(&deed, None, new))?;

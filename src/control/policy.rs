@@ -60,7 +60,16 @@ mod tests {
         let settings =
             KeySettings { tags: tags(of), require_tags: require_tags.to_vec(), ..KeySettings::default() };
         let at = UnixNanos(1);
-        Key { id: KeyId::new(), name: "sk-...".into(), settings, created: at, updated: at, deleted: None }
+        Key {
+            id: KeyId::new(),
+            name: "sk-...".into(),
+            settings,
+            created: at,
+            created_by: "cli".into(),
+            updated: at,
+            updated_by: "cli".into(),
+            deleted: None,
+        }
     }
 
     #[test]

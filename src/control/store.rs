@@ -34,7 +34,9 @@ const READ_PATIENCE: Duration = Duration::from_millis(250);
 const KEY: &str =
     "SELECT id, hash, old_hash, old_until, name, alias, expires_at, blocked, models, max_tokens,
     max_budget, soft_budget, budget_duration, tpm_limit, rpm_limit, max_parallel_requests, tags, require_tags,
-    metadata, created_at, updated_at, deleted_at, changed FROM keys";
+    metadata, created_at, updated_at, deleted_at, changed,
+    (SELECT actor FROM audit WHERE target = keys.id ORDER BY audit.id LIMIT 1),
+    (SELECT actor FROM audit WHERE audit.id = keys.changed) FROM keys";
 
 pub(super) type SqlResult<T> = Result<T, rusqlite::Error>;
 
@@ -299,12 +301,13 @@ impl Change<'_> {
         before: Option<&StoredKey>,
         mut after: StoredKey,
     ) -> Result<StoredKey, ControlError> {
-        let id = &after.key.id;
         if let (Some(alias), None) = (&after.key.settings.alias, after.key.deleted)
-            && self.is_taken(alias, id).map_err(|source| self.broken(source))?
+            && self.is_taken(alias, &after.key.id).map_err(|source| self.broken(source))?
         {
             return Err(ControlError::AliasTaken { alias: alias.clone() });
         }
+        let actor = deed.actor.as_str();
+        actor.clone_into(&mut after.key.updated_by);
         after.changed = self
             .audit(deed, before.map(|stored| &stored.key), &after.key)
             .map_err(|source| self.broken(source))?;
@@ -417,7 +420,17 @@ fn stored(row: &Row<'_>) -> SqlResult<StoredKey> {
         metadata: parsed(18, &text(18)?)?,
     };
     let [created, updated] = [row.get(19)?, row.get(20)?].map(UnixNanos);
-    let key = Key { id: KeyId(text(0)?), name: text(4)?, settings, created, updated, deleted: instant(21)? };
+    let [created_by, updated_by] = [text(23)?, text(24)?];
+    let key = Key {
+        id: KeyId(text(0)?),
+        name: text(4)?,
+        settings,
+        created,
+        created_by,
+        updated,
+        updated_by,
+        deleted: instant(21)?,
+    };
     Ok(StoredKey { key, hash: SecretHash(row.get(1)?), old, changed: row.get(22)? })
 }
 

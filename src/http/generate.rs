@@ -13,6 +13,7 @@ use super::envelope::{DEVICE, put};
 use super::error::ApiError;
 use super::openai::{Choice, Delivery, Reply, Shape, parse_chat, parse_completion};
 use super::{Server, body, origin, sse};
+use crate::control::Key;
 use crate::control::limits::{Allotment, Left};
 use crate::ledger::Receipt;
 use crate::pipeline::{self, Answer, App, Ask, Failure, Piece};
@@ -23,12 +24,10 @@ pub(super) async fn chat(
     Extension(id): Extension<RequestId>,
     Extension(caller): Extension<Caller>,
     request: Request,
-) -> Result<Response, ApiError> {
-    let (head, bytes) = received(&server, request).await?;
-    let app = server.app()?;
-    let asker = origin::asker(&server, caller, &head.headers, id, "/v1/chat/completions")?;
-    let (ask, delivery) = parse_chat(&bytes, &server.rules(app), asker)?;
-    answer(&server, app, Shape::Chat, ask, delivery, &head).await
+) -> Response {
+    let key = caller.key().cloned();
+    let answered = generated(&server, Shape::Chat, id, caller, request).await;
+    answered.unwrap_or_else(|error| refused(&server, key.as_deref(), error))
 }
 
 pub(super) async fn completions(
@@ -36,12 +35,37 @@ pub(super) async fn completions(
     Extension(id): Extension<RequestId>,
     Extension(caller): Extension<Caller>,
     request: Request,
+) -> Response {
+    let key = caller.key().cloned();
+    let answered = generated(&server, Shape::Completion, id, caller, request).await;
+    answered.unwrap_or_else(|error| refused(&server, key.as_deref(), error))
+}
+
+async fn generated(
+    server: &Server,
+    shape: Shape,
+    id: RequestId,
+    caller: Caller,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let (head, bytes) = received(&server, request).await?;
+    let (head, bytes) = received(server, request).await?;
     let app = server.app()?;
-    let asker = origin::asker(&server, caller, &head.headers, id, "/v1/completions")?;
-    let (ask, delivery) = parse_completion(&bytes, &server.rules(app), asker)?;
-    answer(&server, app, Shape::Completion, ask, delivery, &head).await
+    let asker = |endpoint| origin::asker(server, caller, &head.headers, id, endpoint);
+    let rules = server.rules(app);
+    let (ask, delivery) = match shape {
+        Shape::Chat => parse_chat(&bytes, &rules, asker("/v1/chat/completions")?)?,
+        Shape::Completion => parse_completion(&bytes, &rules, asker("/v1/completions")?)?,
+    };
+    answer(server, app, shape, ask, delivery, &head).await
+}
+
+/// The error, with what is left of the limits of whoever asked: who is told to wait can see for what.
+fn refused(server: &Server, key: Option<&Key>, error: ApiError) -> Response {
+    let mut response = error.into_response();
+    if let (Ok(app), Some(key)) = (server.app(), key) {
+        rate_limit_headers(response.headers_mut(), &app.admission().left(app, key));
+    }
+    response
 }
 
 async fn received(server: &Server, request: Request) -> Result<(request::Parts, Bytes), ApiError> {

@@ -36,6 +36,7 @@ use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
 use crate::config::UnknownFields;
+use crate::ledger::Ledger;
 use crate::pipeline::App;
 pub use auth::{Access, MetricsAccess};
 use error::ApiError;
@@ -77,14 +78,15 @@ impl HttpConfig {
 pub struct Server {
     config: HttpConfig,
     access: Access,
+    ledger: Ledger,
     app: OnceLock<Arc<App>>,
 }
 
 impl Server {
-    /// Answers probes; everything else is 503 `loading` until `ready`.
+    /// Answers probes, and what keys and the books are enough for; everything else is 503 `loading` until `ready`.
     #[must_use]
-    pub fn loading(config: HttpConfig, access: Access) -> Arc<Self> {
-        Arc::new(Self { config, access, app: OnceLock::new() })
+    pub fn loading(config: HttpConfig, access: Access, ledger: Ledger) -> Arc<Self> {
+        Arc::new(Self { config, access, ledger, app: OnceLock::new() })
     }
 
     /// From now on requests are served.

@@ -127,8 +127,8 @@ pub(super) async fn from_ledger<T: Send + 'static>(
     server: &Server,
     read: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let app = Arc::clone(server.app()?);
-    let work = tokio::task::spawn_blocking(move || read(app.ledger()));
+    let ledger = server.ledger.clone();
+    let work = tokio::task::spawn_blocking(move || read(&ledger));
     match work.await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => {

@@ -145,6 +145,17 @@ impl Admission {
         Ok(Admitted { called, budgeted, pass, left })
     }
 
+    /// What is left of the key's limits.
+    #[must_use]
+    pub fn left(&self, app: &App, key: &Key) -> Left {
+        let limits = limits_of(key, &self.limits);
+        if limits.is_none() {
+            Left::default()
+        } else {
+            self.limiter.left(&key.id.0, &limits, app.clock().now())
+        }
+    }
+
     fn pass(&self, app: &App, origin: &Origin, prompt: u64) -> Result<(Option<Pass>, Left), Failure> {
         let Some(key) = &origin.key else { return Ok((None, Left::default())) };
         let limits = limits_of(key, &self.limits);
@@ -367,7 +378,9 @@ mod tests {
             name: "sk-...abcd".into(),
             settings,
             created,
+            created_by: "cli".into(),
             updated: created,
+            updated_by: "cli".into(),
             deleted: None,
         }
     }

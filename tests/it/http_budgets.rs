@@ -271,6 +271,16 @@ async fn limits_are_told_and_kept() {
     assert_eq!((&error["type"], &error["code"]), (&json!("rate_limit_error"), &json!("rate_limit_exceeded")));
     assert!((1..=30).contains(&refused.header("retry-after").parse::<u32>().expect("seconds")));
     assert!(refused.headers.get("x-should-retry").is_none(), "it may be tried again");
+    let told = |answer: &Answer| {
+        ["limit-requests", "remaining-requests", "limit-tokens"]
+            .map(|name| answer.header(&format!("x-ratelimit-{name}")).to_owned())
+    };
+    assert_eq!(told(&refused), ["2", "0", "1000"]);
+    let wrong = with_key(&world, &secret, &[], &json!({"model": "fake/model"})).await;
+    assert_eq!((wrong.status, told(&wrong)), (StatusCode::BAD_REQUEST, told(&refused)));
+    let (free, _) = created(&world, KeySettings::default());
+    let wrong = with_key(&world, &free, &[], &json!({})).await;
+    assert!(wrong.headers.keys().all(|name| !name.as_str().starts_with("x-ratelimit")), "it has no limits");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use obol::control::{Actor, ConfiguredKey, Control, KeySettings, Secret};
+use obol::control::{Actor, ConfiguredKey, Control, KeyId, KeySettings, Secret};
 use obol::http::{Access, MetricsAccess};
 use obol::request::Tag;
 use serde_json::{Value, json};
@@ -378,6 +378,20 @@ async fn the_admin_api_speaks_litellms_names() {
         (&json!({"team": "b", "user": "ann"}), &json!(1000))
     );
 
+    let admin = &made["created_by"];
+    assert!(admin.as_str().is_some_and(|id| id.starts_with("admin_")), "{admin}");
+    let cli = |set: &mut KeySettings| {
+        set.rpm_limit = Some(6);
+        Ok(())
+    };
+    let id = KeyId(made["key_id"].as_str().expect("an id").to_owned());
+    world.control.update(&Actor::cli(), &id, cli).expect("an update");
+    let info = &world.with_key(ADMIN, "/key/info?key=prod", None).await.json()["info"];
+    assert_eq!(
+        (&changed["updated_by"], &info["created_by"], &info["updated_by"]),
+        (admin, admin, &json!("cli"))
+    );
+
     // A key reads itself, and no other.
     let own = world.with_key(&secret, "/key/info", None).await.json();
     assert_eq!((&own["key"], &own["info"]["team_id"]), (&json!(token), &json!("b")));
@@ -402,6 +416,34 @@ async fn the_admin_api_speaks_litellms_names() {
     assert_eq!(list("?team_id=b&return_full_object=true").await["keys"][0]["key_alias"], "prod");
     assert_eq!(list("?status=deleted").await["total_count"], 0);
     assert_eq!(list("?color=red").await["error"]["param"], "color");
+}
+
+#[tokio::test]
+async fn keys_are_changed_while_the_model_loads() {
+    let world = world_with(Options { access: guarded(), loading: true, ..Options::default() });
+    let (secret, made) = generate(&world, json!({})).await;
+    let id = &made["key_id"];
+    for (path, more) in [
+        ("/key/update", json!({"rpm_limit": 5, "max_budget": 1})),
+        ("/key/block", json!({})),
+        ("/key/unblock", json!({})),
+    ] {
+        let mut body = json!({"key": id});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let answer = world.with_key(ADMIN, path, Some(body)).await;
+        assert_eq!(
+            (answer.status, &answer.json()["key_id"]),
+            (StatusCode::OK, id),
+            "{path}: {}",
+            answer.text
+        );
+    }
+    let rotated = world.with_key(ADMIN, "/key/regenerate", Some(json!({"key": id}))).await.json();
+    assert!(rotated["key"].as_str().is_some_and(|fresh| fresh != secret), "{rotated}");
+    let info = world.with_key(ADMIN, &format!("/key/info?key={}", id.as_str().expect("an id")), None).await;
+    assert_eq!(info.json()["info"]["rpm_limit"], 5);
+    let page = world.with_key(ADMIN, "/key/list?return_full_object=true", None).await.json();
+    assert_eq!(page["keys"][0]["key_id"], *id);
 }
 
 #[tokio::test]

@@ -1,14 +1,9 @@
 //! Probes, metrics, draining, loading: what operators and machines read.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{Request, StatusCode};
-use http_body_util::BodyExt;
-use obol::http::{Access, HttpConfig, Server, router};
+use axum::http::StatusCode;
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
 use crate::http_world::{Options, World, world, world_with};
 
@@ -26,22 +21,20 @@ fn sample(text: &str, name: &str) -> f64 {
 
 #[tokio::test]
 async fn while_loading_only_probes_are_answered() {
-    let server = Server::loading(HttpConfig::new("cpu", "USD"), Access::default());
-    let get = async |path: &str| {
-        let request = Request::get(path).body(Body::empty()).expect("a request");
-        let response = router(Arc::clone(&server)).oneshot(request).await.expect("an answer");
-        let (head, body) = response.into_parts();
-        let bytes = body.collect().await.expect("a body").to_bytes();
-        (head.status, head.headers, serde_json::from_slice::<Value>(&bytes).expect("JSON"))
-    };
-    let (status, _, body) = get("/health").await;
-    assert_eq!((status, &body["status"]), (StatusCode::OK, &json!("loading")));
-    for path in ["/ready", "/v1/models", "/metrics", "/v1/requests/x"] {
-        let (status, headers, body) = get(path).await;
-        assert_eq!((status, &body["error"]["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("loading")));
-        assert_eq!(headers["retry-after"], "1");
-        assert!(headers.contains_key("x-request-id"));
+    let world = world_with(Options { loading: true, ..Options::default() });
+    let answer = world.get("/health").await;
+    assert_eq!((answer.status, &answer.json()["status"]), (StatusCode::OK, &json!("loading")));
+    for path in ["/ready", "/v1/models", "/metrics", "/v1/tasks/x"] {
+        let answer = world.get(path).await;
+        let body = answer.json();
+        assert_eq!(
+            (answer.status, &body["error"]["code"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &json!("loading"))
+        );
+        assert_eq!(answer.header("retry-after"), "1");
+        assert!(answer.headers.contains_key("x-request-id"));
     }
+    assert_eq!(world.get("/v1/requests/x").await.status, StatusCode::NOT_FOUND, "the books are open");
 }
 
 #[tokio::test]

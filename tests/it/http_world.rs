@@ -38,6 +38,8 @@ pub(crate) struct Options {
     /// Each with a device of its own.
     pub(crate) engines: usize,
     pub(crate) queue_depth: usize,
+    /// The server stays as it is before its model is loaded.
+    pub(crate) loading: bool,
     /// How long a step takes at least.
     pub(crate) step: Duration,
     /// The n-th forward pass fails, or panics; of several engines the last one's.
@@ -56,6 +58,7 @@ impl Default for Options {
         Self {
             engines: 1,
             queue_depth: 64,
+            loading: false,
             step: Duration::ZERO,
             fail_at: None,
             panic_at: None,
@@ -166,8 +169,11 @@ pub(crate) fn world_with(options: Options) -> World {
         tokenizing_max: 2,
     });
     let access = Access { control: Some(control.clone()), ..options.access };
-    let server = Server::loading(HttpConfig { device: devices.join(","), ..options.http }, access);
-    server.ready(Arc::clone(&app));
+    let server =
+        Server::loading(HttpConfig { device: devices.join(","), ..options.http }, access, ledger.clone());
+    if !options.loading {
+        server.ready(Arc::clone(&app));
+    }
     let router = router(Arc::clone(&server));
     World { app, server, engine, ledger, control, router, data_dir }
 }
