@@ -115,7 +115,6 @@ impl Alerting {
         let targets: Vec<Target> = parts.webhooks.iter().map(|webhook| webhook.target().clone()).collect();
         let mut outbox = Outbox::open(&parts.data_dir)?;
         outbox.begin(&targets, now)?;
-        let client = webhook::client(parts.tuning.timeout)?;
         let counts = Arc::new(Counts::default());
         let (settled, observed) = mpsc::channel(WAITING_MAX);
         let (stop, stopped) = watch::channel(false);
@@ -142,16 +141,18 @@ impl Alerting {
             started: now,
             tick: parts.tuning.tick,
         };
-        let couriers = parts.webhooks.into_iter().map(|webhook| webhook::Courier {
-            webhook,
-            client: client.clone(),
-            outbox: Arc::clone(&outbox),
-            clock: Arc::clone(&parts.clock),
-            tuning: parts.tuning,
-            news: Arc::clone(&watcher.news),
-            stopped: stopped.clone(),
-        });
-        let couriers: Vec<webhook::Courier> = couriers.collect();
+        let courier = |webhook: Webhook| {
+            Ok(webhook::Courier {
+                client: webhook::client(&webhook, parts.tuning.timeout)?,
+                webhook,
+                outbox: Arc::clone(&outbox),
+                clock: Arc::clone(&parts.clock),
+                tuning: parts.tuning,
+                news: Arc::clone(&watcher.news),
+                stopped: stopped.clone(),
+            })
+        };
+        let couriers = parts.webhooks.into_iter().map(courier).collect::<Result<Vec<_>, WebhookError>>()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Certificate, Client, StatusCode, Url};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
@@ -63,6 +63,8 @@ pub struct Webhook {
     url: Url,
     format: Format,
     target: Target,
+    /// Trusted beside the system's.
+    certificates: Vec<Certificate>,
 }
 
 impl std::fmt::Debug for Webhook {
@@ -95,7 +97,28 @@ impl Webhook {
         let seed = format!("{format:?} {url}");
         let hash = blake3::Hash::from(blake3::derive_key("obol webhook, to know it by", seed.as_bytes()));
         let target = Target { id: hash.to_hex()[..32].to_owned(), host };
-        Ok(Self { url, format, target })
+        Ok(Self { url, format, target, certificates: Vec::new() })
+    }
+
+    /// The same, where certificates that one of these has signed are trusted too, beside those that the system trusts.
+    ///
+    /// # Errors
+    /// When it is no PEM, or has no certificate.
+    pub fn trusting(mut self, at: usize, pem: &str) -> Result<Self, WebhookError> {
+        let wrong = |problem: String| WebhookError::Setting { at, problem };
+        self.certificates = Certificate::from_pem_bundle(pem.as_bytes())
+            .map_err(|error| wrong(format!("ca_file: it is no PEM file of certificates: {error}")))?;
+        if self.certificates.is_empty() {
+            return Err(wrong("ca_file: it has no certificate (-----BEGIN CERTIFICATE-----)".to_owned()));
+        }
+        // What is in them is read only when they are put to use.
+        match client(&self, Duration::ZERO) {
+            Ok(_) => Ok(self),
+            Err(WebhookError::Client(error)) => {
+                Err(wrong(format!("ca_file: it has a certificate that cannot be read: {}", explain(error))))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     #[must_use]
@@ -104,8 +127,10 @@ impl Webhook {
     }
 }
 
-pub(super) fn client(timeout: Duration) -> Result<Client, WebhookError> {
+/// What a webhook is called with.
+pub(super) fn client(webhook: &Webhook, timeout: Duration) -> Result<Client, WebhookError> {
     Client::builder()
+        .tls_certs_merge(webhook.certificates.iter().cloned())
         .timeout(timeout)
         .referer(false)
         // Whoever answers for another place does not get the event, or the secret in its address.
@@ -286,6 +311,14 @@ mod tests {
         let other = webhook("https://hooks.example.org/services/T0/other", Some("slack")).unwrap();
         assert_ne!(slack.target.id, other.target.id);
         assert_eq!(webhook("http://127.0.0.1:99/x\n", None).unwrap().target.host, "127.0.0.1:99");
+        for pem in ["", "secret", "-----BEGIN CERTIFICATE-----\nsecret\n-----END CERTIFICATE-----\n"] {
+            let said = slack.clone().trusting(1, pem).err().map(|error| error.to_string());
+            let said = said.expect("no certificate");
+            assert!(
+                said.starts_with("alerts.webhooks 1: ca_file: it ") && !said.contains("secret"),
+                "{said}"
+            );
+        }
         for (url, format, problem) in [
             ("https://example.org/secret", Some("xml"), "format \"xml\" is not json or slack"),
             ("secret", None, "no address"),

@@ -117,7 +117,10 @@ fn webhooks(config: &Config) -> Result<Vec<Webhook>, Failure> {
             (None, Some(file)) => files::read(&format!("alerts.webhooks {at}: url_file"), file)?,
             _ => return Err(Failure::usage(format!("alerts.webhooks {at}: give it a url or a url_file"))),
         };
-        Webhook::parse(at, &url, text.format.as_deref()).map_err(Failure::usage)
+        let webhook = Webhook::parse(at, &url, text.format.as_deref()).map_err(Failure::usage)?;
+        let Some(file) = &text.ca_file else { return Ok(webhook) };
+        let pem = files::read(&format!("alerts.webhooks {at}: ca_file"), file)?;
+        webhook.trusting(at, &pem).map_err(Failure::usage)
     };
     config.alerts.webhooks.iter().enumerate().map(named).collect()
 }

@@ -34,6 +34,8 @@ pub struct WebhookText {
     pub url: Option<String>,
     pub url_file: Option<PathBuf>,
     pub format: Option<String>,
+    /// Certificates in PEM that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for WebhookText {
@@ -75,6 +77,7 @@ struct WebhookFile {
     url: Option<String>,
     url_file: Option<PathBuf>,
     format: Option<String>,
+    ca_file: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for WebhookFile {
@@ -90,8 +93,8 @@ impl From<AlertsFile> for AlertsText {
             DailyText { over: over.text(), scope, value, time_zone }
         };
         let webhook = |webhook: WebhookFile| {
-            let WebhookFile { url, url_file, format } = webhook;
-            WebhookText { url, url_file, format }
+            let WebhookFile { url, url_file, format, ca_file } = webhook;
+            WebhookText { url, url_file, format, ca_file }
         };
         Self {
             request_cost: file.request_cost.map(Decimal::text),

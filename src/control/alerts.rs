@@ -253,12 +253,12 @@ impl Alert {
     fn of_spike(spike: &Spike, currency: &str) -> Self {
         let Spike { scope, value, measure, seen, usual, spent, at } = spike;
         let about = About { scope: *scope, value, spent: *spent, limit: None, currency };
-        let (what, unit) = match measure {
-            Measure::CostPerRequest => ("Requests", "a request"),
-            Measure::SpendRate => ("Spend", "an hour"),
+        let ([what, verb], unit) = match measure {
+            Measure::CostPerRequest => (["Requests", "cost"], "a request"),
+            Measure::SpendRate => (["Spend", "is"], "an hour"),
         };
         let message = format!(
-            "{what} of {} cost {:.1} times the usual: {seen:.6} {currency} {unit}, usually {usual:.6}",
+            "{what} of {} {verb} {:.1} times the usual: {seen:.6} {currency} {unit}, usually {usual:.6}",
             about.whose(),
             seen / usual.max(f64::MIN_POSITIVE)
         );

@@ -1,10 +1,12 @@
 //! The events of alerts, as webhooks get them: one of each kind, against a golden file.
 
+use std::sync::Arc;
+
 use jiff::tz::TimeZone;
 use obol::control::alerts::rules::{Daily, Rules};
 use obol::control::alerts::{Alert, Settled, Watch, slack};
-use obol::control::budgets::{Crossing, Scope, Spender};
-use obol::control::window::Span;
+use obol::control::budgets::{Budget, Crossing, Mode, Scope, Spender, Standing};
+use obol::control::window::{Span, Window};
 use obol::units::{Picos, RequestId, UnixNanos};
 use serde_json::{Value, json};
 
@@ -18,6 +20,12 @@ fn settled_event(alert: &Alert) -> Value {
     assert_eq!(event["id"], alert.id);
     assert!(alert.id.starts_with("alert_") && alert.id.len() == 38, "{}", alert.id);
     event["id"] = json!("alert_");
+    for measured in ["seen", "usual"] {
+        // Of logarithms: the last digits may be another machine's.
+        if let Some(number) = event["obol"][measured].as_f64() {
+            event["obol"][measured] = json!((number * 1e9).round() / 1e9);
+        }
+    }
     event
 }
 
@@ -74,6 +82,74 @@ fn events_are_as_documented() {
     insta::assert_json_snapshot!("alert_events", events);
     let texts: Vec<Value> = alerts.iter().map(|alert| slack(alert.event())).collect();
     insta::assert_json_snapshot!("alert_texts", texts);
+}
+
+/// Budgets that will not last and spend that is unusual, with what is seen of a steady stream of requests.
+#[test]
+fn events_of_forecasts_and_anomalies_are_as_documented() {
+    let (second, hour) = (1_000_000_000, 3_600_000_000_000);
+    let rules = Rules { anomalies: true, forecasts: true, ..Rules::default() };
+    let mut watch = Watch::new(rules, "USD");
+    let budget = Arc::new(Budget {
+        id: "the hour".into(),
+        scope: Scope::Team,
+        value: None,
+        cap: Picos(1_000_000_000_000),
+        window: Window::Hour,
+        zone: TimeZone::UTC,
+        until: None,
+        mode: Mode::Warn,
+        soft: vec![100],
+    });
+    let span = Window::Hour.around(NOW, &TimeZone::UTC);
+    assert_eq!(span.start, NOW);
+    let standing = |spent| {
+        vec![Standing {
+            budget: budget.id.clone(),
+            scope: budget.scope,
+            value: "search".into(),
+            mode: budget.mode,
+            cap: budget.cap,
+            spent: Picos(spent),
+            leased: Picos::ZERO,
+            span,
+            is_each: true,
+            until: None,
+            reached: Vec::new(),
+        }]
+    };
+    let mut spent = 0;
+    let mut run = |watch: &mut Watch, from: u64, seconds: u64, cost: i128| {
+        let mut alerts = Vec::new();
+        for at in (from..from + seconds).step_by(2) {
+            let at = UnixNanos(NOW.0 + at * second);
+            spent += cost;
+            alerts.extend(watch.settled(&[Arc::clone(&budget)], &settled("search", cost, at)));
+            alerts.extend(watch.close(at, || standing(spent)));
+        }
+        alerts
+    };
+    // Two US cents a minute: 1.2 USD an hour.
+    let usual = run(&mut watch, 0, 1_200, 666_666_667);
+    let kinds: Vec<&str> = usual.iter().map(|alert| alert.kind.name()).collect();
+    assert_eq!(kinds, ["forecast"], "once a window");
+    let unusual = run(&mut watch, 1_200, 60, 20_000_000_000);
+    let mut kinds: Vec<(&str, &str)> = unusual
+        .iter()
+        .map(|alert| (alert.kind.name(), alert.event()["obol"]["measure"].as_str().unwrap_or_default()))
+        .collect();
+    kinds.sort_unstable();
+    let both = [("anomaly", "cost_per_request"), ("anomaly", "spend_rate")];
+    // Of the key, and of the feature.
+    assert_eq!(kinds, [both[0], both[0], both[1], both[1]]);
+    let mut alerts = [usual, unusual].concat();
+    alerts.sort_by(|a, b| a.once.cmp(&b.once));
+    let events: Vec<Value> = alerts.iter().map(settled_event).collect();
+    insta::assert_json_snapshot!("forecast_and_anomaly_events", events);
+    let texts: Vec<Value> = alerts.iter().map(|alert| slack(alert.event())).collect();
+    insta::assert_json_snapshot!("forecast_and_anomaly_texts", texts);
+    let projection = watch.projection(&standing(0)[0], UnixNanos(NOW.0 + hour / 2)).expect("enough is known");
+    assert!(projection.low < projection.expected && projection.expected < projection.high);
 }
 
 #[test]
