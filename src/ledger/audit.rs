@@ -12,13 +12,13 @@ use std::path::Path;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::LedgerError;
 use super::books::{Posted, elapsed_kv, house_debits};
 use super::entry::{Amounts, CRASH, ERROR, ROUNDING, device_account, payer, receipt_debits, vendor_account};
 use super::receipt::{Line, Receipt};
 use super::rollup_check::RollupCheck;
 use super::rows::{self, EpochRow, add_house, wide};
 use super::store::SqlResult;
+use super::{LedgerError, coarse};
 use crate::units::{BlockNanos, DeviceNanos, Picos};
 
 /// Differences listed; more are only counted.
@@ -221,7 +221,7 @@ fn read(connection: &Connection) -> SqlResult<Audit> {
             _ => check_house(&mut audit, &head, epoch, &entries, sums),
         }
     }
-    for difference in rollups.finish(connection)? {
+    for difference in rollups.finish(connection)?.into_iter().chain(coarse::check(connection)?) {
         audit.differs(difference);
     }
     for (id, epoch) in &epochs.by_id {

@@ -67,6 +67,18 @@ pub(super) enum Record {
     },
 }
 
+impl Record {
+    /// The clock hour to which it adds something.
+    pub(super) fn hour(&self) -> Option<u64> {
+        match self {
+            Self::Receipt { transaction, .. } | Self::House(transaction) | Self::Bill { transaction, .. } => {
+                Some(transaction.hour)
+            }
+            Self::Pool { .. } | Self::End { .. } => None,
+        }
+    }
+}
+
 /// An epoch's fixed facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Epoch {

@@ -113,6 +113,25 @@ pub(super) fn utc_month(hour: u64) -> (String, String) {
     (text(first), text(next))
 }
 
+/// The UTC month that a clock hour lies in, counted from January 1970.
+pub(super) fn month_of(hour: u64) -> u64 {
+    let date = start(hour).to_zoned(TimeZone::UTC).date();
+    let months = (i64::from(date.year()) - 1970) * 12 + i64::from(date.month()) - 1;
+    u64::try_from(months).expect("clock hours begin in 1970")
+}
+
+/// The clock hours of a UTC month, so counted.
+pub(super) fn month_hours(month: u64) -> std::ops::Range<u64> {
+    let first = |month: u64| {
+        let year = i16::try_from(1970 + month / 12).expect("clock hours end in 2554");
+        let date = Date::new(year, i8::try_from(month % 12 + 1).expect("at most 12"), 1);
+        let date = date.expect("every month has a first day");
+        let time = date.to_zoned(TimeZone::UTC).expect("years of four digits").timestamp();
+        u64::try_from(time.as_second() / 3600).expect("from 1970 on")
+    };
+    first(month)..first(month + 1)
+}
+
 fn start(hour: u64) -> Timestamp {
     let seconds = i64::try_from(hour.saturating_mul(3600)).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
@@ -141,6 +160,10 @@ mod tests {
         check("Asia/Kolkata", 19, ["1970-01", "1970-01-02", "1970-01-02T00:30:00+05:30"]);
         assert_eq!(utc_month(264_384), ("2000-02-01T00:00:00Z".into(), "2000-03-01T00:00:00Z".into()));
         assert_eq!(utc_month(498_000).1, "2026-11-01T00:00:00Z");
+        assert_eq!((month_of(0), month_hours(0)), (0, 0..744));
+        assert_eq!((month_of(264_383), month_of(264_384)), (361, 361));
+        assert_eq!(month_hours(361), 263_712..264_408, "February of a leap year");
+        assert!((360..700).all(|month| month_of(month_hours(month).start) == month));
     }
 
     #[test]

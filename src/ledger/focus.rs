@@ -100,7 +100,7 @@ pub fn focus(
     rows::in_snapshot(&mut connection, &path, |connection| {
         let devices = rows::device_names(connection)?;
         let mut showback = query.open(connection)?;
-        showback.walk(connection, |showback, hour| {
+        showback.walk_hours(connection, |showback, hour| {
             if written.is_ok() {
                 written = out(&rows_of(showback, hour, &devices));
             }
@@ -294,7 +294,7 @@ fn labels(cells: &mut Cells, dimension: &Dimension) {
         ("x_RateVersion", Label::RateVersion),
         ("x_KeyId", Label::Key),
         ("x_Endpoint", Label::Endpoint),
-        ("x_Status", Label::Class),
+        ("x_Status", Label::Status),
     ] {
         cells.set(column, label(of));
     }

@@ -9,10 +9,12 @@
 mod audit;
 mod books;
 mod calendar;
+mod coarse;
 mod entry;
 mod focus;
 mod group;
 mod migrate;
+mod parties;
 mod price;
 mod query;
 mod receipt;

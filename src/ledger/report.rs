@@ -5,17 +5,21 @@
 //! Invariants: sums are ours, in integers; whatever rows are grouped by, those without the label included, they
 //! add up to the same total, and with the house and what is open to the bill.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
 use rusqlite::Connection;
 
 use super::LedgerError;
-use super::calendar::{self, Calendar, Part};
+use super::calendar::{self, Calendar, Part, month_of};
+use super::coarse;
 use super::entry::Amounts;
-use super::rollup::{self, Dimension, Label, Party, Sums};
+use super::parties::{self, Parties};
+use super::rollup::{Dimension, Label, Party, Sums};
 use super::rows;
-use super::showback::{Hour, HourRow, Showback, Split};
+use super::showback::{Hour, HourRow, Showback, Unit};
 use super::store::SqlResult;
 use crate::units::{BlockNanos, DeviceNanos, Picos, UnixNanos};
 
@@ -34,7 +38,7 @@ pub enum By {
     Model,
     Precision,
     Endpoint,
-    /// `charged`, or `error` where the house pays.
+    /// Why it ended: `stop`, `length`, `cancelled`, `budget`, or `error` where the house pays.
     Status,
     Device,
     /// Clock hour in which the request was settled, and the day and the month in which that begins, in the
@@ -110,7 +114,7 @@ impl By {
             Self::Model => Label::Model,
             Self::Precision => Label::Precision,
             Self::Endpoint => Label::Endpoint,
-            Self::Status => Label::Class,
+            Self::Status => Label::Status,
             Self::Device => Label::Device,
             Self::User | Self::Task => return Source::Party,
             Self::Hour => return Source::Calendar(Part::Hour),
@@ -140,6 +144,15 @@ impl ReportQuery {
     #[must_use]
     pub fn by(by: &[By]) -> Self {
         Self { by: by.to_vec(), since: None, until: None, calendar: Calendar::utc(), only: Vec::new() }
+    }
+
+    /// The labels of a clock hour.
+    fn times(&self, hour: u64) -> Vec<String> {
+        let label = |by: &By| match by.source() {
+            Source::Calendar(part) => Some(self.calendar.label(part, hour)),
+            Source::Dimension(_) | Source::Party => None,
+        };
+        self.by.iter().filter_map(label).collect()
     }
 
     pub(super) fn open(&self, connection: &Connection) -> SqlResult<Showback> {
@@ -214,13 +227,21 @@ pub struct Report {
 /// When there is no ledger or it cannot be read.
 pub fn report(data_dir: &Path, query: &ReportQuery) -> Result<Report, LedgerError> {
     let (mut connection, path) = rows::open_for_reading(data_dir)?;
-    rows::in_snapshot(&mut connection, &path, |connection| read(connection, query))
+    rows::in_snapshot(&mut connection, &path, |connection| read(connection, query, false))
 }
 
-fn read(connection: &Connection, query: &ReportQuery) -> SqlResult<Report> {
+/// `hourly`: without the coarse roll-ups.
+pub(super) fn read(connection: &Connection, query: &ReportQuery, hourly: bool) -> SqlResult<Report> {
     let mut showback = query.open(connection)?;
     let mut groups = Groups::new(query, &showback);
-    showback.walk(connection, |showback, hour| groups.add(connection, showback, hour))?;
+    let unit = match groups.with_parties {
+        _ if hourly => Unit::Hour,
+        true => Unit::Month,
+        false => Unit::Day,
+    };
+    // The labels of a calendar only go up.
+    let alike = |hours: Range<u64>| query.times(hours.start) == query.times(hours.end - 1);
+    showback.walk(connection, unit, alike, |showback, hour| groups.add(connection, showback, hour))?;
     let house = std::mem::take(&mut groups.house);
     let house = house.into_iter().map(|((currency, account), amounts)| HouseRow {
         currency,
@@ -268,8 +289,9 @@ struct Groups<'a> {
     parties: Interned,
     /// Of each dimension; `None` where the query leaves it out.
     group_of: Vec<Option<u32>>,
-    /// Parties met so far, at their ids: themselves, and their group unless the query leaves them out.
-    known: Vec<Option<(Party, Option<u32>)>>,
+    names: Parties,
+    /// Of parties met so far, at their places; `None` where the query leaves them out.
+    group_of_party: Vec<Option<u32>>,
     house: BTreeMap<(String, String), Amounts>,
 }
 
@@ -285,7 +307,8 @@ impl<'a> Groups<'a> {
             dimensions: Interned::default(),
             parties: Interned::default(),
             group_of: Vec::new(),
-            known: Vec::new(),
+            names: Parties::default(),
+            group_of_party: Vec::new(),
             house: BTreeMap::new(),
         };
         groups.group_of =
@@ -331,13 +354,11 @@ impl<'a> Groups<'a> {
         if hour.rows.is_empty() {
             return Ok(());
         }
-        let labels = self.query.by.iter().filter_map(|by| match by.source() {
-            Source::Calendar(part) => Some(self.query.calendar.label(part, hour.hour)),
-            _ => None,
-        });
-        let time = self.times.number(labels.collect());
-        if self.with_parties {
-            return self.add_parties(connection, showback, hour, time);
+        let time = self.times.number(self.query.times(hour.hour));
+        match self.with_parties {
+            true if hour.is_coarse => return self.add_month(connection, showback, hour, time),
+            true => return self.add_parties(connection, showback, hour, time),
+            false => {}
         }
         if self.current.0 != time {
             self.flush();
@@ -363,7 +384,7 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// Splits each row over its parties; what is left has none.
+    /// An hour's rows, each over its parties; what is left has none.
     fn add_parties(
         &mut self,
         connection: &Connection,
@@ -371,43 +392,73 @@ impl<'a> Groups<'a> {
         hour: &Hour<'_>,
         time: u32,
     ) -> SqlResult<()> {
-        let mut of_dimension: HashMap<usize, Vec<(usize, Sums)>> = HashMap::new();
-        for (dimension, party, sums) in rollup::parties_of_hour(connection, &showback.dimensions, hour.hour)?
-        {
-            let place = usize::try_from(party).map_err(|error| rows::invalid(1, error))?;
-            if self.known.get(place).is_none_or(Option::is_none) {
-                // Ids count from 1, so that there are no more places than parties.
-                let named = rollup::party(connection, party)?;
-                let group = self.party_group(&named);
-                self.known.resize(self.known.len().max(place + 1), None);
-                self.known[place] = Some((named, group));
-            }
-            of_dimension.entry(dimension).or_default().push((place, sums));
+        let mut names = std::mem::take(&mut self.names);
+        let nobody = self.party_group(&Party::default());
+        let groups = RefCell::new(&mut *self);
+        let learnt = |names: &Parties, new: &[usize]| groups.borrow_mut().learn(names, new);
+        parties::split(connection, showback, hour, &mut names, learnt, |row, party, sums, share| {
+            let mut groups = groups.borrow_mut();
+            let party = party.map_or(nobody, |place| groups.group_of_party[place]);
+            groups.add_part(time, party, sums, share, showback, row);
+        })?;
+        self.names = names;
+        Ok(())
+    }
+
+    /// The same of a month, whose parties' shares are known.
+    fn add_month(
+        &mut self,
+        connection: &Connection,
+        showback: &Showback,
+        hour: &Hour<'_>,
+        time: u32,
+    ) -> SqlResult<()> {
+        let parts = coarse::parties_of_month(connection, &showback.dimensions, month_of(hour.hour))?;
+        let mut names = std::mem::take(&mut self.names);
+        let new = names.learn(connection, parts.iter().map(|part| part.1))?;
+        self.learn(&names, &new);
+        self.names = names;
+        let mut rests: Vec<Option<HourRow>> = vec![None; self.group_of.len()];
+        hour.rows.iter().for_each(|row| rests[row.dimension] = Some(*row));
+        for (dimension, party, loaded) in &parts {
+            let row = rests[*dimension].as_mut();
+            let row = row.ok_or_else(|| rows::invalid(0, "a month is without its days; run `obol audit`"))?;
+            row.sums = parties::without(&row.sums, &loaded.sums)?;
+            row.share = row.share - loaded.share;
+            let party = self.group_of_party[usize::try_from(*party).expect("it was learnt")];
+            self.add_part(time, party, &loaded.sums, loaded.share, showback, row);
         }
         let nobody = self.party_group(&Party::default());
-        for row in hour.rows {
-            let Some(group) = self.group_of[row.dimension] else { continue };
-            let mut parties = of_dimension.remove(&row.dimension).unwrap_or_default();
-            let party = |place: usize| self.known[place].as_ref().map(|(party, _)| party);
-            parties.sort_by(|(a, _), (b, _)| party(*a).cmp(&party(*b)));
-            let mut rest = row.sums;
-            for (_, sums) in &parties {
-                rest = rest.without(sums).ok_or_else(|| {
-                    rows::invalid(0, "users and tasks have more than all requests; run `obol audit`")
-                })?;
-            }
-            let mut split = Split::new(row.share, row.sums.money());
-            let group_of = |place: usize| self.known[place].as_ref().and_then(|(_, group)| *group);
-            let parties = parties.into_iter().map(|(place, sums)| (group_of(place), sums));
-            for (party, sums) in std::iter::once((nobody, rest)).chain(parties) {
-                let share = split.next(sums.money());
-                if let Some(party) = party.filter(|_| sums != Sums::default()) {
-                    let spend = self.sums.entry([time, group, party]).or_default();
-                    spend.add(&sums, share, showback, row);
-                }
-            }
+        for row in rests.iter().flatten() {
+            self.add_part(time, nobody, &row.sums, row.share, showback, row);
         }
         Ok(())
+    }
+
+    /// Finds the groups of parties that are new.
+    fn learn(&mut self, names: &Parties, new: &[usize]) {
+        for &place in new {
+            let group = self.party_group(names.at(place));
+            self.group_of_party.resize(self.group_of_party.len().max(place + 1), None);
+            self.group_of_party[place] = group;
+        }
+    }
+
+    fn add_part(
+        &mut self,
+        time: u32,
+        party: Option<u32>,
+        sums: &Sums,
+        share: Picos,
+        showback: &Showback,
+        row: &HourRow,
+    ) {
+        if let (Some(group), Some(party)) = (self.group_of[row.dimension], party)
+            && *sums != Sums::default()
+        {
+            let spend = self.sums.entry([time, group, party]).or_default();
+            spend.add(sums, share, showback, row);
+        }
     }
 
     fn rows(mut self) -> Vec<Row> {

@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, Transaction, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, Transaction};
 
 use super::receipt::Receipt;
 use super::rows;
@@ -22,7 +22,7 @@ use super::store::SqlResult;
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
 
-/// The tables; part of the schema since version 4.
+/// The tables; part of the schema since version 4, with each status apart since version 5.
 pub(super) const SCHEMA: &str = include_str!("rollups.sql");
 
 /// Labels of a dimension, in the order in which dimensions are compared.
@@ -40,24 +40,20 @@ pub(super) enum Label {
     Model,
     Precision,
     Endpoint,
-    /// `charged`, or `error` where the house pays.
-    Class,
+    /// Why the request ended. Where that is an error, the house pays.
+    Status,
 }
-
-/// Classes of status.
-pub(super) const ERROR: &str = "error";
-const CHARGED: &str = "charged";
 
 const LABELS: usize = 13;
 const FIND_DIMENSION: &str = "SELECT id FROM dimensions WHERE currency = ?1 AND device = ?2
     AND rate_version = ?3 AND tenant = ?4 AND key_id = ?5 AND team = ?6 AND feature = ?7 AND environment = ?8
-    AND cost_center = ?9 AND model = ?10 AND precision = ?11 AND endpoint = ?12 AND class = ?13
+    AND cost_center = ?9 AND model = ?10 AND precision = ?11 AND endpoint = ?12 AND status = ?13
     AND bytes_per_block = ?14";
 const INSERT_DIMENSION: &str = "INSERT INTO dimensions (currency, device, rate_version, tenant, key_id, team,
-    feature, environment, cost_center, model, precision, endpoint, class, bytes_per_block)
+    feature, environment, cost_center, model, precision, endpoint, status, bytes_per_block)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
 const DIMENSIONS: &str = "SELECT currency, device, rate_version, tenant, key_id, team, feature, environment,
-    cost_center, model, precision, endpoint, class, bytes_per_block, id FROM dimensions ORDER BY id";
+    cost_center, model, precision, endpoint, status, bytes_per_block, id FROM dimensions ORDER BY id";
 
 /// More parties than this are not remembered between commits, but looked up.
 const PARTIES_KNOWN_MAX: usize = 100_000;
@@ -92,7 +88,7 @@ impl Dimension {
                 who.model.clone(),
                 who.precision.clone(),
                 who.endpoint.clone(),
-                if receipt.usage.status == Finish::Error { ERROR } else { CHARGED }.to_owned(),
+                receipt.usage.status.as_str().to_owned(),
             ],
             bytes_per_block: receipt.bytes_per_block,
         }
@@ -190,9 +186,14 @@ impl Sums {
 
     /// As the column `sums` has them; see the schema.
     pub(super) fn packed(&self) -> Vec<u8> {
+        self.packed_with(&[])
+    }
+
+    /// With more money after them.
+    pub(super) fn packed_with(&self, more: &[Picos]) -> Vec<u8> {
         let money = |money: Picos| u128::try_from(money.0).expect("lines cost nothing negative");
         let mut bytes = Vec::with_capacity(48);
-        for mut number in [
+        let numbers = [
             self.requests.into(),
             self.prompt_tokens.into(),
             self.cached_tokens.into(),
@@ -204,7 +205,8 @@ impl Sums {
             money(self.time),
             money(self.memory),
             money(self.overrun),
-        ] {
+        ];
+        for mut number in numbers.into_iter().chain(more.iter().copied().map(money)) {
             while number >= 0x80 {
                 bytes.push((number & 0x7F) as u8 | 0x80);
                 number >>= 7;
@@ -217,8 +219,19 @@ impl Sums {
     /// `None` for what no sums pack to.
     pub(super) fn unpacked(bytes: &[u8]) -> Option<Self> {
         let mut left = bytes;
-        let left = &mut left;
-        let sums = Self {
+        Self::take(&mut left).filter(|_| left.is_empty())
+    }
+
+    /// What `packed_with` made of sums and one amount of money; `None` for anything else.
+    pub(super) fn unpacked_with(bytes: &[u8]) -> Option<(Self, Picos)> {
+        let mut left = bytes;
+        let sums = Self::take(&mut left)?;
+        let money = Picos(i128::try_from(wide(&mut left)?).ok()?);
+        Some((sums, money)).filter(|_| left.is_empty())
+    }
+
+    fn take(left: &mut &[u8]) -> Option<Self> {
+        Some(Self {
             requests: count(left)?,
             prompt_tokens: count(left)?,
             cached_tokens: count(left)?,
@@ -230,8 +243,7 @@ impl Sums {
             time: Picos(i128::try_from(wide(left)?).ok()?),
             memory: Picos(i128::try_from(wide(left)?).ok()?),
             overrun: Picos(i128::try_from(wide(left)?).ok()?),
-        };
-        Some(sums).filter(|_| left.is_empty())
+        })
     }
 
     fn read(row: &Row<'_>, column: usize) -> SqlResult<Self> {
@@ -437,10 +449,12 @@ pub(super) fn create_and_fill(transaction: &Transaction<'_>) -> SqlResult<()> {
 }
 
 /// Dimensions by id, and their places when sorted by their labels.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Dimensions {
     /// Places by id: ids count from 1, as nothing is ever deleted.
     by_id: Vec<usize>,
+    /// Ids by place.
+    ids: Vec<i64>,
     /// In their order.
     pub(super) sorted: Vec<Dimension>,
 }
@@ -462,10 +476,15 @@ impl Dimensions {
             let slot = usize::try_from(*id).ok().and_then(|id| by_id.get_mut(id));
             *slot.ok_or_else(|| rows::invalid(LABELS + 1, "dimensions do not count from 1"))? = place;
         }
-        Ok(Self { by_id, sorted: all.into_iter().map(|(dimension, _)| dimension).collect() })
+        let (sorted, ids) = all.into_iter().unzip();
+        Ok(Self { by_id, ids, sorted })
     }
 
-    fn place(&self, id: i64) -> SqlResult<usize> {
+    pub(super) fn id(&self, place: usize) -> i64 {
+        self.ids[place]
+    }
+
+    pub(super) fn place(&self, id: i64) -> SqlResult<usize> {
         let place = usize::try_from(id).ok().and_then(|id| self.by_id.get(id)).copied();
         place
             .filter(|place| *place != usize::MAX)
@@ -517,12 +536,6 @@ pub(super) fn parties_of_hour(
     rows.collect()
 }
 
-pub(super) fn party(connection: &Connection, id: i64) -> SqlResult<Party> {
-    connection
-        .prepare_cached("SELECT user, task FROM parties WHERE id = ?1")?
-        .query_row(params![id], |row| Ok(Party { user: row.get(0)?, task: row.get(1)? }))
-}
-
 /// What lines come to over all hours, by what they are attributed to.
 pub(super) fn totals(
     connection: &Connection,
@@ -540,9 +553,9 @@ pub(super) fn totals(
 pub(super) fn spent_by_key(connection: &Connection, key_id: &str) -> SqlResult<BTreeMap<String, Picos>> {
     let mut query = connection.prepare_cached(
         "SELECT currency, sums FROM dimensions JOIN dimension_totals ON dimension = id
-         WHERE key_id = ?1 AND class = ?2",
+         WHERE key_id = ?1 AND status <> ?2",
     )?;
-    let mut rows = query.query([key_id, CHARGED])?;
+    let mut rows = query.query([key_id, Finish::Error.as_str()])?;
     let mut spent: BTreeMap<String, Picos> = BTreeMap::new();
     while let Some(row) = rows.next()? {
         *spent.entry(row.get(0)?).or_default() += Sums::read(row, 1)?.money();

@@ -9,6 +9,7 @@ use std::fmt;
 use rusqlite::Connection;
 
 use super::calendar::utc_hour;
+use super::parties::Parties;
 use super::receipt::Receipt;
 use super::rollup::{self, Batch, Dimension, Dimensions, Party, Sums};
 use super::store::SqlResult;
@@ -79,9 +80,13 @@ impl RollupCheck {
             Ok(())
         })?;
         let mut parties: BTreeMap<(u64, Dimension, Party), Sums> = BTreeMap::new();
-        for (place, id, sums) in rollup::parties_of_hour(connection, &self.dimensions, hour)? {
-            let party = rollup::party(connection, id)?;
-            parties.insert((hour, self.dimensions.sorted[place].clone(), party), sums);
+        let written = rollup::parties_of_hour(connection, &self.dimensions, hour)?;
+        let mut names = Parties::default();
+        names.learn(connection, written.iter().map(|row| row.1))?;
+        for (dimension, id, sums) in written {
+            let place = usize::try_from(id).expect("it was learnt");
+            let dimension = self.dimensions.sorted[dimension].clone();
+            parties.insert((hour, dimension, names.at(place).clone()), sums);
         }
         let mut differences = Vec::new();
         differ(

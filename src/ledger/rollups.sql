@@ -17,10 +17,10 @@ CREATE TABLE dimensions (
     model TEXT NOT NULL,
     precision TEXT NOT NULL,
     endpoint TEXT NOT NULL,
-    class TEXT NOT NULL CHECK (class IN ('charged', 'error')), -- of the status
+    status TEXT NOT NULL CHECK (status IN ('stop', 'length', 'cancelled', 'budget', 'error')),
     bytes_per_block INTEGER NOT NULL CHECK (bytes_per_block >= 0),
     UNIQUE (currency, device, rate_version, tenant, key_id, team, feature, environment, cost_center, model,
-            precision, endpoint, class, bytes_per_block)
+            precision, endpoint, status, bytes_per_block)
 ) STRICT;
 
 CREATE INDEX dimensions_key ON dimensions (key_id);

@@ -1,12 +1,8 @@
-//! A year of requests through the ledger's own books and store, and what it takes to report on it.
-//!
-//! The large run is for people: `cargo test --release --lib ten_million -- --ignored --nocapture`. Books and store
-//! make a month of it, which the database then copies eleven times, each a month later. It needs some minutes and
-//! 7 GB where temporary files go.
+//! Months of requests through the ledger's own books and store: what reports say from coarse roll-ups is what they
+//! say from hourly ones. `benches/reports.rs` has a year of more requests.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 use rusqlite::Connection;
 
@@ -15,10 +11,9 @@ use super::books::{Books, Epoch, NextTransaction};
 use super::group::Group;
 use super::price::RateCard;
 use super::receipt::{Attribution, Claim};
-use super::report::{By, ReportQuery, report};
-use super::rollup::Sums;
+use super::report::{By, ReportQuery, read};
 use super::store::{FILE, Store};
-use super::{Calendar, DeviceInfo, spent_by_keys};
+use super::{Calendar, DeviceInfo, coarse, rows, spent_by_keys};
 use crate::random::Random;
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
@@ -147,121 +142,109 @@ fn fill(dir: &Path, requests: u64, hours: u64) -> Picos {
     charged
 }
 
-/// Appends copies of the ledger's `MONTH_HOURS` to it, the first so much later than they, and so on.
-fn copy(dir: &Path, copies: u64) {
-    let month = dir.join("month.db");
-    std::fs::copy(dir.join(FILE), &month).unwrap();
-    let ledger = Connection::open(dir.join(FILE)).unwrap();
-    ledger
-        .execute_batch(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; DROP INDEX receipts_user; DROP INDEX receipts_key;
-             DROP INDEX receipts_status; DROP INDEX receipts_tenant; DROP INDEX receipts_finished;",
-        )
-        .unwrap();
-    ledger.execute("ATTACH ?1 AS month", [month.to_str().unwrap()]).unwrap();
-    let last: u64 = ledger.query_row("SELECT max(id) FROM transactions", [], |row| row.get(0)).unwrap();
-    for copy in 1..=copies {
-        let (hours, nanos) = (copy * MONTH_HOURS, copy * MONTH_HOURS * HOUR);
-        let moved = |table: &str, column: String| match column.as_str() {
-            "tx" => format!("tx + {}", copy * last),
-            "id" => format!("id + {}", copy * last),
-            "request_id" => format!("printf('%032x', tx + {})", copy * last),
-            "hour" => format!("hour + {hours}"),
-            "wall" | "submitted_at" | "finished_at" => format!("{column} + {nanos}"),
-            "from_ns" | "to_ns" if table == "bills" => format!("{column} + {nanos}"),
-            _ => column,
-        };
-        ledger.execute_batch("BEGIN").unwrap();
-        for table in
-            ["transactions", "entries", "bills", "receipts", "receipt_lines", "rollups", "party_rollups"]
-        {
-            let mut query = ledger.prepare("SELECT name FROM pragma_table_info(?1) ORDER BY cid").unwrap();
-            let columns = query.query_map([table], |row| row.get::<_, String>(0)).unwrap();
-            let columns: Vec<String> = columns.map(|column| moved(table, column.unwrap())).collect();
-            let columns = columns.join(", ");
-            let insert = format!("INSERT INTO {table} SELECT {columns} FROM month.{table}");
-            ledger.execute_batch(&insert).unwrap();
-        }
-        ledger.execute_batch("COMMIT").unwrap();
-    }
-    let mut query = ledger.prepare("SELECT dimension, sums FROM dimension_totals").unwrap();
-    let totals = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    let totals: Vec<(i64, Vec<u8>)> = totals.collect::<Result<_, _>>().unwrap();
-    for (dimension, packed) in totals {
-        let of_month = Sums::unpacked(&packed).unwrap();
-        let mut sums = of_month;
-        (0..copies).for_each(|_| sums += of_month);
-        let set = "UPDATE dimension_totals SET sums = ?2 WHERE dimension = ?1";
-        ledger.execute(set, rusqlite::params![dimension, sums.packed()]).unwrap();
-    }
-    drop(query);
-    drop(ledger);
-    std::fs::remove_file(month).unwrap();
-}
-
-/// Reports in several ways, each checked against what was charged, and prints how long each took.
+/// By every label alone and by some together, each checked against what was charged and against the same report
+/// from hourly roll-ups alone.
 fn report_on(dir: &Path, requests: u64, charged: Picos) {
-    let month = Calendar::utc().instant("2026-06-01").unwrap();
-    let year = |by: &[By]| ReportQuery::by(by);
-    let from_june = |by: &[By]| ReportQuery { since: Some(month), ..year(by) };
-    for (name, query) in [
-        ("a year by team", year(&[By::Team])),
-        ("a year by team, again", year(&[By::Team])),
-        ("a year by team, feature and month", year(&[By::Team, By::Feature, By::Month])),
-        ("a year by model and day", year(&[By::Model, By::Day])),
-        ("from June by key", from_june(&[By::Key])),
-        ("a year by user", year(&[By::User])),
-    ] {
-        let start = Instant::now();
-        let report = report(dir, &query).unwrap();
-        let took = start.elapsed().as_millis();
-        let sum: Picos = report.rows.iter().map(|row| row.spend.usage_cost).sum();
-        let balance = report.balances["USD"];
-        assert_eq!(sum, balance.usage);
-        assert_eq!(balance.bill, balance.usage + balance.house + balance.open);
-        if query.since.is_none() {
-            assert_eq!(sum, charged, "{name}");
-            assert_eq!(report.rows.iter().map(|row| row.spend.requests).sum::<u64>(), requests);
+    let (mut connection, path) = rows::open_for_reading(dir).unwrap();
+    let utc = Calendar::utc();
+    let berlin = Calendar::named("Europe/Berlin").unwrap();
+    let at = |text: &str| Some(utc.instant(text).unwrap());
+    let mut groupings: Vec<Vec<By>> = By::ALL.iter().map(|by| vec![*by]).collect();
+    groupings.push(vec![By::Team, By::Feature, By::Month]);
+    groupings.push(vec![By::User, By::Month, By::Status]);
+    groupings.push(vec![By::Task, By::Day]);
+    for by in &groupings {
+        for (since, until, calendar) in [
+            (None, None, &utc),
+            (at("2026-02-01"), None, &utc),
+            (at("2026-01-17T05:30:00Z"), at("2026-03-03T17:00:00Z"), &utc),
+            (None, at("2026-02-01"), &berlin),
+        ] {
+            let query = ReportQuery { since, until, calendar: calendar.clone(), ..ReportQuery::by(by) };
+            let mut read = |hourly| {
+                rows::in_snapshot(&mut connection, &path, |snapshot| read(snapshot, &query, hourly)).unwrap()
+            };
+            let (report, hourly) = (read(false), read(true));
+            assert!(report == hourly, "{by:?} from {since:?} until {until:?}");
+            let sum: Picos = report.rows.iter().map(|row| row.spend.usage_cost).sum();
+            let loaded: Picos = report.rows.iter().map(|row| row.spend.loaded_cost).sum();
+            let balance = report.balances["USD"];
+            assert_eq!(sum, balance.usage);
+            assert_eq!(loaded, balance.usage + balance.house - balance.unallocated, "{by:?}");
+            assert_eq!(balance.bill, balance.usage + balance.house + balance.open);
+            if query.since.is_none() && query.until.is_none() {
+                assert_eq!(sum, charged, "{by:?}");
+                assert_eq!(report.rows.iter().map(|row| row.spend.requests).sum::<u64>(), requests);
+            }
         }
-        println!("{name}: {took} ms, {} rows", report.rows.len());
     }
     let keys: Vec<String> = (0..TEAMS).map(|team| format!("key_{team}")).collect();
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    let start = Instant::now();
     let spent = spent_by_keys(dir, &keys).unwrap();
-    println!("what {TEAMS} keys have spent: {} us", start.elapsed().as_micros());
     assert_eq!(spent.iter().map(|spent| spent["USD"]).sum::<Picos>(), charged);
 }
 
-#[test]
-fn a_year_of_a_few_requests_adds_up() {
-    let dir = tempfile::tempdir().unwrap();
-    let charged = fill(dir.path(), 3_000, 12 * MONTH_HOURS);
-    report_on(dir.path(), 3_000, charged);
-    let audit = audit(dir.path()).unwrap();
+/// Covers all hours before this one.
+fn cover(dir: &Path, hour: u64) {
+    let mut store = Store::open(&dir.join(FILE)).unwrap();
+    while coarse::extend(store.connection_mut(), hour).unwrap() < hour {}
+}
+
+fn reconciled(dir: &Path) {
+    let audit = audit(dir).unwrap();
     assert!(audit.is_reconciled(), "{audit}");
 }
 
 #[test]
-fn copied_months_add_up() {
+fn months_of_a_few_requests_add_up_hourly_and_coarse() {
     let dir = tempfile::tempdir().unwrap();
-    let charged = fill(dir.path(), 500, MONTH_HOURS);
-    copy(dir.path(), 11);
-    report_on(dir.path(), 12 * 500, Picos(12 * charged.0));
-    let found = audit(dir.path()).unwrap();
-    let about_rollups: Vec<_> = found.differences.iter().filter(|said| said.contains("roll-up")).collect();
-    assert!(about_rollups.is_empty(), "{about_rollups:?}");
+    let charged = fill(dir.path(), 800, 3 * MONTH_HOURS);
+    for covered in [0, 30 * 24 + 7, 3 * MONTH_HOURS] {
+        cover(dir.path(), START / HOUR + covered);
+        report_on(dir.path(), 800, charged);
+        reconciled(dir.path());
+    }
 }
 
 #[test]
-#[ignore = "takes minutes and 7 GB of disk"]
-fn ten_million_receipts() {
+fn an_hour_that_is_covered_and_grows_is_covered_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let start = Instant::now();
-    let charged = fill(dir.path(), 833_334, MONTH_HOURS);
-    println!("833,334 receipts in {} s", start.elapsed().as_secs());
-    copy(dir.path(), 11);
-    let size = std::fs::metadata(dir.path().join(FILE)).unwrap().len();
-    println!("10,000,008 receipts in {} s, {} MB", start.elapsed().as_secs(), size >> 20);
-    report_on(dir.path(), 12 * 833_334, Picos(12 * charged.0));
+    let first = fill(dir.path(), 300, 3 * MONTH_HOURS);
+    cover(dir.path(), START / HOUR + 3 * MONTH_HOURS);
+    let until = || {
+        let (connection, _) = rows::open_for_reading(dir.path()).unwrap();
+        coarse::until(&connection).unwrap()
+    };
+    assert_eq!(until(), START / HOUR + 3 * MONTH_HOURS);
+    // A server whose clock stands weeks before the end of the last one's.
+    let mut store = Store::open(&dir.path().join(FILE)).unwrap();
+    let rate = RateCard::parse("2.5", "0.2", "USD", None).unwrap();
+    let device = DeviceInfo { id: "cuda:0".into(), kind: "cuda".into(), name: "a card".into() };
+    store.open_epoch("later", &device, &rate, UnixNanos(START + 40 * 24 * HOUR)).unwrap();
+    drop(store);
+    assert_eq!(until(), START / HOUR + 31 * 24, "February is open again");
+    assert!(first > Picos::ZERO);
+    reconciled(dir.path());
+}
+
+#[test]
+fn the_audit_names_coarse_rollups_that_are_not_what_hours_come_to() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 300, MONTH_HOURS);
+    cover(dir.path(), START / HOUR + 20 * 24);
+    for sql in [
+        "UPDATE day_rollups SET sums = CAST(substr(sums, 1, length(sums) - 1) || x'01' AS BLOB) WHERE day = 20454",
+        "UPDATE party_month_rollups SET sums = CAST(substr(sums, 1, length(sums) - 1) || x'01' AS BLOB)",
+        "DELETE FROM day_rollups WHERE day = 20454",
+        "DELETE FROM party_month_rollups",
+        "UPDATE party_month_rollups SET month = 1000000000",
+        "UPDATE day_rollups SET day = day + 1000000000000",
+        "UPDATE coarse_until SET hour = hour + 24",
+    ] {
+        let broken = tempfile::tempdir().unwrap();
+        std::fs::copy(dir.path().join(FILE), broken.path().join(FILE)).unwrap();
+        Connection::open(broken.path().join(FILE)).unwrap().execute(sql, []).unwrap();
+        let found = audit(broken.path()).unwrap();
+        assert!(found.to_string().contains("coarse roll-up of"), "{sql}: {found}");
+    }
 }

@@ -17,7 +17,7 @@ use super::price::RateCard;
 use super::receipt::Receipt;
 use super::rollup::{self, Batch};
 use super::rows::split;
-use super::{DeviceInfo, LedgerError, MethodRecord};
+use super::{DeviceInfo, LedgerError, MethodRecord, coarse};
 use crate::units::{BlockNanos, DeviceNanos, Ticket, UnixNanos};
 
 pub(super) const FILE: &str = "ledger.db";
@@ -94,6 +94,10 @@ impl Store {
         &self.connection
     }
 
+    pub(super) fn connection_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
     /// Appends the records, and writes where the devices of `books` stand after them. All or nothing.
     pub(super) fn commit(
         &mut self,
@@ -131,6 +135,7 @@ impl Store {
             }
         }
         self.rollups.write(&transaction, &batch)?;
+        coarse::reopen(&transaction, records.iter().filter_map(Record::hour).min())?;
         // Their rows were deleted with the receipts.
         let settled = records.iter().filter_map(|record| match record {
             Record::Receipt { receipt, .. } => Some(receipt.usage.ticket),
@@ -175,7 +180,9 @@ impl Store {
         let id = transaction.last_insert_rowid();
         let epoch = super::books::Epoch { id, device: device.id.clone(), rate: rate.clone() };
         let writer = Writer { connection: &transaction, accounts: &mut self.accounts };
-        writer.checkpoint(&Books::open(epoch, wall))?;
+        let books = Books::open(epoch, wall);
+        writer.checkpoint(&books)?;
+        coarse::reopen(&transaction, Some(books.hour))?;
         transaction.commit()?;
         Ok(id)
     }
@@ -232,6 +239,7 @@ fn create(connection: &mut Connection) -> SqlResult<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(SCHEMA)?;
     transaction.execute_batch(rollup::SCHEMA)?;
+    transaction.execute_batch(coarse::SCHEMA)?;
     for table in APPEND_ONLY {
         for verb in ["UPDATE", "DELETE"] {
             transaction.execute_batch(&format!(

@@ -25,7 +25,7 @@ use super::receipt::{Attribution, Claim, Receipt};
 use super::recovery::Opened;
 use super::store::Store;
 use super::totals::Totals;
-use super::{LedgerUnavailable, MethodRecord, Tuning, lock};
+use super::{LedgerUnavailable, MethodRecord, Tuning, coarse, lock};
 use crate::units::{RequestId, Ticket};
 use crate::usage::{MeterReport, Purse, Snapshot, Usage};
 
@@ -249,6 +249,7 @@ pub(super) struct Writer {
     written_at: Instant,
     backoff: Duration,
     retry_at: Option<Instant>,
+    coarse: coarse::Progress,
     faulty: bool,
     /// Engines of which all has come that was sent before the close.
     closing: Vec<bool>,
@@ -279,6 +280,7 @@ impl Writer {
             written_at: Instant::now(),
             backoff: BACKOFF_MIN,
             retry_at: None,
+            coarse: coarse::Progress::default(),
             faulty: false,
             closing: vec![false; engines],
             ending: false,
@@ -357,6 +359,8 @@ impl Writer {
                 if self.meters_gone.iter().all(|gone| *gone) && (self.handles_gone)() {
                     return false;
                 }
+                let hours = self.groups.iter().flat_map(|group| &group.books).map(|books| books.hour);
+                self.coarse.extend(&mut self.store, hours.min().unwrap_or(0));
             }
         }
     }

@@ -69,8 +69,7 @@ fn label(by: By, receipt: &Receipt) -> String {
         By::Model => who.model.clone(),
         By::Precision => who.precision.clone(),
         By::Endpoint => who.endpoint.clone(),
-        By::Status if receipt.usage.status == Finish::Error => "error".to_owned(),
-        By::Status => "charged".to_owned(),
+        By::Status => receipt.usage.status.as_str().to_owned(),
         By::Device => receipt.device.clone(),
         By::Hour | By::Day | By::Month => unreachable!("not in this model"),
     }
@@ -245,12 +244,12 @@ fn table(dir: &Path, sql: &str) -> Vec<String> {
 }
 
 const ROLLUPS: &str =
-    "SELECT hour, sums, tenant, key_id, team, feature, environment, cost_center, model, class
+    "SELECT hour, sums, tenant, key_id, team, feature, environment, cost_center, model, status
     FROM rollups JOIN dimensions ON dimensions.id = dimension ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10";
-const PARTIES: &str = "SELECT hour, sums, user, task, team, feature, environment, model, class
+const PARTIES: &str = "SELECT hour, sums, user, task, team, feature, environment, model, status
     FROM party_rollups JOIN parties ON parties.id = party JOIN dimensions ON dimensions.id = dimension
     ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9";
-const TOTALS: &str = "SELECT sums, tenant, key_id, team, feature, environment, cost_center, model, class
+const TOTALS: &str = "SELECT sums, tenant, key_id, team, feature, environment, cost_center, model, status
     FROM dimension_totals JOIN dimensions ON dimensions.id = dimension ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9";
 
 #[test]
@@ -262,7 +261,8 @@ fn a_ledger_without_rollups_gets_those_it_would_have_had() {
     connection
         .execute_batch(
             "PRAGMA foreign_keys = OFF; DROP TABLE party_rollups; DROP TABLE rollups;
-             DROP TABLE dimension_totals; DROP TABLE parties; DROP TABLE dimensions; PRAGMA user_version = 3;",
+             DROP TABLE dimension_totals; DROP TABLE day_rollups; DROP TABLE party_month_rollups;
+             DROP TABLE coarse_until; DROP TABLE parties; DROP TABLE dimensions; PRAGMA user_version = 3;",
         )
         .expect("drops");
     drop(connection);
@@ -276,6 +276,22 @@ fn a_ledger_without_rollups_gets_those_it_would_have_had() {
         let query = ReportQuery::by(&[by]);
         assert_eq!(reported(old.path(), &query).rows, reported(dir.path(), &query).rows);
     }
+}
+
+#[test]
+fn a_ledger_whose_rollups_know_no_status_gets_those_that_do() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ledger_v4.sql");
+    let text = std::fs::read_to_string(golden).expect("the committed ledger");
+    let connection = Connection::open(dir.path().join("ledger.db")).expect("a database");
+    connection.execute_batch("PRAGMA foreign_keys = OFF").expect("a pragma");
+    connection.execute_batch(&text).expect("the committed ledger is SQL");
+    connection.execute_batch("PRAGMA application_id = 1329745740; PRAGMA user_version = 4").expect("pragmas");
+    drop(connection);
+    let rows = reported(dir.path(), &ReportQuery::by(&[By::Status])).rows;
+    let rows: Vec<_> = rows.iter().map(|row| (row.group[0].as_str(), row.spend.requests)).collect();
+    assert_eq!(rows, [("budget", 11), ("cancelled", 14), ("error", 10), ("length", 7), ("stop", 11)]);
+    reconciled(dir.path(), "brought up to date");
 }
 
 #[test]
