@@ -192,6 +192,7 @@ impl Receipt {
             "device": self.device,
             "key_id": who.key_id,
             "tenant": who.tenant,
+            "user": who.user,
             "tags": who.tags,
             "status": used.status.as_str(),
             "seed": used.seed,
@@ -331,7 +332,7 @@ mod tests {
         receipt.attribution.request = RequestId("r1".to_owned());
         let want = json!({
             "request_id": "r1", "client_request_id": null, "created": 1_790_000_000_u64, "model": "unknown",
-            "precision": "unknown", "device": "cpu", "key_id": null, "tenant": "anonymous", "tags": {},
+            "precision": "unknown", "device": "cpu", "key_id": null, "tenant": "anonymous", "user": null, "tags": {},
             "status": "stop", "seed": u64::MAX,
             "tokens": {"prompt": 5, "cached": 2, "completion": 3, "draft_accepted": 0, "draft_rejected": 0},
             "gpu_seconds": "1.500000001",
