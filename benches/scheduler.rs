@@ -13,7 +13,7 @@ fn running(sequences: usize) -> Vec<Running> {
         let computed = 100 + index * 7 % 900;
         let length = if index.is_multiple_of(8) { computed + 300 } else { computed + 1 };
         let blocks = computed.div_ceil(BLOCK);
-        Running { line: 0, computed, length, blocks, exclusive: blocks }
+        Running { line: 0, computed, length, blocks, exclusive: blocks, crowd: false }
     };
     (0..sequences).map(sequence).collect()
 }
@@ -26,15 +26,20 @@ fn scheduler(c: &mut Criterion) {
             length: 50 + index * 13 % 400,
             cached_blocks: index % 3,
             cached_unheld: index % 2,
+            crowd: false,
         })
     });
     let prefills = (0..running.len()).filter(|index| running[*index].remaining() > 1).map(Turn::Running);
     let turns: Vec<Turn> = prefills.chain(waiting).collect();
     let mut group = c.benchmark_group("plan of 256 running and 1,000 waiting");
-    let limits = Limits { step_tokens: 512, sequences: 256, block_size: BLOCK };
+    let limits = Limits { step_tokens: 512, crowd_tokens: 512, sequences: 256, block_size: BLOCK };
     for (name, limits, available) in [
         ("full", limits, 8_000),
-        ("admitting", Limits { step_tokens: 16_384, sequences: 1_256, ..limits }, 30_000),
+        (
+            "admitting",
+            Limits { step_tokens: 16_384, crowd_tokens: 16_384, sequences: 1_256, ..limits },
+            30_000,
+        ),
         ("preempting", limits, 3),
     ] {
         group.bench_function(name, |b| {

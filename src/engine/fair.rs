@@ -39,12 +39,14 @@ pub(super) struct Fair {
     /// Accounts that nobody has.
     vacant: Vec<Account>,
     forget_at: usize,
+    /// Tenants with requests that the engine has.
+    present: usize,
 }
 
 impl Fair {
     pub(super) fn new(weights: Option<Weights>) -> Self {
         let (tenants, by_name, vacant) = (Vec::new(), HashMap::new(), Vec::new());
-        Self { weights, tenants, by_name, vacant, forget_at: KEPT }
+        Self { weights, tenants, by_name, vacant, forget_at: KEPT, present: 0 }
     }
 
     /// Accounts are below this.
@@ -57,7 +59,9 @@ impl Fair {
         let weight = self.weights.as_ref().map(|weights| weights.of(name));
         let name = if weight.is_some() { name.clone() } else { "".into() };
         if let Some(account) = self.by_name.get(&name).copied() {
-            self.tenants[account].requests += 1;
+            let requests = &mut self.tenants[account].requests;
+            self.present += usize::from(*requests == 0);
+            *requests += 1;
             return account;
         }
         if self.by_name.len() >= self.forget_at {
@@ -77,6 +81,7 @@ impl Fair {
             }
         };
         self.by_name.insert(name, account);
+        self.present += 1;
         account
     }
 
@@ -87,7 +92,14 @@ impl Fair {
 
     /// A request is gone.
     pub(super) fn leave(&mut self, account: Account) {
-        self.tenants[account].requests -= 1;
+        let requests = &mut self.tenants[account].requests;
+        *requests -= 1;
+        self.present -= usize::from(*requests == 0);
+    }
+
+    /// How many tenants the engine has requests of.
+    pub(super) fn present(&self) -> usize {
+        self.present
     }
 
     /// Idle tenants who would be lifted to `level` anyway are as good as new.
@@ -170,5 +182,41 @@ mod tests {
         assert!(fair.len() <= 2 * KEPT, "{} accounts", fair.len());
         let debtor = fair.join(&"t3".into(), 0);
         assert_eq!(fair.service(debtor), 2_000 * NANOSECOND);
+    }
+
+    #[test]
+    fn who_was_away_has_no_credit_for_it() {
+        let mut fair = fair(&[("away", "2")]);
+        let [away, busy] = ["away", "busy"].map(|name| fair.join(&name.into(), 0));
+        fair.charge(away, DeviceNanos(10));
+        fair.leave(away);
+        assert_eq!(fair.present(), 1);
+        for _ in 0..100 {
+            fair.charge(busy, DeviceNanos(1_000));
+        }
+        let level = fair.service(busy);
+        let back = fair.join(&"away".into(), level);
+        fair.lift(back, level);
+        assert_eq!((back, fair.present()), (away, 2));
+        assert_eq!(fair.service(back), level, "as if it had been here all the time");
+        // From here on each has its weight's part: twice the time for the same count.
+        fair.charge(back, DeviceNanos(200));
+        fair.charge(busy, DeviceNanos(100));
+        assert_eq!(fair.service(back), fair.service(busy));
+    }
+
+    #[test]
+    fn thousands_of_tenants_are_forgotten_when_they_are_gone() {
+        let mut fair = fair(&[]);
+        let accounts: Vec<Account> = (0..5_000).map(|n| fair.join(&format!("crowd{n}").into(), 0)).collect();
+        assert_eq!((fair.len(), fair.present()), (5_000, 5_000), "nobody who is here is forgotten");
+        accounts.iter().for_each(|account| fair.leave(*account));
+        for n in 0..20_000 {
+            let account = fair.join(&format!("later{n}").into(), NANOSECOND);
+            assert!(fair.has_one(account) && fair.present() == 1);
+            fair.leave(account);
+        }
+        assert!(fair.by_name.len() <= 2 * KEPT, "{} names", fair.by_name.len());
+        assert!(fair.len() <= 10_000, "{} accounts", fair.len());
     }
 }

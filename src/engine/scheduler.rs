@@ -4,7 +4,8 @@
 //! running prefills, and waiting sequences. When blocks run out the running sequence that is last in the caller's
 //! order is preempted and will be computed again. A waiting sequence is admitted only when all its tokens fit beside
 //! what is running, and nobody overtakes it. When a prompt of one line is done in a step, those of lines after it
-//! take part with few tokens, for they would hold its first token up.
+//! take part with few tokens, for they would hold its first token up. Nor do prompts that have others of their tenant
+//! beside them make a step longer than `crowd_tokens`: whoever comes meanwhile waits for its end.
 
 /// A running sequence, as the scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Running {
     pub blocks: usize,
     /// Blocks that come free if it is preempted.
     pub exclusive: usize,
+    /// Its tenant has more than its request.
+    pub crowd: bool,
 }
 
 impl Running {
@@ -38,6 +41,8 @@ pub struct Waiting {
     pub cached_blocks: usize,
     /// Those of them that nobody holds.
     pub cached_unheld: usize,
+    /// Its tenant has more than its request.
+    pub crowd: bool,
 }
 
 /// Whose prompt is next.
@@ -51,6 +56,8 @@ pub enum Turn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub step_tokens: usize,
+    /// Prompt tokens of a step with which those of a crowd end: from 1 to `step_tokens`.
+    pub crowd_tokens: usize,
     /// At most `step_tokens`, so that every decode fits in a step.
     pub sequences: usize,
     pub block_size: usize,
@@ -59,7 +66,7 @@ pub struct Limits {
 impl Limits {
     /// Tokens that a line may compute in a step in which a prompt of a line before it is done.
     fn beside(&self) -> usize {
-        (self.step_tokens / 8).max(1)
+        (self.crowd_tokens / 8).max(1)
     }
 }
 
@@ -108,8 +115,8 @@ pub fn plan(
     plan.clear(running.len());
     let StepPlan { run, admit, preempt, blocked, spare_tokens, spare_blocks, tokens, lines } = plan;
     let budget = limits.step_tokens;
-    let (kept, done) = (running.len(), None);
-    let mut step = Step { running, limits, available, tokens, kept, budget, lines, done };
+    let (kept, prompts, done) = (running.len(), 0, None);
+    let mut step = Step { running, limits, available, tokens, kept, budget, prompts, lines, done };
     for (index, _) in running.iter().enumerate().filter(|(_, view)| view.remaining() == 1) {
         if index < step.kept {
             step.schedule(index);
@@ -139,6 +146,8 @@ struct Step<'a> {
     /// Running sequences from here on are preempted.
     kept: usize,
     budget: usize,
+    /// Prompt tokens given.
+    prompts: usize,
     /// Prompt tokens given to each line.
     lines: &'a mut Vec<usize>,
     /// Of the first prompt that is done in this step.
@@ -161,14 +170,15 @@ impl Step<'_> {
 
     /// Gives the sequence what it may have, preempting the last ones for blocks.
     fn schedule(&mut self, index: usize) {
-        let (line, remaining) = (self.running[index].line, self.running[index].remaining());
-        let mut tokens = self.most(line, remaining);
+        let Running { line, crowd, .. } = self.running[index];
+        let remaining = self.running[index].remaining();
+        let mut tokens = self.most(line, crowd, remaining);
         while tokens > 0 && self.new_blocks(index, tokens) > self.available {
             self.preempt_last();
             if index >= self.kept {
                 return; // it was itself the last
             }
-            tokens = self.most(line, remaining);
+            tokens = self.most(line, crowd, remaining);
         }
         self.available -= self.new_blocks(index, tokens);
         self.budget -= tokens;
@@ -183,17 +193,23 @@ impl Step<'_> {
         let victim = self.kept;
         self.available += self.running[victim].exclusive + self.new_blocks(victim, self.tokens[victim]);
         self.budget += self.tokens[victim];
+        if self.running[victim].remaining() > 1 {
+            self.prompts -= self.tokens[victim];
+        }
         self.tokens[victim] = 0;
     }
 
-    /// The prompt tokens that a line may have of as many.
-    fn most(&self, line: usize, remaining: usize) -> usize {
-        let given = self.lines.get(line).copied().unwrap_or(0);
-        match self.done {
-            Some(done) if done != line => remaining.min(self.limits.beside().saturating_sub(given)),
-            _ => remaining,
+    /// The tokens that a line may have of as many: one decodes, more are of a prompt.
+    fn most(&self, line: usize, crowd: bool, remaining: usize) -> usize {
+        let mut most = remaining.min(self.budget);
+        if remaining > 1 && crowd {
+            most = most.min(self.limits.crowd_tokens.saturating_sub(self.prompts));
         }
-        .min(self.budget)
+        if self.done.is_some_and(|done| done != line) {
+            let given = self.lines.get(line).copied().unwrap_or(0);
+            most = most.min(self.limits.beside().saturating_sub(given));
+        }
+        most
     }
 
     fn gave(&mut self, line: usize, tokens: usize, remaining: usize) {
@@ -201,6 +217,7 @@ impl Step<'_> {
             self.lines.resize(line + 1, 0);
         }
         self.lines[line] += tokens;
+        self.prompts += tokens;
         if tokens == remaining {
             self.done.get_or_insert(line);
         }
@@ -227,9 +244,10 @@ impl Step<'_> {
             };
             waiting += 1;
             let remaining = view.length - view.cached_blocks * block_size;
-            let tokens = self.most(view.line, remaining);
+            let tokens = self.most(view.line, view.crowd, remaining);
             if tokens == 0 {
-                continue; // none of its line has more in this step
+                // Its line has no more in this step, and whoever comes after it was given more: a line may be long.
+                return None;
             }
             let sequences = self.kept + admitted.len();
             let needed = view.length.div_ceil(block_size) - view.cached_blocks + view.cached_unheld;
@@ -251,20 +269,20 @@ impl Step<'_> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, block_size: 4 };
+    const LIMITS: Limits = Limits { step_tokens: 16, crowd_tokens: 16, sequences: 4, block_size: 4 };
 
     fn decode(length: usize) -> Running {
         let blocks = (length - 1).div_ceil(4);
-        Running { line: 0, computed: length - 1, length, blocks, exclusive: blocks }
+        Running { line: 0, computed: length - 1, length, blocks, exclusive: blocks, crowd: false }
     }
 
     fn prefill(computed: usize, length: usize) -> Running {
         let blocks = computed.div_ceil(4);
-        Running { line: 0, computed, length, blocks, exclusive: blocks }
+        Running { line: 0, computed, length, blocks, exclusive: blocks, crowd: false }
     }
 
     fn fresh(length: usize) -> Waiting {
-        Waiting { line: 0, length, cached_blocks: 0, cached_unheld: 0 }
+        Waiting { line: 0, length, cached_blocks: 0, cached_unheld: 0, crowd: false }
     }
 
     /// Whoever runs first, all in order.
@@ -301,7 +319,7 @@ mod tests {
 
     #[test]
     fn cached_blocks_are_not_computed_but_taking_unheld_ones_uses_the_pool() {
-        let hit = Waiting { line: 0, length: 18, cached_blocks: 4, cached_unheld: 4 };
+        let hit = Waiting { line: 0, length: 18, cached_blocks: 4, cached_unheld: 4, crowd: false };
         check(&[], &[hit], 5, "run  | admit 0x2 | preempt ");
         check(&[], &[hit], 4, "run  | admit  | preempt ");
         check(&[], &[Waiting { cached_unheld: 0, ..hit }], 1, "run  | admit 0x2 | preempt ");
@@ -325,7 +343,7 @@ mod tests {
     fn blocks_that_running_prefills_will_need_are_not_given_to_others() {
         // 16 of 36 tokens are computed after this step's chunk; 5 more blocks are spoken for.
         check(&[prefill(4, 36), decode(6)], &[fresh(4)], 11, "run 0x15 1x1 | admit  | preempt ");
-        let limits = Limits { step_tokens: 64, ..LIMITS };
+        let limits = Limits { step_tokens: 64, crowd_tokens: 64, ..LIMITS };
         let admitted = |available| {
             let mut plan = StepPlan::default();
             let running = [prefill(4, 36)];
@@ -351,5 +369,54 @@ mod tests {
     fn no_more_sequences_than_the_limit() {
         let waiting = vec![fresh(1); 9];
         check(&[decode(2)], &waiting, 99, "run 0x1 | admit 0x1 1x1 2x1 | preempt ");
+    }
+
+    /// What each turn gets: of those that run, then of those that wait.
+    fn given(running: &[Running], turns: &[Turn], crowd_tokens: usize) -> (Vec<usize>, Vec<usize>) {
+        let mut plan = StepPlan::default();
+        super::plan(running, turns.iter().copied(), 99, &Limits { crowd_tokens, ..LIMITS }, &mut plan);
+        let tokens = |list: &[(usize, usize)]| list.iter().map(|(_, tokens)| *tokens).collect();
+        (tokens(&plan.run), tokens(&plan.admit))
+    }
+
+    fn of(line: usize, length: usize) -> Turn {
+        Turn::Waiting(Waiting { line, ..fresh(length) })
+    }
+
+    #[test]
+    fn beside_a_prompt_that_is_done_each_other_line_has_an_eighth_of_a_step() {
+        assert_eq!(given(&[], &[of(0, 5), of(2, 10), of(4, 10)], 16).1, [5, 2, 2]);
+        assert_eq!(given(&[], &[of(0, 5), of(0, 6), of(2, 10)], 16).1, [5, 6, 2], "its own line goes on");
+        assert_eq!(given(&[], &[of(0, 5), of(2, 1), of(2, 1), of(4, 9)], 16).1, [5, 1, 1, 2]);
+        assert_eq!(given(&[], &[of(0, 20)], 16).1, [16], "nobody's is done");
+        let other = [Running { line: 2, ..prefill(4, 40) }];
+        assert_eq!(given(&other, &[of(0, 5), Turn::Running(0)], 16), (vec![2], vec![5]));
+        assert_eq!(given(&other, &[Turn::Running(0), of(0, 5)], 16), (vec![16], vec![]));
+    }
+
+    #[test]
+    fn a_line_that_has_no_more_in_a_step_is_not_walked_to_its_end() {
+        let mut looked = 0;
+        let turns = (0..1_000).map(|index| {
+            looked = index;
+            if index == 0 { of(0, 5) } else { of(2, 10) }
+        });
+        super::plan(&[], turns, 99, &LIMITS, &mut StepPlan::default());
+        assert_eq!(looked, 2);
+    }
+
+    #[test]
+    fn prompts_of_a_crowd_make_no_long_step() {
+        let crowd = |length| Turn::Waiting(Waiting { line: 2, crowd: true, ..fresh(length) });
+        assert_eq!(given(&[], &[crowd(10), crowd(10)], 4).1, [4]);
+        assert_eq!(given(&[], &[crowd(3), crowd(10)], 4).1, [3, 1]);
+        assert_eq!(
+            given(&[], &[of(0, 10), crowd(10)], 4).1,
+            [10],
+            "a request that is alone has its prompt whole"
+        );
+        let running =
+            [Running { crowd: true, ..prefill(4, 40) }, decode(9), Running { crowd: true, ..decode(6) }];
+        assert_eq!(given(&running, &[Turn::Running(0)], 4).0, [4, 1, 1], "decodes are no prompts");
     }
 }

@@ -254,6 +254,39 @@ fn a_small_tenant_hardly_notices_another_that_floods() {
 }
 
 #[test]
+fn a_tenant_takes_the_places_of_its_weight_and_no_more() {
+    // Of 8 places that another has, for answers of 80 tokens.
+    for on in EVERYWHERE {
+        for (weight, places) in [("1", 4), ("3", 6), ("0.5", 2), ("0.01", 0)] {
+            let weights = weights(&[("small", weight)]);
+            let (usages, steps) = play(roomy(Some(weights)), on, |step, stage| {
+                let ask = |tickets: std::ops::Range<u64>, tenant, tokens| {
+                    for ticket in tickets {
+                        stage.submit(ticket, Asked::new(tenant, &mut Rng(2 * ticket + 1), 4, tokens));
+                    }
+                };
+                match step {
+                    0 => ask(0..20, "flood", 80),
+                    10 => ask(20..28, "small", 60),
+                    _ => {}
+                }
+                step < 10
+            });
+            let mut small: Vec<&Usage> = usages.iter().filter(|usage| of(usage, "small")).collect();
+            small.sort_by_key(|usage| usage.ticket.0);
+            let waited = |usage: &&Usage| steps_between(&steps, steps[10], steps[10] + usage.queue);
+            let soon = small.iter().map(waited).filter(|waited| *waited <= 20).count();
+            assert_eq!(
+                soon,
+                places,
+                "{on:?}, weight {weight}: {:?}",
+                small.iter().map(waited).collect::<Vec<_>>()
+            );
+        }
+    }
+}
+
+#[test]
 fn what_is_throttled_runs_when_nobody_else_waits() {
     for on in EVERYWHERE {
         for weights in [None, Some(Weights::default())] {

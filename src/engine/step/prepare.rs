@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use crate::engine::device::Device;
 use crate::engine::flight::{Flight, Member};
-use crate::engine::lines::Line;
+use crate::engine::lines::{self, Line};
 use crate::engine::scheduler::{self, Limits, Running};
 use crate::meter::share::StepClass;
 use crate::request::Finish;
@@ -16,10 +16,11 @@ use super::{Buffers, Engine};
 impl Engine {
     /// Views of the queues for the pure scheduler.
     pub(super) fn plan(&mut self) {
-        let Self { config, blocks, running, waiting, buffers, fair, flights, calibration, .. } = self;
+        let Self { config, blocks, running, waiting, buffers, fair, flights, calibration, partition, .. } =
+            self;
         let Buffers { views, plan, order, .. } = buffers;
         let available = blocks.available();
-        order.begin(fair, flights, running);
+        order.begin(fair, flights, running, waiting);
         // What a preemption would free matters only when blocks may run out in this step, or are to be given away.
         let tight = available < running.len() + config.step_tokens.div_ceil(config.block_size)
             || order.contended(running, waiting);
@@ -30,9 +31,12 @@ impl Engine {
             length: s.wanted(),
             blocks: s.lease.len(),
             exclusive: if tight { s.lease.exclusive() } else { 0 },
+            crowd: !fair.has_one(lines::account(s.line)),
         }));
+        let now = partition.cursor();
         let limits = Limits {
             step_tokens: config.step_tokens,
+            crowd_tokens: order.crowd_tokens(fair, now, config.step_tokens, &calibration.decode),
             sequences: config.max_sequences,
             block_size: config.block_size,
         };

@@ -1,6 +1,20 @@
 //! Whose prompt is computed next, and who keeps its place: the tenant that was given least by its weight goes first,
 //! and within it who arrived first. What a spent budget throttles comes after everybody.
 //!
+//! What a tenant with one request waits for its first token beside a flood is, over what it waits alone: the rest of
+//! the step that runs, as no step can be cut short (of both, where the device is given steps ahead), and in each step
+//! of its own the others' decodes and few tokens of their prompts. While tenants share the device a flood's prompts
+//! take so little of each step (`crowd_tokens`) that this is less than what a prompt of as many tokens waits alone,
+//! but for the decodes. So it waits at most twice as long as alone where its prompt has as many tokens as such a step
+//! and the decodes in it together. Shorter ones wait up to two such steps more, however short they are: more steps
+//! still would read all weights for next to nothing. Who comes after [`COMPANY`] in which one tenant had the device
+//! for itself may find a step of `step_tokens`.
+//!
+//! A flood's sequence that loses its place is computed again for the house (`HouseTime::Preemption`), and its tenant's
+//! counter does not grow by it: the house pays what it costs to let others in, as with any preemption. It happens
+//! only where a tenant with fewer sequences by its weight needs a place or blocks, so a tenant that comes again and
+//! again costs the house at most one such sequence for each place that it takes, or those whose blocks it needs.
+//!
 //! Knows no device or client. Invariant: one tenant alone is served in order of arrival.
 
 use crate::engine::EngineConfig;
@@ -12,6 +26,13 @@ use crate::engine::scheduler::{Running, StepPlan, Turn, Waiting};
 use crate::engine::sequence::{RequestKey, Sequence};
 use crate::meter::share::{Coefficients, Work};
 use crate::units::DeviceNanos;
+
+/// Who shared the device within this time is thought to come again.
+const COMPANY: DeviceNanos = DeviceNanos(60_000_000_000);
+
+/// A flood's prompts make a step as many times as long as its fixed part, so that shorter steps cost a flood no more
+/// than that part of its throughput.
+const FIXED_PARTS: u64 = 16;
 
 /// One line while a step is planned.
 #[derive(Clone, Default)]
@@ -36,28 +57,42 @@ pub(super) struct Order {
     pub(super) running: Vec<usize>,
     /// By line.
     contenders: Vec<Contender>,
+    /// Lines with sequences, ascending: of many tenants few have any. The others' contenders are as new.
+    present: Vec<Line>,
     /// Lines of waiting sequences that had a turn, in order.
     pub(super) lines: Vec<Line>,
+    /// When several tenants had requests here last.
+    company: Option<DeviceNanos>,
 }
 
 impl Order {
     /// Sets the counters, and the order of who runs.
-    pub(super) fn begin(&mut self, fair: &Fair, flights: &Flights, running: &[Sequence]) {
+    pub(super) fn begin(&mut self, fair: &Fair, flights: &Flights, running: &[Sequence], waiting: &Lines) {
         self.lines.clear();
-        self.contenders.clear();
+        for line in self.present.drain(..) {
+            self.contenders[line] = Contender::default();
+        }
         self.contenders.resize(2 * fair.len(), Contender::default());
-        for (line, contender) in self.contenders.iter_mut().enumerate() {
-            contender.given = fair.service(account(line));
+        self.present.extend(waiting.waiting());
+        self.present.extend(running.iter().map(|sequence| sequence.line));
+        self.present.sort_unstable();
+        self.present.dedup();
+        for line in &self.present {
+            self.contenders[*line].given = fair.service(account(*line));
         }
         for flight in flights.iter() {
             let sequences = flight.members.len();
             for member in &flight.members {
                 let expected = fair.worth(account(member.line), member.part.expected(sequences));
-                let pair = 2 * account(member.line);
-                self.contenders[pair..pair + 2].iter_mut().for_each(|c| c.given += expected);
+                for line in pair(member.line).filter(|line| self.present.binary_search(line).is_ok()) {
+                    self.contenders[line].given += expected;
+                }
             }
         }
-        self.contenders.iter_mut().for_each(|c| c.service = c.given);
+        for line in &self.present {
+            let contender = &mut self.contenders[*line];
+            contender.service = contender.given;
+        }
         self.running.clear();
         self.running.extend(0..running.len());
         let contenders = &self.contenders;
@@ -67,6 +102,24 @@ impl Order {
         });
     }
 
+    /// Prompt tokens with which a step is long enough where whoever comes during it should not wait for long.
+    pub(super) fn crowd_tokens(
+        &mut self,
+        fair: &Fair,
+        now: DeviceNanos,
+        step_tokens: usize,
+        decode: &Coefficients,
+    ) -> usize {
+        if fair.present() > 1 {
+            self.company = Some(now);
+        }
+        if self.company.is_none_or(|at| now > at + COMPANY) {
+            return step_tokens;
+        }
+        let tokens = decode.step.saturating_mul(FIXED_PARTS).checked_div(decode.token).unwrap_or(u64::MAX);
+        usize::try_from(tokens).unwrap_or(usize::MAX).clamp(1, step_tokens)
+    }
+
     /// Whether it matters who loses blocks so that another may begin.
     pub(super) fn contended(&self, running: &[Sequence], waiting: &Lines) -> bool {
         let first = waiting.waiting().next();
@@ -74,6 +127,12 @@ impl Order {
             running.iter().any(|s| s.line != first) || waiting.waiting().nth(1).is_some()
         })
     }
+}
+
+/// The lines of the line's tenant.
+fn pair(line: Line) -> std::ops::Range<Line> {
+    let first = 2 * account(line);
+    first..first + 2
 }
 
 /// The turns of one plan, as the scheduler takes them.
@@ -99,8 +158,8 @@ impl Turns<'_> {
             contender.running += 1;
             contender.end = index + 1;
         }
-        for contender in &mut self.order.contenders {
-            skip_decodes(contender, self.views);
+        for line in &self.order.present {
+            skip_decodes(&mut self.order.contenders[*line], self.views);
         }
     }
 
@@ -117,7 +176,7 @@ impl Turns<'_> {
     }
 
     fn best(&self) -> Option<Line> {
-        let heads = (0..self.order.contenders.len()).filter_map(|line| Some((line, self.head(line)?)));
+        let heads = self.order.present.iter().filter_map(|line| Some((*line, self.head(*line)?)));
         let best = heads.min_by_key(|(line, (service, request))| {
             let running = self.fair.weighed(account(*line), self.order.contenders[*line].running);
             (throttled(*line), *service, running, *request)
@@ -134,7 +193,8 @@ impl Turns<'_> {
             false => PrefixMatch::default(),
         };
         let length = sequence.tokens.len();
-        Waiting { line, length, cached_blocks: found.blocks, cached_unheld: found.unheld }
+        let crowd = !self.fair.has_one(account(line));
+        Waiting { line, length, cached_blocks: found.blocks, cached_unheld: found.unheld, crowd }
     }
 }
 
@@ -165,8 +225,9 @@ impl Iterator for Turns<'_> {
             self.coefficients.own(work) + u128::from(self.coefficients.step) / (self.views.len() as u128 + 1);
         let time = DeviceNanos(u64::try_from(picos / 1000).unwrap_or(u64::MAX));
         let worth = self.fair.worth(account(line), time);
-        let pair = 2 * account(line);
-        self.order.contenders[pair..pair + 2].iter_mut().for_each(|c| c.service += worth);
+        for line in pair(line).filter(|line| self.order.present.binary_search(line).is_ok()) {
+            self.order.contenders[line].service += worth;
+        }
         let contender = &mut self.order.contenders[line];
         if next < end {
             contender.next += 1;
