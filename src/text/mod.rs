@@ -4,6 +4,7 @@
 mod detokenizer;
 pub mod prompt;
 mod stop;
+pub mod turn;
 
 pub use detokenizer::Detokenizer;
 pub use stop::{Released, StopMatcher};
