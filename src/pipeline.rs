@@ -33,6 +33,7 @@ use crate::grammar::Form;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
 use crate::request::{Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Sampling, Stops};
+use crate::text::turn::TurnForm;
 use crate::units::RequestId;
 use crate::usage::Purse;
 use choice::ChoiceText;
@@ -52,7 +53,14 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let ceiling = ask.length.ceiling(key, ask.choices)?;
     let seat = app.engines().reserve()?;
     let param = ask.prompt.param();
+    let mut form = match &ask.prompt {
+        Prompt::Chat(chat) => app.turn_form(chat),
+        Prompt::Text { .. } | Prompt::Tokens(_) => TurnForm::default(),
+    };
     let prompt = tokenize(app, ask.prompt).await?;
+    // What must look like something begins with it.
+    form.thinks = form.thinks.filter(|_| ask.form.is_none()).map(|_| app.ends_in_thought(&prompt));
+    let shown = app.shown_tokens(&form);
     let grammar = compile(app, ask.form).await?;
     let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length, ceiling)?;
     let tenant = ask.origin.tenant.as_bytes();
@@ -96,7 +104,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let driver = Driver {
         app: Arc::clone(app),
         completion_tokens: 0,
-        choices: (0..ask.choices).map(|_| ChoiceText::new(&ask.stop)).collect(),
+        choices: (0..ask.choices).map(|_| ChoiceText::new(&ask.stop, &shown)).collect(),
         running: ask.choices,
         failure: None,
         budgeted: budgeted.clone(),
@@ -108,6 +116,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         _open: open,
         device,
         left,
+        form,
         prompt_tokens,
         completion_tokens: 0,
         pieces: given_out,
@@ -180,6 +189,7 @@ pub struct Answer {
     _open: Open,
     device: Arc<str>,
     left: Left,
+    form: TurnForm,
     prompt_tokens: usize,
     completion_tokens: u64,
     /// With the tokens of all choices up to each piece. At most `max_tokens` of them wait here.
@@ -195,6 +205,12 @@ impl Answer {
     #[must_use]
     pub fn left(&self) -> Left {
         self.left
+    }
+
+    /// What its text may hold beside text.
+    #[must_use]
+    pub fn form(&self) -> &TurnForm {
+        &self.form
     }
 
     /// What computes it, as the receipt will say.
@@ -314,7 +330,7 @@ pub async fn tokenize(app: &Arc<App>, prompt: Prompt) -> Result<Vec<u32>, Failur
     if let Prompt::Tokens(tokens) = prompt {
         return Ok(tokens);
     }
-    on_a_worker(app, move |app| app.tokens_of(&prompt)).await
+    on_a_worker(app, move |app| app.tokens_of(prompt)).await
 }
 
 /// The grammar of a form, read on such a thread too.

@@ -38,6 +38,7 @@ const NAME: &str = "chat_template";
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     bos: String,
     eos: String,
     built_in: bool,
@@ -87,7 +88,13 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_blocks(source))
             .map_err(|error| TemplateError::Parse(describe(&error)))?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned(), built_in: false })
+        Ok(Self {
+            environment,
+            source: source.to_owned(),
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+            built_in: false,
+        })
     }
 
     /// The template for models whose file has ChatML's tokens but no template.
@@ -106,6 +113,12 @@ impl ChatTemplate {
     fn built_in(source: &str, bos: &str) -> Self {
         let template = Self::new(source, bos, "").expect("the built-in templates are tested; this is a bug");
         Self { built_in: true, ..template }
+    }
+
+    /// Whether the template's own text has this in it.
+    #[must_use]
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source.contains(text)
     }
 
     /// Not from the model's file.

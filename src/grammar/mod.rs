@@ -34,8 +34,24 @@ pub enum Form {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
+    /// Calls of tools.
+    Calls(Calls),
     /// A context-free grammar in llguidance's kind of Lark, or in llama.cpp's GBNF (known by its `::=`).
     Grammar(String),
+}
+
+/// What calls look like: `before`, calls with `between` between them, `after`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calls {
+    /// A special token that comes first, by its text.
+    pub mark: Option<&'static str>,
+    pub before: &'static str,
+    /// One of these each: what is before and behind its arguments, and their schema.
+    pub calls: Vec<(String, Value, &'static str)>,
+    pub between: &'static str,
+    pub after: &'static str,
+    /// Most calls.
+    pub most: u32,
 }
 
 /// Why a form cannot be followed; the request is at fault.
@@ -81,7 +97,9 @@ impl Grammars {
     /// When it is not understood, too large, or nothing can look like it.
     pub fn compile(&self, form: &Form) -> Result<Arc<dyn Grammar>, FormError> {
         let factory = self.factory.as_ref().map_err(|why| FormError::Vocabulary(why.clone()))?;
-        let parser = factory.create_parser(top_level(form)?).map_err(|error| impossible(&error))?;
+        let parser = factory
+            .create_parser(top_level(factory.tok_env().tok_trie(), form)?)
+            .map_err(|error| impossible(&error))?;
         let mut matcher = Matcher::new(Ok(parser));
         // What no text can look like allows no first token.
         let first = matcher.compute_mask_or_eos().map_err(|error| impossible(&error))?;
@@ -137,7 +155,7 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     if bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) { Vec::new() } else { bytes.to_vec() }
 }
 
-fn top_level(form: &Form) -> Result<TopLevelGrammar, FormError> {
+fn top_level(trie: &TokTrie, form: &Form) -> Result<TopLevelGrammar, FormError> {
     let bounded = |text: String| match text.len() {
         bytes if bytes > BYTES_MAX => Err(FormError::TooLong(bytes)),
         _ => Ok(text),
@@ -154,12 +172,41 @@ fn top_level(form: &Form) -> Result<TopLevelGrammar, FormError> {
             let quoted: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
             TopLevelGrammar::from_lark(bounded(format!("start: {}", quoted.join(" | ")))?)
         }
+        Form::Calls(calls) => TopLevelGrammar::from_lark(bounded(lark_of(trie, calls)?)?),
         Form::Grammar(text) if text.contains("::=") => {
             let lark = gbnf::to_lark(&bounded(text.clone())?);
             TopLevelGrammar::from_lark(lark.map_err(|error| impossible(&error))?)
         }
         Form::Grammar(text) => TopLevelGrammar::from_lark(bounded(text.clone())?),
     })
+}
+
+fn lark_of(trie: &TokTrie, form: &Calls) -> Result<String, FormError> {
+    let text = |text: &str| json!(text).to_string();
+    let mark = match form.mark {
+        None => String::new(),
+        Some(mark) => {
+            let token = trie.get_special_token(mark);
+            let missing = || FormError::Vocabulary(format!("it has no token {mark}"));
+            format!("<[{}]>", token.ok_or_else(missing)?)
+        }
+    };
+    let (before, between, after) = (text(form.before), text(form.between), text(form.after));
+    let more = match form.most.saturating_sub(1) {
+        0 => String::new(),
+        most => format!("({between} call){{0,{most}}}"),
+    };
+    let names: Vec<String> = (0..form.calls.len()).map(|at| format!("call_{at}")).collect();
+    let mut lark = format!("start: {mark} {before} call {more} {after}\ncall: {}\n", names.join(" | "));
+    for (name, (before, schema, after)) in names.iter().zip(&form.calls) {
+        lark.push_str(&format!(
+            "{name}: {} %json {} {}\n",
+            text(before),
+            spaced(schema.clone()),
+            text(after)
+        ));
+    }
+    Ok(lark)
 }
 
 /// The schema with JSON's spaces as Python writes them: a model that may put spaces anywhere may go on with them for

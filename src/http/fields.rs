@@ -132,6 +132,15 @@ impl Fields {
         }
     }
 
+    /// The object as it is, nothing taken out.
+    pub(crate) fn into_value(self) -> Value {
+        Value::Object(self.left)
+    }
+
+    pub(crate) fn into_map(self) -> Map<String, Value> {
+        self.left
+    }
+
     /// Takes the whole of the object: names and values, nulls left out.
     pub(crate) fn into_entries(self) -> impl Iterator<Item = (String, Value)> {
         let path = self.path;

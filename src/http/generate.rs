@@ -122,19 +122,16 @@ fn rate_limit_headers(headers: &mut HeaderMap, left: &Left) {
 
 /// The whole answer. Dropping this future (the client left) drops the answer, which cancels it.
 async fn collect(mut answer: Answer, choices: u32) -> Result<(Vec<Choice>, Arc<Receipt>), Failure> {
-    let mut whole: Vec<Choice> = (0..choices).map(|_| Choice::default()).collect();
+    let mut whole: Vec<Choice> = (0..choices).map(|_| Choice::new(answer.form())).collect();
     while let Some(piece) = answer.next().await {
         match piece? {
             Piece::Text { choice, text, scored } => {
-                let choice = &mut whole[choice as usize];
-                choice.text.push_str(&text);
-                choice.scored.extend(scored);
+                whole[choice as usize].push(&text, scored);
             }
             Piece::Finished { choice, text, scored, finish } => {
                 let choice = &mut whole[choice as usize];
-                choice.text.push_str(&text);
-                choice.scored.extend(scored);
-                choice.finish = Some(finish);
+                choice.push(&text, scored);
+                choice.finish(finish);
             }
             Piece::Settled(receipt) => return Ok((whole, receipt)),
         }

@@ -106,6 +106,7 @@ impl Server {
             unknown: self.config.unknown_fields,
             vocab_size: app.tokenizer().vocab_size(),
             choices_max: self.config.choices_max,
+            dialect: app.dialect(),
         }
     }
 }

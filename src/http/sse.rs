@@ -24,6 +24,7 @@ use super::openai::{Delivery, Reply, usage, usage_so_far};
 use crate::ledger::Receipt;
 use crate::pipeline::{Answer, Failure, Piece, Scored};
 use crate::request::Finish;
+use crate::text::turn::{Part, TurnReader};
 
 /// What `Receipt::headers` gives, announced before the receipt exists. The last one only in dollars.
 const COST_TRAILERS: &str = "x-obol-gpu-seconds, x-obol-kv-byte-seconds, x-obol-kv-peak-bytes, \
@@ -42,12 +43,14 @@ pub(super) fn response(
     request: &HeaderMap,
 ) -> Response {
     let trailers = takes_trailers(request);
+    let readers = (0..choices).map(|_| TurnReader::new(answer.form().clone())).collect();
     let frames = Frames {
         answer,
         reply,
         delivery,
         trailers,
         keep_alive,
+        readers,
         started: vec![false; choices as usize],
         running: choices,
         last_finish: None,
@@ -87,6 +90,8 @@ struct Frames {
     delivery: Delivery,
     trailers: bool,
     keep_alive: Duration,
+    /// Of the choices.
+    readers: Vec<TurnReader>,
     /// Per choice: whether its first chunk is out.
     started: Vec<bool>,
     running: u32,
@@ -121,23 +126,35 @@ impl Frames {
 
     fn take(&mut self, piece: Piece) {
         match piece {
-            Piece::Text { choice, text, scored } => self.text(choice, &text, &scored),
+            Piece::Text { choice, text, scored } => {
+                let parts = self.readers[choice as usize].push(&text);
+                self.parts(choice, parts, &scored);
+            }
             Piece::Finished { choice, text, scored, finish } => {
                 self.running -= 1;
-                let first = !self.started[choice as usize];
-                if first || !text.is_empty() || !scored.is_empty() {
-                    self.text(choice, &text, &scored);
+                let reader = &mut self.readers[choice as usize];
+                let mut parts = reader.push(&text);
+                parts.extend(reader.finish());
+                if !self.started[choice as usize] && parts.is_empty() {
+                    parts.push(Part::Text(String::new()));
                 }
+                self.parts(choice, parts, &scored);
                 self.finish(choice, finish);
             }
             Piece::Settled(receipt) => self.settled(&receipt),
         }
     }
 
-    fn text(&mut self, choice: u32, text: &str, scored: &[Scored]) {
-        let first = !std::mem::replace(&mut self.started[choice as usize], true);
-        let chunk = self.reply.text_chunk(choice, first, text, scored);
-        self.send(chunk);
+    /// The tokens of a text go with its first part, or with an empty one while its characters are held back.
+    fn parts(&mut self, choice: u32, mut parts: Vec<Part>, mut scored: &[Scored]) {
+        if parts.is_empty() && !scored.is_empty() {
+            parts.push(Part::Text(String::new()));
+        }
+        for part in &parts {
+            let first = !std::mem::replace(&mut self.started[choice as usize], true);
+            let chunk = self.reply.part_chunk(choice, first, part, std::mem::take(&mut scored));
+            self.send(chunk);
+        }
     }
 
     fn finish(&mut self, choice: u32, finish: Finish) {
@@ -145,7 +162,8 @@ impl Frames {
             // No way to end that OpenAI's clients know: an error event follows.
             return;
         }
-        let chunk = self.reply.finish_chunk(choice, finish);
+        let called = self.readers[choice as usize].calls() > 0;
+        let chunk = self.reply.finish_chunk(choice, finish, called);
         if self.running == 0 && !self.delivery.include_usage {
             self.last_finish = Some(chunk);
         } else {

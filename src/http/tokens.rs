@@ -12,6 +12,7 @@ use super::fields::{Fields, Invalid};
 use super::openai::{messages_of, tokens_at};
 use super::{Server, body};
 use crate::pipeline::{self, Prompt};
+use crate::text::dialect::Chat;
 
 /// Answers `{tokens, count, max_model_len}` for a text, or for messages as the template writes them.
 pub(super) async fn tokenize(
@@ -35,7 +36,7 @@ pub(super) async fn tokenize(
             let message = "`add_special_tokens` is for `prompt`: chat templates write theirs themselves";
             return Err(Invalid::new("add_special_tokens", message).into());
         }
-        (None, Some(messages)) => Prompt::Chat(messages_of(messages, unknown)?),
+        (None, Some(messages)) => Prompt::Chat(Chat::of(messages_of(messages, unknown)?)),
         _ => return Err(Invalid::new("prompt", "give either `prompt` or `messages`").into()),
     };
     fields.finish(unknown)?;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use obol_models::chat_template::{ChatTemplate, TemplateOptions};
+use obol_models::chat_template::ChatTemplate;
 use obol_models::tokenizer::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -17,7 +17,9 @@ use crate::ledger::{AdoptError, Ledger};
 use crate::metrics::Metrics;
 use crate::nvml::Probe;
 use crate::request::Grammar;
-use crate::text::prompt::{encode, render_and_encode};
+use crate::text::dialect::{Chat, Dialect};
+use crate::text::prompt::{encode, of_chat};
+use crate::text::turn::{CallFormat, TurnForm};
 
 /// The model as clients see it.
 #[derive(Debug, Clone)]
@@ -61,6 +63,7 @@ pub struct Parts {
 /// A loaded model behind an engine and a ledger. Shared by all requests.
 pub struct App {
     parts: Parts,
+    dialect: Option<Dialect>,
     tokenizing: Arc<Semaphore>,
     /// Made for the first request that needs them: most servers are never asked for any.
     grammars: OnceLock<Grammars>,
@@ -86,7 +89,15 @@ impl App {
     pub fn new(parts: Parts) -> Arc<Self> {
         let tokenizing = Arc::new(Semaphore::new(parts.tokenizing_max.max(1)));
         let draining = AtomicBool::new(false);
-        Arc::new(Self { parts, tokenizing, grammars: OnceLock::new(), draining, open: watch::Sender::new(0) })
+        let dialect = parts.template.as_ref().map(Dialect::of);
+        Arc::new(Self {
+            parts,
+            dialect,
+            tokenizing,
+            grammars: OnceLock::new(),
+            draining,
+            open: watch::Sender::new(0),
+        })
     }
 
     #[must_use]
@@ -112,6 +123,37 @@ impl App {
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.parts.tokenizer
+    }
+
+    /// How chats are told to the model; `None` where it has no chat template.
+    #[must_use]
+    pub fn dialect(&self) -> Option<Dialect> {
+        self.dialect
+    }
+
+    /// What the answer to a chat may hold beside text, as far as that is known before its prompt.
+    pub(super) fn turn_form(&self, chat: &Chat) -> TurnForm {
+        let Some(dialect) = self.dialect else { return TurnForm::default() };
+        let names = chat.tools.iter().filter_map(|tool| tool["function"]["name"].as_str());
+        TurnForm {
+            calls: (!chat.tools.is_empty()).then_some(dialect.calls),
+            tools: names.map(str::to_owned).collect(),
+            single: chat.single,
+            thinks: dialect.thinks.then_some(false),
+        }
+    }
+
+    /// Whether these are the tokens of a prompt that ends within a thought: some templates begin it.
+    pub(super) fn ends_in_thought(&self, prompt: &[u32]) -> bool {
+        let last = &prompt[prompt.len().saturating_sub(8)..];
+        self.tokenizer().decode(last, false).trim_end().ends_with("<think>")
+    }
+
+    /// Special tokens whose text a turn's reader must see.
+    pub(super) fn shown_tokens(&self, form: &TurnForm) -> Vec<u32> {
+        let marks = form.calls.map(CallFormat::mark).into_iter();
+        let marks = marks.chain(form.thinks.map(|_| "<think>")).chain(form.thinks.map(|_| "</think>"));
+        marks.filter_map(|mark| self.tokenizer().control_token(mark)).collect()
     }
 
     #[must_use]
@@ -217,16 +259,16 @@ impl App {
     ///
     /// # Errors
     /// `Invalid` when the template refuses the messages, or there is none.
-    pub(super) fn tokens_of(&self, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
+    pub(super) fn tokens_of(&self, prompt: Prompt) -> Result<Vec<u32>, Failure> {
         match prompt {
-            Prompt::Tokens(tokens) => Ok(tokens.clone()),
-            Prompt::Text { text, add_special } => Ok(encode(self.tokenizer(), text, *add_special)),
-            Prompt::Chat(messages) => {
+            Prompt::Tokens(tokens) => Ok(tokens),
+            Prompt::Text { text, add_special } => Ok(encode(self.tokenizer(), &text, add_special)),
+            Prompt::Chat(chat) => {
                 let template = self.parts.template.as_ref().ok_or_else(|| {
                     Failure::invalid("messages", "this model has no chat template; use /v1/completions")
                 })?;
-                let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
-                render_and_encode(template, self.tokenizer(), messages, options)
+                let dialect = self.dialect().expect("a model with a template has a dialect");
+                of_chat(template, dialect, self.tokenizer(), chat)
                     .map_err(|error| Failure::invalid("messages", error.to_string()))
             }
         }

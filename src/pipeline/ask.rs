@@ -6,12 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::Failure;
 use crate::control::Key;
 use crate::grammar::Form;
 use crate::request::Sampling;
+use crate::text::dialect::Chat;
 use crate::units::RequestId;
 
 /// One generation to run and to answer.
@@ -96,8 +95,7 @@ impl Length {
 /// What the model is to continue.
 #[derive(Debug, Clone)]
 pub enum Prompt {
-    /// Messages in the shape that chat templates take: `[{"role", "content", ..}]`, content as text.
-    Chat(Value),
+    Chat(Chat),
     /// `add_special`: begin with the tokens that the model wants before a text.
     Text {
         text: String,

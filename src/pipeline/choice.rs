@@ -45,9 +45,9 @@ pub(super) struct ChoiceText {
 }
 
 impl ChoiceText {
-    pub(super) fn new(stop: &[String]) -> Self {
+    pub(super) fn new(stop: &[String], shown: &[u32]) -> Self {
         Self {
-            bytes: Detokenizer::new(),
+            bytes: Detokenizer::showing(shown),
             stops: StopMatcher::new(stop),
             stopped: false,
             decoded: 0,

@@ -7,6 +7,8 @@ use obol_models::tokenizer::Tokenizer;
 /// The bytes of one answer that are no whole character yet.
 #[derive(Debug, Default)]
 pub struct Detokenizer {
+    /// Special tokens whose text is shown.
+    shown: Vec<u32>,
     /// At most three bytes: the beginning of a character.
     pending: Vec<u8>,
 }
@@ -18,10 +20,16 @@ impl Detokenizer {
         Self::default()
     }
 
-    /// The text that `token` completes; none for special tokens and ids out of range.
+    /// At the beginning of an answer in which the text of these special tokens counts.
+    #[must_use]
+    pub fn showing(shown: &[u32]) -> Self {
+        Self { shown: shown.to_vec(), ..Self::default() }
+    }
+
+    /// The text that `token` completes; none for other special tokens and ids out of range.
     #[must_use]
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
-        if tokenizer.is_special(token) {
+        if tokenizer.is_special(token) && !self.shown.contains(&token) {
             return String::new();
         }
         self.push_bytes(tokenizer.token_bytes(token).unwrap_or_default())

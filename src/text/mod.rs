@@ -2,6 +2,7 @@
 //! and small states; knows no request, no HTTP and no thread.
 
 mod detokenizer;
+pub mod dialect;
 pub mod prompt;
 mod stop;
 pub mod turn;

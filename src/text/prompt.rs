@@ -4,6 +4,8 @@ use obol_models::chat_template::{ChatTemplate, TemplateError, TemplateOptions};
 use obol_models::tokenizer::{Guard, NoMarkLeft, Special, Tokenizer};
 use serde_json::Value;
 
+use super::dialect::{Chat, Dialect};
+
 /// Why there is no prompt; the request is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
@@ -13,6 +15,9 @@ pub enum PromptError {
     /// The messages leave no character to guard them with.
     #[error(transparent)]
     Guard(#[from] NoMarkLeft),
+    /// The template does not write the last message as it is.
+    #[error("the model's chat template cannot go on with the last message")]
+    Continues,
 }
 
 /// The ids of `messages` as the model's template writes them. Control tokens are parsed where the template writes
@@ -27,8 +32,48 @@ pub fn render_and_encode(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     messages: &Value,
-    mut options: TemplateOptions,
+    options: TemplateOptions,
 ) -> Result<Vec<u32>, PromptError> {
+    let Written { text, guard, .. } = write(template, tokenizer, messages, options)?;
+    Ok(tokenizer.encode_guarded(&text, guard, Special { parse: true, add: false }))
+}
+
+/// The ids of a chat, told to the template in its model's dialect. A chat that continues ends with the last message's
+/// text, so that the model goes on with it.
+///
+/// # Errors
+/// As [`render_and_encode`], and when the template changes the message that is to be continued.
+pub fn of_chat(
+    template: &ChatTemplate,
+    dialect: Dialect,
+    tokenizer: &Tokenizer,
+    chat: Chat,
+) -> Result<Vec<u32>, PromptError> {
+    let continues = chat.continues;
+    let (messages, options) = dialect.prepare(chat);
+    let Written { mut text, guard, messages } = write(template, tokenizer, &messages, options)?;
+    if continues {
+        let last = messages.as_array().and_then(|messages| messages.last());
+        let said = last.and_then(|last| last["content"].as_str()).unwrap_or_default().trim_end();
+        let start = text.rfind(said).filter(|_| !said.is_empty()).ok_or(PromptError::Continues)?;
+        text.truncate(start + said.len());
+    }
+    Ok(tokenizer.encode_guarded(&text, guard, Special { parse: true, add: false }))
+}
+
+/// What a template wrote, and the messages as it was given them.
+struct Written {
+    text: String,
+    guard: Guard,
+    messages: Value,
+}
+
+fn write(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    messages: &Value,
+    mut options: TemplateOptions,
+) -> Result<Written, PromptError> {
     let extra = options.extra.values();
     let guard = Guard::choose([messages].into_iter().chain(&options.tools).chain(extra))?;
     let messages = tokenizer.guard(guard, messages);
@@ -37,7 +82,7 @@ pub fn render_and_encode(
         *value = tokenizer.guard(guard, value);
     }
     let text = template.render(&messages, options)?;
-    Ok(tokenizer.encode_guarded(&text, guard, Special { parse: true, add: false }))
+    Ok(Written { text, guard, messages })
 }
 
 /// The ids of a raw prompt, in which control tokens are parsed: whoever writes raw prompts writes the markers too.

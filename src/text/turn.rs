@@ -41,6 +41,8 @@ pub struct TurnForm {
     pub calls: Option<CallFormat>,
     /// The tools that may be called. What has no mark is a call only if it names one of them.
     pub tools: Vec<String>,
+    /// What follows the first call is left out.
+    pub single: bool,
     /// `None`: no thoughts are looked for. `Some(true)`: the turn begins within one.
     pub thinks: Option<bool>,
 }
@@ -88,6 +90,8 @@ enum At {
     Text,
     /// Within what may be a call.
     Call(Box<Attempt>),
+    /// Behind the only call that counts.
+    Over,
     /// Behind a call: spaces and what stands between calls are left out.
     AfterCall,
 }
@@ -155,7 +159,15 @@ impl TurnReader {
             At::AfterThought => self.pass_spaces(),
             At::Text => self.speak(last, parts),
             At::Call(_) => self.call(last, parts),
+            At::AfterCall if self.form.single => {
+                self.at = At::Over;
+                true
+            }
             At::AfterCall => self.between(last),
+            At::Over => {
+                self.left.clear();
+                false
+            }
         }
     }
 
@@ -244,7 +256,8 @@ impl TurnReader {
         if found.iter().any(|call| call.name.as_ref().is_some_and(foreign)) {
             return self.give_up(parts);
         }
-        attempt.announce(&found, &mut self.calls, parts);
+        let found = if self.form.single { &found[..found.len().min(1)] } else { &found[..] };
+        attempt.announce(found, &mut self.calls, parts);
         match outcome {
             Outcome::More if !last => false,
             Outcome::Done(used) => {

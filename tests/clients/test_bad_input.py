@@ -73,7 +73,7 @@ BODIES = [
     ("logit_bias: list", CHAT, chat(logit_bias=[1]), "logit_bias"),
     ("logit_bias: no token", CHAT, chat(logit_bias={"99999999": 1}), "logit_bias"),
     ("response_format: xml", CHAT, chat(response_format={"type": "xml"}), "response_format.type"),
-    ("tools", CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
+    ("tools", CHAT, chat(tools=[{"type": "function"}]), "tools[0].function"),
     ("unknown field", CHAT, chat(temprature=1), "temprature"),
     ("prompt: missing", TEXT, {"model": "default"}, "prompt"),
     ("prompt: empty list", TEXT, text(prompt=[]), "prompt"),

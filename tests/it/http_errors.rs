@@ -90,8 +90,8 @@ async fn each_bad_field_is_named() {
         (json!({"metadata": {"a": 1}}), "metadata.a", "string"),
         (json!({"metadata": {"a": "v".repeat(513)}}), "metadata.a", "512"),
         (json!({"metadata": {("k".repeat(65)): "v"}}), "metadata", "64"),
-        (json!({"tools": [{"type": "function"}]}), "tools", "not"),
-        (json!({"tool_choice": "required"}), "tool_choice", "not"),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function", "required"),
+        (json!({"tool_choice": "required"}), "tool_choice", "no `tools`"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type", "text"),
         (json!({"store": true}), "store", "stored"),
         (json!({"modalities": ["text", "audio"]}), "modalities", "text"),
@@ -283,7 +283,7 @@ async fn an_idempotency_key_runs_once() {
 #[tokio::test]
 async fn a_template_that_refuses_is_a_400() {
     let world = world();
-    let messages = json!([{"role": "tool", "tool_call_id": "c", "content": "raise"}]);
+    let messages = json!([{"role": "user", "content": "raise"}]);
     refuses(&world, json!({"messages": messages}), "messages", "no such tool").await;
 }
 

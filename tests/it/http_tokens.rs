@@ -28,7 +28,7 @@ pub(crate) fn tokenizer() -> Tokenizer {
 }
 
 pub(crate) fn template() -> ChatTemplate {
-    let source = "{% for m in messages %}{% if m.role == 'tool' and m.content == 'raise' %}\
+    let source = "{% for m in messages %}{% if m.content == 'raise' %}\
         {{ raise_exception('no such tool') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}\
         {% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}\
         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";

@@ -3,10 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::params::{Common, Delivery, MaxTokens, Rules};
+use super::tools::{self, Tools};
 use crate::config::UnknownFields;
 use crate::http::fields::{Fields, Invalid, string_at, wrong_type};
 use crate::http::origin::Asker;
 use crate::pipeline::{Ask, Prompt};
+use crate::text::dialect::Chat;
 
 /// Most alternatives a position may report, as in OpenAI's API.
 const TOP_LOGPROBS_MAX: i64 = 20;
@@ -20,10 +22,42 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, De
         .array("messages")?
         .ok_or_else(|| Invalid::new("messages", "`messages` is required: an array of messages"))?;
     let messages = messages_of(messages, rules.unknown)?;
+    let Tools { tools, single, form } = tools::read(&mut fields, rules)?;
+    if let Some(param) = common.form_param().filter(|_| !tools.is_empty()) {
+        let message =
+            format!("`{param}` does not go together with `tools`: leave one out, or say `tool_choice: none`");
+        return Err(Invalid::new(param, message));
+    }
+    if let Some(form) = form {
+        common.must_be(form, "tools");
+    }
+    let continues = continues(&mut fields, &messages)?;
+    let template = fields.object("chat_template_kwargs")?.map(Fields::into_map).unwrap_or_default();
     refuse_what_is_not_honoured(&mut fields)?;
     fields.finish(rules.unknown)?;
     let delivery = common.delivery;
-    Ok((common.ask(Prompt::Chat(messages), limit, asker)?, delivery))
+    let chat = Chat { messages, tools, single, continues, template };
+    Ok((common.ask(Prompt::Chat(chat), limit, asker)?, delivery))
+}
+
+/// Whether the answer goes on with the last message, as vLLM's clients say it.
+fn continues(fields: &mut Fields, messages: &Value) -> Result<bool, Invalid> {
+    let continues = fields.boolean("continue_final_message")?.unwrap_or(false);
+    let param = "continue_final_message";
+    if fields.boolean("add_generation_prompt")?.is_some_and(|opens| opens == continues) {
+        let message =
+            "`add_generation_prompt` is true, or false together with `continue_final_message: true`";
+        return Err(Invalid::new("add_generation_prompt", message));
+    }
+    let last = messages.as_array().and_then(|messages| messages.last());
+    let goes_on = last.is_some_and(|last| {
+        last["role"] == "assistant" && last["content"].as_str().is_some_and(|said| !said.trim().is_empty())
+    });
+    if continues && !goes_on {
+        let message = format!("`{param}`: the last message is not the assistant's, or has no text");
+        return Err(Invalid::new(param, message));
+    }
+    Ok(continues)
 }
 
 /// Messages as templates take them: text content joined, `developer` as `system`.
@@ -69,6 +103,10 @@ fn message(path: &str, value: Value, unknown: UnknownFields) -> Result<Value, In
                 message.insert("tool_calls".into(), tool_calls(&path, calls, unknown)?);
             }
             // What our own answers and OpenAI's carry, and clients send back as they got it.
+            // What it thought; templates leave out or show it as their models want it.
+            if let Some(thought) = fields.string("reasoning_content")? {
+                message.insert("reasoning_content".into(), json!(thought));
+            }
             fields.only("refusal", &[], "refusals are not kept in a conversation")?;
             fields.only("annotations", &[json!([])], "annotations are not read")?;
             fields.only("audio", &[], "only text is read")?;
@@ -172,12 +210,8 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Invalid> {
 /// OpenAI's fields that this server does not act on: the values that ask for nothing are fine.
 fn refuse_what_is_not_honoured(fields: &mut Fields) -> Result<(), Invalid> {
     let none = [json!("none"), json!("auto")];
-    fields.only("tools", &[json!([])], "tool calling is not available")?;
-    // Without tools there is nothing to choose or to run side by side.
-    fields.only("tool_choice", &none, "tool calling is not available")?;
-    fields.only("parallel_tool_calls", &[json!(true), json!(false)], "tool calling is not available")?;
-    fields.only("functions", &[json!([])], "function calling is not available")?;
-    fields.only("function_call", &none, "function calling is not available")?;
+    fields.only("functions", &[json!([])], "use `tools`")?;
+    fields.only("function_call", &none, "use `tool_choice`")?;
     fields.only("modalities", &[json!(["text"])], "answers are text")?;
     fields.only("audio", &[], "answers are text")?;
     fields.only("prediction", &[], "predicted outputs are not available")?;

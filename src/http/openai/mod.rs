@@ -6,6 +6,7 @@ mod form;
 mod logprobs;
 mod params;
 mod reply;
+mod tools;
 
 pub(super) use chat::{messages_of, parse as parse_chat};
 pub(super) use completions::{parse as parse_completion, tokens_at};

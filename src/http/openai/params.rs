@@ -11,6 +11,7 @@ use crate::http::fields::{Fields, Invalid, number_in, string_at, token_at};
 use crate::http::origin::Asker;
 use crate::pipeline::{Ask, Length, Prompt};
 use crate::request::Sampling;
+use crate::text::dialect::Dialect;
 
 /// Bounds that depend on the model and the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +19,8 @@ pub(crate) struct Rules {
     pub(crate) unknown: UnknownFields,
     pub(crate) vocab_size: usize,
     pub(crate) choices_max: u32,
+    /// Of the model's chat template, where it has one.
+    pub(crate) dialect: Option<Dialect>,
 }
 
 const STOP_STRINGS_MAX: usize = 16;
@@ -79,6 +82,16 @@ impl Common {
             user: user.or(safety_identifier),
             metadata: metadata(fields)?,
         })
+    }
+
+    /// The request field that says what the answer must look like.
+    pub(crate) fn form_param(&self) -> Option<&'static str> {
+        self.form.as_ref().map(|(_, param)| *param)
+    }
+
+    /// The answer must look like this, by the request field `param`.
+    pub(crate) fn must_be(&mut self, form: Form, param: &'static str) {
+        self.form = Some((form, param));
     }
 
     /// Joins the shared fields with what only one endpoint has.

@@ -8,6 +8,7 @@ use super::logprobs;
 use crate::ledger::Receipt;
 use crate::pipeline::{App, Scored};
 use crate::request::Finish;
+use crate::text::turn::{CallFormat, Part, TurnForm, TurnReader};
 use crate::units::RequestId;
 
 /// Which of the two endpoints is answered.
@@ -18,11 +19,59 @@ pub(crate) enum Shape {
 }
 
 /// One choice, whole.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Choice {
-    pub(crate) text: String,
+    reader: TurnReader,
+    pub(crate) said: Said,
     pub(crate) scored: Vec<Scored>,
     pub(crate) finish: Option<Finish>,
+}
+
+/// What was said in a turn.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    pub(crate) thought: Option<String>,
+    pub(crate) text: String,
+    pub(crate) calls: Vec<Called>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Called {
+    pub(crate) name: String,
+    /// A JSON object's text, as the model wrote it.
+    pub(crate) arguments: String,
+}
+
+impl Choice {
+    pub(crate) fn new(form: &TurnForm) -> Self {
+        let reader = TurnReader::new(form.clone());
+        Self { reader, said: Said::default(), scored: Vec::new(), finish: None }
+    }
+
+    pub(crate) fn push(&mut self, text: &str, scored: Vec<Scored>) {
+        let parts = self.reader.push(text);
+        self.said.add(parts);
+        self.scored.extend(scored);
+    }
+
+    pub(crate) fn finish(&mut self, finish: Finish) {
+        let parts = self.reader.finish();
+        self.said.add(parts);
+        self.finish = Some(finish);
+    }
+}
+
+impl Said {
+    fn add(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Thought(more) => self.thought.get_or_insert_default().push_str(&more),
+                Part::Text(more) => self.text.push_str(&more),
+                Part::Call { name, .. } => self.calls.push(Called { name, arguments: String::new() }),
+                Part::Arguments { index, text } => self.calls[index as usize].arguments.push_str(&text),
+            }
+        }
+    }
 }
 
 /// What all parts of one answer have in common.
@@ -30,6 +79,7 @@ pub(crate) struct Reply {
     app: Arc<App>,
     shape: Shape,
     id: String,
+    request: RequestId,
     created: u64,
     /// Whether log-probabilities were asked for.
     logprobs: bool,
@@ -45,6 +95,7 @@ impl Reply {
             app: Arc::clone(app),
             shape,
             id: format!("{prefix}-{request}"),
+            request: request.clone(),
             created: app.clock().wall().0 / 1_000_000_000,
             logprobs,
         }
@@ -64,44 +115,92 @@ impl Reply {
 
     fn choice(&self, index: usize, choice: Choice) -> Value {
         let logprobs = self.logprobs_of(&choice.scored);
+        let Said { thought, text, calls } = choice.said;
+        let calls_made = !calls.is_empty();
         let mut value = match self.shape {
-            Shape::Chat => json!({
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": null},
-                "logprobs": logprobs,
-            }),
-            Shape::Completion => json!({"index": index, "text": choice.text, "logprobs": logprobs}),
+            Shape::Chat => {
+                let content = if calls_made && text.is_empty() { Value::Null } else { json!(text) };
+                let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+                if let Some(thought) = thought {
+                    message["reasoning_content"] = json!(thought);
+                }
+                if calls_made {
+                    let calls = calls.into_iter().enumerate().map(|(at, call)| {
+                        json!({
+                            "id": self.call_id(index, at),
+                            "type": "function",
+                            "function": {"name": call.name, "arguments": call.arguments},
+                        })
+                    });
+                    message["tool_calls"] = Value::Array(calls.collect());
+                }
+                json!({"index": index, "message": message, "logprobs": logprobs})
+            }
+            Shape::Completion => json!({"index": index, "text": text, "logprobs": logprobs}),
         };
-        finish_of(&mut value, choice.finish);
+        finish_of(&mut value, choice.finish, calls_made);
         value
     }
 
-    /// A chunk with more text of a choice. The first of a chat's choice tells the role.
-    pub(crate) fn text_chunk(
+    /// Of call `at` of a choice; the same wherever it is named. Mistral's templates take nine letters and digits.
+    pub(crate) fn call_id(&self, choice: usize, at: usize) -> String {
+        let hash = blake3::hash(format!("{} {choice} {at}", self.request).as_bytes()).to_hex();
+        match self.app.dialect() {
+            Some(dialect) if dialect.calls == CallFormat::Mistral => hash[..9].to_owned(),
+            _ => format!("call_{}", &hash[..24]),
+        }
+    }
+
+    /// A chunk with another part of a choice. The first of a chat's choice tells the role.
+    pub(crate) fn part_chunk(
         &self,
         index: u32,
         first: bool,
-        text: &str,
+        part: &Part,
         scored: &[Scored],
     ) -> Map<String, Value> {
         let logprobs = if scored.is_empty() { Value::Null } else { self.logprobs_of(scored) };
-        let mut choice = match (self.shape, first) {
-            (Shape::Chat, true) => json!({"index": index, "delta": {"role": "assistant", "content": text}}),
-            (Shape::Chat, false) => json!({"index": index, "delta": {"content": text}}),
-            (Shape::Completion, _) => json!({"index": index, "text": text}),
+        let mut choice = match (self.shape, part) {
+            (Shape::Completion, Part::Text(text)) => json!({"index": index, "text": text}),
+            (Shape::Completion, _) => unreachable!("a completion is text"),
+            (Shape::Chat, part) => {
+                let mut delta = if first { json!({"role": "assistant"}) } else { json!({}) };
+                let (name, value) = self.delta(index, part);
+                delta[name] = value;
+                json!({"index": index, "delta": delta})
+            }
         };
         choice["logprobs"] = logprobs;
-        finish_of(&mut choice, None);
+        finish_of(&mut choice, None, false);
         self.chunk(vec![choice])
     }
 
-    /// The chunk that ends a choice.
-    pub(crate) fn finish_chunk(&self, index: u32, finish: Finish) -> Map<String, Value> {
+    fn delta(&self, choice: u32, part: &Part) -> (&'static str, Value) {
+        match part {
+            Part::Text(text) => ("content", json!(text)),
+            Part::Thought(text) => ("reasoning_content", json!(text)),
+            Part::Call { index, name } => {
+                let call = json!({
+                    "index": index,
+                    "id": self.call_id(choice as usize, *index as usize),
+                    "type": "function",
+                    "function": {"name": name, "arguments": ""},
+                });
+                ("tool_calls", json!([call]))
+            }
+            Part::Arguments { index, text } => {
+                ("tool_calls", json!([{"index": index, "function": {"arguments": text}}]))
+            }
+        }
+    }
+
+    /// The chunk that ends a choice, which may have made calls.
+    pub(crate) fn finish_chunk(&self, index: u32, finish: Finish, called: bool) -> Map<String, Value> {
         let mut choice = match self.shape {
             Shape::Chat => json!({"index": index, "delta": {}, "logprobs": null}),
             Shape::Completion => json!({"index": index, "text": "", "logprobs": null}),
         };
-        finish_of(&mut choice, Some(finish));
+        finish_of(&mut choice, Some(finish), called);
         self.chunk(vec![choice])
     }
 
@@ -137,10 +236,11 @@ impl Reply {
     }
 }
 
-/// Sets `finish_reason`. A budget's end is OpenAI's `length`; `stop_reason` tells it apart.
-fn finish_of(choice: &mut Value, finish: Option<Finish>) {
+/// Sets `finish_reason`, of a choice that made calls or did not. A budget's end is OpenAI's `length`; `stop_reason` tells it apart.
+fn finish_of(choice: &mut Value, finish: Option<Finish>, called: bool) {
     choice["finish_reason"] = match finish {
         Some(Finish::Length | Finish::Budget) => json!("length"),
+        Some(Finish::Stop) if called => json!("tool_calls"),
         Some(finish) => json!(finish.as_str()),
         None => Value::Null,
     };

@@ -2,7 +2,7 @@ use super::*;
 use crate::text::Random;
 
 fn form(calls: CallFormat) -> TurnForm {
-    TurnForm { calls: Some(calls), tools: vec!["add".into(), "find".into()], thinks: None }
+    TurnForm { calls: Some(calls), tools: vec!["add".into(), "find".into()], ..TurnForm::default() }
 }
 
 fn thinking(thinks: bool) -> TurnForm {
@@ -127,6 +127,15 @@ fn mistral_calls_are_a_list_or_stand_alone() {
     );
     check(&form, "[TOOL_CALLS]add[ARGS]{\"a\": 1}[TOOL_CALLS]find{}", &both);
     check(&form, "[TOOL_CALLS]add or not", &[text("[TOOL_CALLS]add or not")]);
+}
+
+#[test]
+fn only_the_first_call_counts_where_one_is_asked_for() {
+    let single = |calls| TurnForm { single: true, ..form(calls) };
+    let one = "<tool_call>{\"name\": \"add\"}</tool_call>";
+    check(&single(CallFormat::Hermes), &format!("{one}\n{one}\nand so on"), &call(0, "add", "{}"));
+    let list = "[TOOL_CALLS][{\"name\": \"add\"}, {\"name\": \"find\"}]";
+    check(&single(CallFormat::Mistral), list, &call(0, "add", "{}"));
 }
 
 #[test]
