@@ -32,7 +32,7 @@ use crate::control::tasks::Called;
 use crate::grammar::Form;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
-use crate::request::{Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Sampling, Stops};
+use crate::request::{Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Prompts, Sampling, Stops};
 use crate::text::turn::TurnForm;
 use crate::units::RequestId;
 use crate::usage::Purse;
@@ -50,39 +50,40 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     app.check_model(&ask.model)?;
     let key = ask.origin.key.as_deref();
     app.check_allowed(key, &ask.model)?;
-    let ceiling = ask.length.ceiling(key, ask.choices)?;
+    let choices = ask.choices * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
+    let ceiling = ask.length.ceiling(key, choices)?;
     let seat = app.engines().reserve()?;
-    let param = ask.prompt.param();
-    let mut form = match &ask.prompt {
+    let param = ask.prompts[0].param();
+    let mut form = match &ask.prompts[0] {
         Prompt::Chat(chat) => app.turn_form(chat),
         Prompt::Text { .. } | Prompt::Tokens(_) => TurnForm::default(),
     };
-    let prompt = tokenize(app, ask.prompt).await?;
+    let prompts = tokenize_all(app, ask.prompts).await?;
     // What must look like something begins with it.
-    form.thinks = form.thinks.filter(|_| ask.form.is_none()).map(|_| app.ends_in_thought(&prompt));
+    form.thinks = form.thinks.filter(|_| ask.form.is_none()).map(|_| app.ends_in_thought(&prompts[0]));
     let shown = app.shown_tokens(&form);
     let grammar = compile(app, ask.form).await?;
-    let max_tokens = ask.length.resolve(param, prompt.len(), app.served().context_length, ceiling)?;
+    let max_tokens = ask.length.resolve(param, &prompts, app.served().context_length, ceiling)?;
     let tenant = ask.origin.tenant.as_bytes();
     let salt = CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", tenant));
-    let placed = seat.place(salt, &prompt, ask.choices, max_tokens)?;
+    let placed = seat.place(salt, &prompts, choices, max_tokens)?;
     let device = placed.device();
     let id = ask.origin.request.clone();
     if let Some(key) = &ask.origin.key {
         heed(app, key).await?;
     }
     let Admitted { called, budgeted, pass, left } =
-        app.admission().admit(app, &ask.origin, &prompt, placed.prices())?;
+        app.admission().admit(app, &ask.origin, &prompts, placed.prices())?;
     let tenant = ask.origin.tenant.as_str().into();
     let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
     let (ticket, receipt) = app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin) })?;
     called.into_iter().for_each(Called::stands);
     // From here to the settler there is no await: an adopted request is always submitted and settled.
-    let prompt_tokens = prompt.len();
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
     let events = placed.submit(NewRequest {
         ticket,
-        prompt: prompt.into(),
-        choices: ask.choices,
+        prompt: Prompts::new(prompts),
+        choices,
         sampling: Sampling { seed: ask.seed.unwrap_or_else(|| drawn_seed(&id)), ..ask.sampling },
         stops: Stops {
             max_tokens,
@@ -99,13 +100,13 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     });
     let (settled, receipt_durable) = oneshot::channel();
     let tellers = (app.metrics().clone(), app.alerting().clone());
-    tokio::spawn(settle(receipt, (pass, budgeted.clone()), tellers, ask.choices, settled));
+    tokio::spawn(settle(receipt, (pass, budgeted.clone()), tellers, choices, settled));
     let (pieces, given_out) = mpsc::unbounded_channel();
     let driver = Driver {
         app: Arc::clone(app),
         completion_tokens: 0,
-        choices: (0..ask.choices).map(|_| ChoiceText::new(&ask.stop, &shown)).collect(),
-        running: ask.choices,
+        choices: (0..choices).map(|_| ChoiceText::new(&ask.stop, &shown)).collect(),
+        running: choices,
         failure: None,
         budgeted: budgeted.clone(),
         events,
@@ -331,6 +332,14 @@ pub async fn tokenize(app: &Arc<App>, prompt: Prompt) -> Result<Vec<u32>, Failur
         return Ok(tokens);
     }
     on_a_worker(app, move |app| app.tokens_of(prompt)).await
+}
+
+/// The tokens of several prompts, in one go.
+async fn tokenize_all(app: &Arc<App>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Failure> {
+    if let [Prompt::Tokens(_)] = prompts[..] {
+        return prompts.into_iter().map(|prompt| app.tokens_of(prompt)).collect();
+    }
+    on_a_worker(app, move |app| prompts.into_iter().map(|prompt| app.tokens_of(prompt)).collect()).await
 }
 
 /// The grammar of a form, read on such a thread too.

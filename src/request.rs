@@ -112,13 +112,63 @@ pub trait Guide: std::fmt::Debug + Send {
 #[error("{0}")]
 pub struct GuideError(pub String);
 
-/// What the engine is asked to run. One request has `choices` sequences over the same prompt.
+/// What is to be continued: one prompt or several, none of them empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompts(Arc<[Arc<[u32]>]>);
+
+impl Prompts {
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn new(prompts: impl IntoIterator<Item = Vec<u32>>) -> Self {
+        let prompts: Arc<[Arc<[u32]>]> = prompts.into_iter().map(Arc::from).collect();
+        assert!(!prompts.is_empty(), "a request has a prompt; this is a bug");
+        Self(prompts)
+    }
+
+    pub fn each(&self) -> impl ExactSizeIterator<Item = &[u32]> {
+        self.0.iter().map(|prompt| &**prompt)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Tokens of the longest.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.each().map(<[u32]>::len).max().unwrap_or(0)
+    }
+
+    /// Tokens of all together.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.each().map(<[u32]>::len).sum()
+    }
+}
+
+impl<T: Into<Arc<[u32]>>> From<T> for Prompts {
+    fn from(prompt: T) -> Self {
+        Self(Arc::from([prompt.into()]))
+    }
+}
+
+impl FromIterator<u32> for Prompts {
+    fn from_iter<I: IntoIterator<Item = u32>>(tokens: I) -> Self {
+        tokens.into_iter().collect::<Arc<[u32]>>().into()
+    }
+}
+
+/// What the engine is asked to run. One request has `choices` sequences, as many over each of its prompts.
 #[derive(Debug, Clone)]
 pub struct NewRequest {
     pub id: RequestId,
     pub ticket: Ticket,
-    /// At least one token; prompt + max_tokens fit the model's context (checked by the pipeline).
-    pub prompt: Arc<[u32]>,
+    /// At least one token each; prompt + max_tokens fit the model's context (checked by the pipeline).
+    pub prompt: Prompts,
+    /// Of all prompts together: a multiple of their number, the first prompt's first.
     pub choices: u32,
     pub sampling: Sampling,
     pub stops: Stops,
@@ -132,6 +182,26 @@ pub struct NewRequest {
     pub throttled: bool,
     /// `None`: no budget bounds what it uses.
     pub allowance: Option<Arc<dyn Allowance>>,
+}
+
+impl NewRequest {
+    /// Choices over each prompt.
+    #[must_use]
+    pub fn choices_each(&self) -> u32 {
+        self.choices / self.prompt.count() as u32
+    }
+
+    /// Which prompt a choice continues.
+    #[must_use]
+    pub fn prompt_index(&self, choice: u32) -> usize {
+        (choice / self.choices_each()) as usize
+    }
+
+    /// The prompt that a choice continues.
+    #[must_use]
+    pub fn prompt_of(&self, choice: u32) -> &[u32] {
+        &self.prompt.0[self.prompt_index(choice)]
+    }
 }
 
 /// Why a sequence ended.

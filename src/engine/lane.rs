@@ -62,10 +62,11 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Lane {
     pub(super) fn new(new: &Arc<NewRequest>, choice: u32) -> Self {
+        let prompt = new.prompt_of(choice);
         Self {
             choice,
-            history: History::new(&new.prompt, &new.sampling),
-            length: new.prompt.len(),
+            history: History::new(prompt, &new.sampling),
+            length: prompt.len(),
             drafts: Vec::new(),
             drawn: Vec::with_capacity(1),
             guide: new.grammar.as_ref().map(|grammar| grammar.guide()),
@@ -129,7 +130,7 @@ impl Lane {
     /// What must not be drawn after `length` tokens.
     fn forbid(&self, length: usize, end_tokens: &[u32], forbidden: &mut Vec<u32>) {
         let stops = &self.new.stops;
-        if length - self.new.prompt.len() < stops.min_tokens as usize {
+        if length - self.new.prompt_of(self.choice).len() < stops.min_tokens as usize {
             forbidden.extend_from_slice(&stops.stop_token_ids);
             if !stops.ignore_eos {
                 forbidden.extend_from_slice(end_tokens);

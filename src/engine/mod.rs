@@ -126,8 +126,8 @@ pub(crate) enum Command {
 /// A request on its way to the engine.
 pub(crate) struct Submission {
     request: NewRequest,
-    /// Keys of the prompt's full blocks, hashed before the engine's thread sees them.
-    keys: Vec<PrefixKey>,
+    /// Keys of each prompt's full blocks, hashed before the engine's thread sees them.
+    keys: Vec<Vec<PrefixKey>>,
     events: UnboundedSender<Event>,
     place: Place,
     at: DeviceNanos,
@@ -286,8 +286,13 @@ impl Seat {
             commands: self.commands.clone(),
         };
         let at = self.clock.now();
-        let mut keys = Vec::new();
-        prefix::extend(&mut keys, prefix::root(request.salt), &request.prompt, self.block_size);
+        let root = prefix::root(request.salt);
+        let keys = request.prompt.each().map(|prompt| {
+            let mut keys = Vec::new();
+            prefix::extend(&mut keys, root, prompt, self.block_size);
+            keys
+        });
+        let keys = keys.collect();
         let submission = Submission { request, keys, events, place: self.place, at };
         let submit = Command::Submit(Box::new(submission));
         // On failure the sender of events is dropped with the command, which ends the stream.

@@ -2,6 +2,7 @@
 //! Knows no device, channel of commands, or other sequences.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
@@ -36,11 +37,13 @@ pub(super) struct Request {
     pub(super) kv_paid: Rc<Cell<BlockNanos>>,
     /// Choices that have not ended.
     pub(super) open: u32,
-    /// Choices that wait until the first has computed the prompt, or ended; they find the prompt in
+    /// Choices that wait until the first over their prompt has computed it, or ended; they find the prompt in
     /// the prefix cache then. Ascending.
     pub(super) unstarted: Vec<u32>,
-    /// Keys of the prompt's full blocks.
-    pub(super) keys: Vec<PrefixKey>,
+    /// Keys of each prompt's full blocks.
+    pub(super) keys: Vec<Vec<PrefixKey>>,
+    /// Which prompts were begun.
+    begun: Vec<bool>,
     pub(super) line: Line,
     /// What its tenant was given when it came, where it was the only one.
     begins: Option<Service>,
@@ -69,10 +72,11 @@ impl Request {
         begins: Option<Service>,
     ) -> Self {
         let Submission { request: new, keys, events, place, at } = submission;
-        let tokens = TokenCounts { prompt: new.prompt.len() as u64, ..TokenCounts::default() };
+        let tokens = TokenCounts { prompt: new.prompt.tokens() as u64, ..TokenCounts::default() };
         Self {
             open: new.choices,
             unstarted: (0..new.choices).collect(),
+            begun: vec![false; new.prompt.count()],
             line: lines::line(account, new.throttled),
             new: Arc::new(new),
             keys,
@@ -98,19 +102,35 @@ impl Request {
         }
     }
 
-    /// Its first sequence is scheduled for the first time: the place in the queue is free again.
-    /// `false` when it ran before.
-    pub(super) fn begin(&mut self, cached: u64, now: DeviceNanos, calibration: &Calibration) -> bool {
-        if self.first_run.is_some() {
+    /// A sequence is scheduled. With the request's first one the place in the queue is free again. `false` when the
+    /// choice's prompt was begun before.
+    pub(super) fn begin(
+        &mut self,
+        choice: u32,
+        cached: u64,
+        now: DeviceNanos,
+        calibration: &Calibration,
+    ) -> bool {
+        if self.first_run.is_none() {
+            self.first_run = Some(now);
+            self.place = None;
+        }
+        let prompt = self.new.prompt_index(choice);
+        if std::mem::replace(&mut self.begun[prompt], true) {
             return false;
         }
-        self.first_run = Some(now);
-        self.place = None;
-        self.tokens.cached = cached;
+        self.tokens.cached += cached;
         let spared = Work { tokens: cached, context: 0, logits: 0 };
-        self.saved_by_prefix_cache =
-            DeviceNanos(u64::try_from(calibration.prefill.own(spared) / 1000).unwrap_or(0));
+        let saved = u64::try_from(calibration.prefill.own(spared) / 1000).unwrap_or(0);
+        self.saved_by_prefix_cache.0 = self.saved_by_prefix_cache.0.saturating_add(saved);
         true
+    }
+
+    /// The choices over the same prompt as this one.
+    pub(super) fn siblings(&self, choice: u32) -> Range<u32> {
+        let each = self.new.choices_each();
+        let first = choice / each * each;
+        first..first + each
     }
 
     pub(super) fn has_not_begun(&self) -> bool {
@@ -271,18 +291,19 @@ impl Sequence {
     /// Has room for all that it will ever have, so that growing allocates nothing.
     pub(super) fn new(key: RequestKey, choice: u32, request: &Request, lease: BlockLease) -> Self {
         let (new, block_size) = (&request.new, lease.block_size());
-        let longest = new.prompt.len() + new.stops.max_tokens as usize;
+        let prompt = new.prompt_of(choice);
+        let longest = prompt.len() + new.stops.max_tokens as usize;
         let mut tokens = Vec::with_capacity(longest);
-        tokens.extend_from_slice(&new.prompt);
+        tokens.extend_from_slice(prompt);
         let mut keys = Vec::with_capacity(longest / block_size);
-        keys.extend_from_slice(&request.keys);
+        keys.extend_from_slice(&request.keys[new.prompt_index(choice)]);
         Self {
             request: key,
             choice,
             line: request.line,
             begins: request.begins,
             tokens,
-            prompt: new.prompt.len(),
+            prompt: prompt.len(),
             computed: 0,
             high_water: 0,
             keys,

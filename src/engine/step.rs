@@ -35,7 +35,7 @@ use crate::config::Speculative;
 use crate::meter::calibration::Calibration;
 use crate::meter::partition::Partition;
 use crate::meter::timeline::{Ran, Timeline};
-use crate::request::{Finish, TokenLogprobs};
+use crate::request::{Finish, NewRequest, TokenLogprobs};
 use crate::units::{BlockNanos, DeviceNanos, RequestId};
 use crate::usage::{HouseTime, MeterReport, Usage};
 
@@ -149,7 +149,7 @@ struct Buffers {
     weights: Vec<u128>,
     shares: Vec<DeviceNanos>,
     ended: Vec<(RequestKey, u32, Finish)>,
-    prompts_done: Vec<RequestKey>,
+    prompts_done: Vec<(RequestKey, u32)>,
     /// Requests that may not go on.
     broke: Vec<RequestKey>,
 }
@@ -314,12 +314,18 @@ impl Engine {
                 self.arrivals += 1;
                 let (account, begins) = self.join(&submission.request);
                 let request = Request::new(*submission, self.clock.wall(), account, begins);
-                let longest = request.new.prompt.len() + request.new.stops.max_tokens as usize;
-                let fits = !request.new.prompt.is_empty() && longest <= self.config.max_model_len;
+                let NewRequest { prompt, choices, stops, .. } = &*request.new;
+                let longest = prompt.longest() + stops.max_tokens as usize;
+                let (prompts, choices) = (prompt.count() as u32, *choices);
+                let fits =
+                    prompt.each().all(|prompt| !prompt.is_empty()) && longest <= self.config.max_model_len;
+                assert!(choices % prompts == 0, "as many choices for each prompt");
                 self.by_id.insert(request.new.id.clone(), key);
                 self.bounded += usize::from(request.new.allowance.is_some());
                 self.requests.insert(key, request);
-                self.start_choices(key, 1);
+                for first in (0..choices).step_by((choices / prompts) as usize) {
+                    self.start_choices(key, first..first + 1);
+                }
                 if !fits {
                     tracing::error!("a request of {longest} tokens reached the engine; this is a bug");
                     self.end_request(key, Finish::Error);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::auth::Caller;
 use super::envelope::{DEVICE, put};
 use super::error::ApiError;
-use super::openai::{Choice, Delivery, Reply, Shape, parse_chat, parse_completion};
+use super::openai::{Choice, Delivery, Reply, Shape, best, parse_chat, parse_completion};
 use super::{Server, body, origin, sse};
 use crate::control::Key;
 use crate::control::limits::{Allotment, Left};
@@ -84,8 +84,12 @@ async fn answer(
     delivery: Delivery,
     head: &request::Parts,
 ) -> Result<Response, ApiError> {
-    let reply = Reply::new(app, shape, &ask.origin.request, ask.sampling.logprobs.is_some());
-    let choices = ask.choices;
+    let mut reply = Reply::new(app, shape, &ask.origin.request, delivery.scored);
+    let each = ask.choices;
+    let choices = each * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
+    if delivery.echo {
+        reply.echo(ask.prompts.iter().map(|prompt| app.text_of(prompt)).collect(), each);
+    }
     let answer = pipeline::run(app, ask).await?;
     let device = answer.device().to_owned();
     let left = answer.left();
@@ -93,7 +97,10 @@ async fn answer(
         let keep_alive = server.config.keep_alive;
         sse::response(answer, reply, delivery, choices, keep_alive, &head.headers)
     } else {
-        let (choices, receipt) = collect(answer, choices).await?;
+        let (mut choices, receipt) = collect(answer, choices).await?;
+        if let Some(shown) = delivery.best {
+            choices = best(choices, each, shown);
+        }
         let mut response = Json(reply.body(choices, &receipt)).into_response();
         response.headers_mut().extend(sse::cost_headers(&receipt));
         response

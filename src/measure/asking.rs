@@ -63,7 +63,7 @@ pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option
         ticket: Ticket(0),
         salt: salt.unwrap_or_else(|| CacheSalt(*blake3::hash(id.0.as_bytes()).as_bytes())),
         id,
-        prompt,
+        prompt: prompt.into(),
         choices: 1,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         stops: Stops { max_tokens: tokens as u32, min_tokens: 0, ignore_eos, stop_token_ids: Vec::new() },

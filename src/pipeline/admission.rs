@@ -125,7 +125,7 @@ impl Admission {
         &self,
         app: &App,
         origin: &Origin,
-        prompt: &[u32],
+        prompts: &[Vec<u32>],
         prices: &[Prices],
     ) -> Result<Admitted, Failure> {
         let now = app.clock().wall();
@@ -135,12 +135,12 @@ impl Admission {
                 request: &origin.request,
                 depth: origin.depth,
                 parent: origin.parent.as_deref(),
-                hash: hash(prompt),
+                hash: hash(prompts),
             };
             let counted = self.tasks.call(&origin.tenant, task, &call, &self.ceilings, now);
             called = Some(counted.map_err(Failure::TaskHalted)?);
         }
-        let (pass, left) = self.pass(app, origin, prompt.len() as u64)?;
+        let (pass, left) = self.pass(app, origin, prompts.iter().map(|prompt| prompt.len() as u64).sum())?;
         let budgeted = self.budgeted(app, origin, prices, now)?;
         Ok(Admitted { called, budgeted, pass, left })
     }
@@ -356,8 +356,14 @@ fn limits_of(key: &Key, sets: &LimitSets) -> Limits {
     }
 }
 
-fn hash(prompt: &[u32]) -> u64 {
-    let hash = blake3::hash(bytemuck::cast_slice(prompt));
+fn hash(prompts: &[Vec<u32>]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for prompt in prompts {
+        // Where one ends and the next begins.
+        hasher.update(&(prompt.len() as u64).to_le_bytes());
+        hasher.update(bytemuck::cast_slice(prompt));
+    }
+    let hash = hasher.finalize();
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"))
 }
 

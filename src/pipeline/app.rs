@@ -240,6 +240,16 @@ impl App {
         }
     }
 
+    /// A raw prompt's text; special tokens leave none.
+    #[must_use]
+    pub fn text_of(&self, prompt: &Prompt) -> String {
+        match prompt {
+            Prompt::Text { text, .. } => text.clone(),
+            Prompt::Tokens(tokens) => self.tokenizer().decode(tokens, true),
+            Prompt::Chat(_) => String::new(),
+        }
+    }
+
     /// A place among those that may tokenise now.
     pub(super) async fn tokenizing(&self) -> OwnedSemaphorePermit {
         let places = Arc::clone(&self.tokenizing);

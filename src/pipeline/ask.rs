@@ -18,7 +18,9 @@ use crate::units::RequestId;
 pub struct Ask {
     /// The `model` as the client wrote it.
     pub model: String,
-    pub prompt: Prompt,
+    /// At least one.
+    pub prompts: Vec<Prompt>,
+    /// Over each prompt.
     pub choices: u32,
     /// `sampling.seed` counts only after `seed` has been resolved.
     pub sampling: Sampling,
@@ -61,18 +63,19 @@ impl Length {
         }
     }
 
-    /// The limit for a prompt of so many tokens: the client's, or all that the ceiling and the context leave.
+    /// The limit for these prompts: the client's, or all that the ceiling and the context leave behind the longest.
     ///
     /// # Errors
     /// When prompt and answer do not fit the context, or there is no prompt.
     pub fn resolve(
         self,
         prompt_param: &'static str,
-        prompt: usize,
+        prompts: &[Vec<u32>],
         context: usize,
         ceiling: Option<u32>,
     ) -> Result<u32, Failure> {
-        if prompt == 0 {
+        let prompt = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        if prompts.iter().any(Vec::is_empty) {
             return Err(Failure::invalid(prompt_param, "the prompt is empty: it comes to no tokens"));
         }
         if prompt >= context {

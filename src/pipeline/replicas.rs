@@ -162,14 +162,15 @@ impl Drop for Seat {
 }
 
 impl Seat {
-    /// Chooses the engine for a prompt of which `choices` answers of up to `max_tokens` are wanted.
+    /// Chooses the engine for prompts of which `choices` answers in all, of up to `max_tokens`, are wanted. Where
+    /// there are several, by the first.
     ///
     /// # Errors
     /// When that engine has stopped.
     pub fn place(
         self,
         salt: CacheSalt,
-        prompt: &[u32],
+        prompts: &[Vec<u32>],
         choices: u32,
         max_tokens: u32,
     ) -> Result<Placed, Refused> {
@@ -177,7 +178,7 @@ impl Seat {
         let config = inner.replicas[0].engine.config();
         let mut keys = Vec::new();
         if config.prefix_caching && inner.replicas.len() > 1 {
-            prefix::extend(&mut keys, prefix::root(salt), prompt, config.block_size);
+            prefix::extend(&mut keys, prefix::root(salt), &prompts[0], config.block_size);
         }
         let mut state = inner.state();
         let candidate = |(load, (placed, recent)): (&AtomicU64, &(u64, Recent))| Candidate {
@@ -192,7 +193,8 @@ impl Seat {
         let (placed, recent) = &mut state.placed[at];
         *placed += 1;
         recent.touch(&keys);
-        let tokens = prompt.len() as u64 + u64::from(choices) * u64::from(max_tokens).min(ANSWER_TOKENS_MAX);
+        let prompt: usize = prompts.iter().map(Vec::len).sum();
+        let tokens = prompt as u64 + u64::from(choices) * u64::from(max_tokens).min(ANSWER_TOKENS_MAX);
         inner.loads[at].fetch_add(tokens, Ordering::AcqRel);
         drop(state);
         Ok(Placed { seat, load: Load { inner: Arc::clone(inner), at, tokens } })

@@ -237,3 +237,50 @@ def test_penalties_bias_and_filters_change_what_is_drawn(client, name):
     # top_k 1 is greedy whatever the temperature.
     single = {**request, "temperature": 1.9, "extra_body": {"top_k": 1}}
     assert client.completions.create(**single).choices[0].text == plain
+
+
+def test_several_prompts_are_one_request(client, name):
+    prompts = ["The capital of France is", "Once upon a time", "2 + 2 ="]
+    answer = client.completions.create(model=name, prompt=prompts, n=2, temperature=0, max_tokens=6)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    alone = [
+        client.completions.create(model=name, prompt=prompt, temperature=0, max_tokens=6) for prompt in prompts
+    ]
+    assert [choice.text for choice in answer.choices] == [one.choices[0].text for one in alone for _ in range(2)]
+    assert answer.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+    assert answer.usage.obol["tokens"]["completion"] == answer.usage.completion_tokens
+    streamed = ["", "", ""]
+    for chunk in client.completions.create(model=name, prompt=prompts, temperature=0, max_tokens=6, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == [one.choices[0].text for one in alone]
+
+
+def test_prompts_are_echoed(client, name):
+    prompts = ["The capital of France is", "2 + 2 ="]
+    plain = client.completions.create(model=name, prompt=prompts, temperature=0, max_tokens=4)
+    echoed = client.completions.create(model=name, prompt=prompts, temperature=0, max_tokens=4, echo=True)
+    for prompt, one, other in zip(prompts, plain.choices, echoed.choices, strict=True):
+        assert other.text == prompt + one.text
+    texts = ["", ""]
+    for chunk in client.completions.create(
+        model=name, prompt=prompts, temperature=0, max_tokens=4, echo=True, stream=True
+    ):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in echoed.choices]
+
+
+def test_the_best_of_several_answers_is_shown(client, name):
+    asked = {"model": name, "prompt": "My favourite colour is", "temperature": 1.2, "max_tokens": 5, "seed": 3}
+    every = client.completions.create(**asked, n=4, logprobs=0)
+
+    def likely(choice) -> float:
+        scores = choice.logprobs.token_logprobs
+        return sum(scores) / len(scores)
+
+    ranked = sorted(every.choices, key=likely, reverse=True)
+    best = client.completions.create(**asked, n=2, best_of=4)
+    assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
+    assert best.choices[0].logprobs is None
+    assert best.usage.completion_tokens == every.usage.completion_tokens, "all four are paid for"

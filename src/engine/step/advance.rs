@@ -117,7 +117,7 @@ impl Engine {
                 request.generated(generated, at);
                 stats.generation_tokens += generated;
                 if !request.unstarted.is_empty() {
-                    buffers.prompts_done.push(key);
+                    buffers.prompts_done.push((key, choice));
                 }
             }
             if let Some(finish) = end {
@@ -139,9 +139,8 @@ impl Engine {
             let index = self.running.binary_search_by_key(&(request, choice), place);
             drop(self.running.remove(index.expect("what took part in a step still runs")));
             self.outbox.push(Post::End { request, choice, finish, at });
-            if choice == 0 {
-                self.start_choices(request, usize::MAX);
-            }
+            // Nobody computes the prompt for the others any more, if it was not computed already.
+            self.start_siblings_of(request, choice);
         }
         self.buffers.ended = ended;
     }
@@ -149,8 +148,8 @@ impl Engine {
     /// The choices of prompts that are computed now find them in the prefix cache.
     fn start_siblings(&mut self) {
         let mut done = std::mem::take(&mut self.buffers.prompts_done);
-        for key in done.drain(..) {
-            self.start_choices(key, usize::MAX);
+        for (key, choice) in done.drain(..) {
+            self.start_siblings_of(key, choice);
         }
         self.buffers.prompts_done = done;
     }

@@ -1,5 +1,7 @@
 //! How choices and requests begin to wait and end, and what clients hear of it.
 
+use std::ops::Range;
+
 use crate::engine::fair::{Account, Service};
 use crate::engine::lines;
 use crate::engine::sequence::{RequestKey, Sequence};
@@ -12,14 +14,24 @@ use super::{Engine, Post};
 const SHORT: usize = 4;
 
 impl Engine {
-    /// Lets up to `count` more of a request's choices wait for their turn.
-    pub(super) fn start_choices(&mut self, key: RequestKey, count: usize) {
+    /// Lets the choices over the same prompt wait for their turn, too: it was computed, or will not be.
+    pub(super) fn start_siblings_of(&mut self, key: RequestKey, choice: u32) {
+        let request = &self.requests[&key];
+        if !request.unstarted.is_empty() {
+            let siblings = request.siblings(choice);
+            self.start_choices(key, siblings);
+        }
+    }
+
+    /// Lets those of a request's choices that did not start wait for their turn.
+    pub(super) fn start_choices(&mut self, key: RequestKey, choices: Range<u32>) {
         let request = self.requests.get_mut(&key).expect("choices start while their request lives");
-        let count = count.min(request.unstarted.len());
-        if count == 0 {
+        let from = request.unstarted.partition_point(|choice| *choice < choices.start);
+        let to = request.unstarted.partition_point(|choice| *choice < choices.end);
+        if from == to {
             return;
         }
-        for choice in request.unstarted.drain(..count).collect::<Vec<_>>() {
+        for choice in request.unstarted.drain(from..to).collect::<Vec<_>>() {
             let lease = self.blocks.lease(request.kv_paid.clone());
             let sequence = Sequence::new(key, choice, request, lease);
             self.waiting.insert(sequence);
@@ -36,7 +48,7 @@ impl Engine {
         if [false, true].iter().all(|throttled| waiting.get(lines::line(account, *throttled), 0).is_none()) {
             fair.lift(account, level);
         }
-        let short = new.prompt.len() <= SHORT * self.config.step_tokens;
+        let short = new.prompt.longest() <= SHORT * self.config.step_tokens;
         (account, (short && fair.has_one(account)).then(|| fair.service(account)))
     }
 
@@ -120,9 +132,9 @@ impl Engine {
         request.end_choice(choice, finish);
         if request.open == 0 {
             self.settle(key, self.clock.now());
-        } else if choice == 0 {
+        } else {
             // Nobody computes the prompt for the others any more, if it was not computed already.
-            self.start_choices(key, usize::MAX);
+            self.start_siblings_of(key, choice);
         }
     }
 

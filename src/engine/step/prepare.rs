@@ -110,7 +110,7 @@ impl Engine {
             sequence.high_water = sequence.high_water.max(sequence.computed);
         }
         let request = self.requests.get_mut(&sequence.request).expect("a sequence has a request");
-        if request.begin(sequence.computed as u64, now, &self.calibration) {
+        if request.begin(sequence.choice, sequence.computed as u64, now, &self.calibration) {
             self.stats.prefix_queries += sequence.prompt as u64;
             self.stats.prefix_hits += sequence.computed as u64;
             self.stats.prompt_tokens += sequence.prompt as u64;

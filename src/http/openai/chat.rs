@@ -35,9 +35,9 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, De
     let template = fields.object("chat_template_kwargs")?.map(Fields::into_map).unwrap_or_default();
     refuse_what_is_not_honoured(&mut fields)?;
     fields.finish(rules.unknown)?;
-    let delivery = common.delivery;
+    let delivery = Delivery { scored: common.sampling.logprobs.is_some(), ..common.delivery };
     let chat = Chat { messages, tools, single, continues, template };
-    Ok((common.ask(Prompt::Chat(chat), limit, asker)?, delivery))
+    Ok((common.ask(vec![Prompt::Chat(chat)], limit, asker)?, delivery))
 }
 
 /// Whether the answer goes on with the last message, as vLLM's clients say it.

@@ -9,6 +9,8 @@ use crate::pipeline::{Ask, Prompt};
 
 /// Most alternatives a position may report: over OpenAI's 5, as the chat endpoint gives.
 const LOGPROBS_MAX: i64 = 20;
+/// Most prompts of one request.
+const PROMPTS_MAX: usize = 128;
 
 pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, Delivery), Invalid> {
     let mut fields = Fields::parse(body)?;
@@ -17,43 +19,68 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, De
     common.sampling.logprobs = logprobs.map(|top| u32::try_from(top).expect("checked against its range"));
     let limit = MaxTokens::read(&mut fields)?;
     let prompt = fields.take("prompt").ok_or_else(|| Invalid::new("prompt", "`prompt` is required"))?;
-    let prompt = prompt_of(prompt, rules)?;
-    fields.only("echo", &[json!(false)], "the prompt is not repeated in the answer")?;
+    let prompts = prompts_of(prompt, rules)?;
+    let echo = fields.boolean("echo")?.unwrap_or(false);
+    if echo && logprobs.is_some() {
+        let message = "`echo` does not go together with `logprobs`: the prompt's tokens are not scored";
+        return Err(Invalid::new("echo", message));
+    }
+    let best = best_of(&mut fields, &mut common, rules)?;
     fields.only("suffix", &[json!("")], "insertion is not available")?;
-    fields.only("best_of", &[json!(common.choices)], "use `n` and choose among the answers")?;
     fields.finish(rules.unknown)?;
-    let delivery = common.delivery;
-    Ok((common.ask(prompt, limit, asker)?, delivery))
+    let delivery = Delivery { echo, best, scored: logprobs.is_some(), ..common.delivery };
+    Ok((common.ask(prompts, limit, asker)?, delivery))
 }
 
-/// A string, token ids, or a list with one of these. A request is one prompt: its receipt is for
-/// one prefix, so several prompts are several requests.
-fn prompt_of(value: Value, rules: &Rules) -> Result<Prompt, Invalid> {
+/// How many of `best_of` choices are shown, where those are more than `n`.
+fn best_of(fields: &mut Fields, common: &mut Common, rules: &Rules) -> Result<Option<u32>, Invalid> {
+    let Some(best_of) = fields.integer("best_of", 1..=i64::from(rules.choices_max))? else { return Ok(None) };
+    let (shown, all) = (common.choices, u32::try_from(best_of).expect("checked against choices_max"));
+    if all < shown {
+        return Err(Invalid::new("best_of", format!("`best_of` ({all}) is under `n` ({shown})")));
+    }
+    if all == shown {
+        return Ok(None);
+    }
+    if common.delivery.stream {
+        let message =
+            "`best_of` does not go together with `stream`: which answers are best is known at their end";
+        return Err(Invalid::new("best_of", message));
+    }
+    common.choices = all;
+    common.sampling.logprobs.get_or_insert(0);
+    Ok(Some(shown))
+}
+
+/// A string, token ids, or a list of either. Several prompts are one request, with one receipt.
+fn prompts_of(value: Value, rules: &Rules) -> Result<Vec<Prompt>, Invalid> {
     let items = match value {
-        Value::String(text) => return Ok(Prompt::Text { text, add_special: true }),
+        Value::String(text) => return Ok(vec![Prompt::Text { text, add_special: true }]),
         Value::Array(items) => items,
         other => return Err(wrong_type("prompt", "a string or an array", &other)),
     };
-    let Some(first) = items.first() else {
-        return Err(Invalid::new("prompt", "`prompt` is empty"));
-    };
-    if first.is_number() {
-        return Ok(Prompt::Tokens(tokens_at("prompt", &items, rules.vocab_size)?));
+    match items.first() {
+        None => return Err(Invalid::new("prompt", "`prompt` is empty")),
+        Some(first) if first.is_number() => {
+            return Ok(vec![Prompt::Tokens(tokens_at("prompt", &items, rules.vocab_size)?)]);
+        }
+        Some(_) => {}
     }
-    let mut items = items;
-    if items.len() > 1 {
+    if items.len() > PROMPTS_MAX {
         return Err(Invalid::new(
             "prompt",
-            format!(
-                "`prompt` has {} prompts: send one prompt a request, each gets its own receipt",
-                items.len()
-            ),
+            format!("`prompt` has {} prompts; at most {PROMPTS_MAX} are taken", items.len()),
         ));
     }
-    match items.remove(0) {
-        Value::Array(ids) if ids.is_empty() => Err(Invalid::new("prompt[0]", "`prompt[0]` is empty")),
-        Value::Array(ids) => Ok(Prompt::Tokens(tokens_at("prompt[0]", &ids, rules.vocab_size)?)),
-        text => Ok(Prompt::Text { text: string_at("prompt[0]", text)?, add_special: true }),
+    let numbered = items.into_iter().enumerate();
+    numbered.map(|(at, item)| prompt_at(&format!("prompt[{at}]"), item, rules)).collect()
+}
+
+fn prompt_at(path: &str, item: Value, rules: &Rules) -> Result<Prompt, Invalid> {
+    match item {
+        Value::Array(ids) if ids.is_empty() => Err(Invalid::new(path, format!("`{path}` is empty"))),
+        Value::Array(ids) => Ok(Prompt::Tokens(tokens_at(path, &ids, rules.vocab_size)?)),
+        text => Ok(Prompt::Text { text: string_at(path, text)?, add_special: true }),
     }
 }
 

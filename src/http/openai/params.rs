@@ -40,6 +40,12 @@ pub(crate) struct Delivery {
     pub(crate) include_usage: bool,
     /// Token counts so far on every chunk.
     pub(crate) continuous_usage: bool,
+    /// Log-probabilities were asked for; where choices are compared, they are there in any case.
+    pub(crate) scored: bool,
+    /// Each choice's text begins with its prompt.
+    pub(crate) echo: bool,
+    /// The most likely so many of a prompt's choices are shown; `None`: all.
+    pub(crate) best: Option<u32>,
 }
 
 /// What both endpoints read in the same way.
@@ -95,7 +101,7 @@ impl Common {
     }
 
     /// Joins the shared fields with what only one endpoint has.
-    pub(crate) fn ask(self, prompt: Prompt, limit: MaxTokens, asker: Asker) -> Result<Ask, Invalid> {
+    pub(crate) fn ask(self, prompts: Vec<Prompt>, limit: MaxTokens, asker: Asker) -> Result<Ask, Invalid> {
         if let Some(max) = limit.value
             && self.min_tokens > max
         {
@@ -116,7 +122,7 @@ impl Common {
         }
         Ok(Ask {
             model: self.model,
-            prompt,
+            prompts,
             choices: self.choices,
             sampling: self.sampling,
             seed: self.seed,
@@ -262,7 +268,7 @@ fn delivery(fields: &mut Fields, unknown: UnknownFields) -> Result<Delivery, Inv
     let continuous_usage = options.boolean("continuous_usage_stats")?.unwrap_or(false);
     options.only("include_obfuscation", &[json!(false)], "streams are not padded")?;
     options.finish(unknown)?;
-    Ok(Delivery { stream, include_usage, continuous_usage })
+    Ok(Delivery { stream, include_usage, continuous_usage, ..Delivery::default() })
 }
 
 fn metadata(fields: &mut Fields) -> Result<BTreeMap<String, String>, Invalid> {

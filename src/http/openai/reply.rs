@@ -61,6 +61,24 @@ impl Choice {
     }
 }
 
+/// Of each `each` choices the `shown` most likely ones, by the mean log-probability of their tokens, best first.
+pub(crate) fn best(choices: Vec<Choice>, each: u32, shown: u32) -> Vec<Choice> {
+    let mean = |choice: &Choice| {
+        let sum: f32 = choice.scored.iter().map(|scored| scored.logprobs.chosen).sum();
+        // An answer without a token is as likely as its end, which is not scored.
+        if choice.scored.is_empty() { 0.0 } else { sum / choice.scored.len() as f32 }
+    };
+    let mut choices = choices.into_iter();
+    let mut kept = Vec::new();
+    while choices.len() > 0 {
+        let mut group: Vec<Choice> = choices.by_ref().take(each as usize).collect();
+        group.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        group.truncate(shown as usize);
+        kept.extend(group);
+    }
+    kept
+}
+
 impl Said {
     fn add(&mut self, parts: Vec<Part>) {
         for part in parts {
@@ -83,6 +101,8 @@ pub(crate) struct Reply {
     created: u64,
     /// Whether log-probabilities were asked for.
     logprobs: bool,
+    /// What each choice's text begins with; empty: nothing.
+    echoes: Vec<String>,
 }
 
 impl Reply {
@@ -98,7 +118,18 @@ impl Reply {
             request: request.clone(),
             created: app.clock().wall().0 / 1_000_000_000,
             logprobs,
+            echoes: Vec::new(),
         }
+    }
+
+    /// The choices' texts begin with their prompts, which are these, of as many choices each.
+    pub(crate) fn echo(&mut self, prompts: Vec<String>, choices_each: u32) {
+        let each = |prompt| std::iter::repeat_n(prompt, choices_each as usize);
+        self.echoes = prompts.into_iter().flat_map(each).collect();
+    }
+
+    fn echoed(&self, choice: usize, text: &str) -> String {
+        format!("{}{text}", self.echoes.get(choice).map_or("", String::as_str))
     }
 
     /// The whole answer.
@@ -136,7 +167,9 @@ impl Reply {
                 }
                 json!({"index": index, "message": message, "logprobs": logprobs})
             }
-            Shape::Completion => json!({"index": index, "text": text, "logprobs": logprobs}),
+            Shape::Completion => {
+                json!({"index": index, "text": self.echoed(index, &text), "logprobs": logprobs})
+            }
         };
         finish_of(&mut value, choice.finish, calls_made);
         value
@@ -161,6 +194,9 @@ impl Reply {
     ) -> Map<String, Value> {
         let logprobs = if scored.is_empty() { Value::Null } else { self.logprobs_of(scored) };
         let mut choice = match (self.shape, part) {
+            (Shape::Completion, Part::Text(text)) if first => {
+                json!({"index": index, "text": self.echoed(index as usize, text)})
+            }
             (Shape::Completion, Part::Text(text)) => json!({"index": index, "text": text}),
             (Shape::Completion, _) => unreachable!("a completion is text"),
             (Shape::Chat, part) => {
