@@ -139,6 +139,7 @@ fn submit(engine: &EngineHandle, index: usize, tenant: &str, tokens: usize) -> E
     engine.reserve().expect("room").submit(NewRequest {
         allowance: None,
         grammar: None,
+        score_prompts: false,
         tenant: tenant.into(),
         throttled: false,
         id: RequestId(format!("r{index}")),

@@ -32,7 +32,9 @@ use crate::control::tasks::Called;
 use crate::grammar::Form;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
-use crate::request::{Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Prompts, Sampling, Stops};
+use crate::request::{
+    Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Prompts, Sampling, Stops, TokenLogprobs,
+};
 use crate::text::turn::TurnForm;
 use crate::units::RequestId;
 use crate::usage::Purse;
@@ -53,6 +55,10 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let choices = ask.choices * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
     let ceiling = ask.length.ceiling(key, choices)?;
     let seat = app.engines().reserve()?;
+    if ask.score_prompts && !app.engines().each().iter().all(|replica| replica.engine.scores_prompts()) {
+        let message = "`echo` with `logprobs`: this device draws its tokens itself and cannot score prompts";
+        return Err(Failure::invalid("echo", message));
+    }
     let param = ask.prompts[0].param();
     let mut form = match &ask.prompts[0] {
         Prompt::Chat(chat) => app.turn_form(chat),
@@ -80,9 +86,10 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     called.into_iter().for_each(Called::stands);
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let prompts = Prompts::new(prompts);
     let events = placed.submit(NewRequest {
         ticket,
-        prompt: Prompts::new(prompts),
+        prompt: prompts.clone(),
         choices,
         sampling: Sampling { seed: ask.seed.unwrap_or_else(|| drawn_seed(&id)), ..ask.sampling },
         stops: Stops {
@@ -92,6 +99,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
             stop_token_ids: ask.stop_token_ids,
         },
         grammar,
+        score_prompts: ask.score_prompts,
         salt,
         id,
         tenant,
@@ -118,6 +126,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         device,
         left,
         form,
+        prompts,
         prompt_tokens,
         completion_tokens: 0,
         pieces: given_out,
@@ -178,6 +187,9 @@ pub enum Piece {
     /// More of a choice's text. With log-probabilities asked for, `scored` has the tokens it is
     /// made of; text is empty where a token's bytes are still part of a character.
     Text { choice: u32, text: String, scored: Vec<Scored> },
+    /// How likely more of a prompt's tokens were, from its second one on; before any text of the prompt's first choice,
+    /// which this names.
+    Prompt { choice: u32, scores: Vec<TokenLogprobs> },
     /// A choice is complete, with the last of its text; each is exactly once.
     Finished { choice: u32, text: String, scored: Vec<Scored>, finish: Finish },
     /// The receipt is durable: the last piece of every complete answer.
@@ -191,6 +203,7 @@ pub struct Answer {
     device: Arc<str>,
     left: Left,
     form: TurnForm,
+    prompts: Prompts,
     prompt_tokens: usize,
     completion_tokens: u64,
     /// With the tokens of all choices up to each piece. At most `max_tokens` of them wait here.
@@ -206,6 +219,12 @@ impl Answer {
     #[must_use]
     pub fn left(&self) -> Left {
         self.left
+    }
+
+    /// What it continues.
+    #[must_use]
+    pub fn prompts(&self) -> &Prompts {
+        &self.prompts
     }
 
     /// What its text may hold beside text.
@@ -288,7 +307,8 @@ impl Driver {
     }
 
     fn piece_of(&mut self, event: Event) -> Option<Piece> {
-        let (Event::Token { choice, .. } | Event::Finished { choice, .. }) = event;
+        let (Event::Token { choice, .. } | Event::Prompt { choice, .. } | Event::Finished { choice, .. }) =
+            event;
         let state = self.choices.get_mut(choice as usize).expect("the engine reports our choices only");
         match event {
             Event::Token { token, logprobs, .. } => {
@@ -299,6 +319,7 @@ impl Driver {
                 }
                 (!grown.is_empty()).then_some(Piece::Text { choice, text: grown.text, scored: grown.scored })
             }
+            Event::Prompt { scores, .. } => Some(Piece::Prompt { choice, scores }),
             Event::Finished { finish, .. } => {
                 self.running -= 1;
                 match finish {

@@ -176,6 +176,9 @@ pub struct NewRequest {
     /// is complete must be able to end.
     pub grammar: Option<Arc<dyn Grammar>>,
     pub salt: CacheSalt,
+    /// Report how likely each prompt's tokens were, as `sampling.logprobs` says: by [`Event::Prompt`]. Only for engines
+    /// that [can](crate::engine::EngineHandle::scores_prompts).
+    pub score_prompts: bool,
     /// Whose share of the device it uses.
     pub tenant: Arc<str>,
     /// A budget is spent: it runs when nobody else waits.
@@ -245,6 +248,9 @@ pub struct TokenLogprobs {
 pub enum Event {
     /// A generated token. End tokens that stop the sequence are not reported as tokens.
     Token { choice: u32, token: u32, logprobs: Option<TokenLogprobs> },
+    /// How likely more of a prompt's tokens were, from its second one on. Comes with the first of its choices, before
+    /// that one's tokens.
+    Prompt { choice: u32, scores: Vec<TokenLogprobs> },
     /// The choice has ended; each choice ends exactly once.
     Finished { choice: u32, finish: Finish },
 }

@@ -218,6 +218,7 @@ fn steady(depth: Option<usize>) {
         let stream = engine.reserve().expect("room").submit(NewRequest {
             allowance: None,
             grammar: None,
+            score_prompts: false,
             tenant: "anonymous".into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),

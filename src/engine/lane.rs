@@ -5,6 +5,7 @@
 //! Knows no block, account or channel. Invariant: after a step `drawn` is what drawing one token a step
 //! would have given, since a row's logits and its draw depend on the tokens before it only.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use obol_models::queue::{self, RowDraw, Step};
@@ -32,6 +33,10 @@ pub(super) struct Lane {
     length: usize,
     /// What the rows after the first were given for the tokens before them.
     drafts: Vec<u32>,
+    /// Positions of the prompt's tokens that the step scores, one a row; the other rows come after them.
+    asked: Range<usize>,
+    /// How likely they were.
+    pub(super) scores: Vec<TokenLogprobs>,
     /// Tokens drawn in this step, in order.
     pub(super) drawn: Vec<Drawn>,
     /// Of the request's grammar.
@@ -68,6 +73,8 @@ impl Lane {
             history: History::new(prompt, &new.sampling),
             length: prompt.len(),
             drafts: Vec::new(),
+            asked: 0..0,
+            scores: Vec::new(),
             drawn: Vec::with_capacity(1),
             guide: new.grammar.as_ref().map(|grammar| grammar.guide()),
             astray: None,
@@ -76,8 +83,10 @@ impl Lane {
         }
     }
 
-    /// Before a step that verifies `drafts`.
-    pub(super) fn begin(&mut self, drafts: &[u32]) {
+    /// Before a step that scores the prompt's tokens at these positions, and then verifies `drafts`.
+    pub(super) fn begin(&mut self, scored: Range<usize>, drafts: &[u32]) {
+        self.asked = scored;
+        self.scores.clear();
         self.drawn.clear();
         self.drafts.clear();
         if !drafts.is_empty() {
@@ -91,7 +100,19 @@ impl Lane {
     /// Draws from `logits` (rows, vocab): the first row's token, and the next row's while the draft between
     /// them is what was drawn.
     pub(super) fn sample(&mut self, logits: &[f32], vocab: usize, end_tokens: &[u32], desk: &mut Desk) {
-        for (index, row) in logits.chunks_exact(vocab).enumerate() {
+        let mut rows = logits.chunks_exact(vocab);
+        for (position, row) in self.asked.clone().zip(&mut rows) {
+            let token = self.new.prompt_of(self.choice)[position];
+            let top = self.new.sampling.logprobs.unwrap_or(0);
+            match sampler::score(row, token, top, &mut desk.scratch) {
+                Ok(score) => self.scores.push(score),
+                Err(sampler::NotFinite) => {
+                    self.broken = Some(Broken::Logits);
+                    return;
+                }
+            }
+        }
+        for (index, row) in rows.enumerate() {
             let (token, logprobs) = match self.draw(row, end_tokens, desk) {
                 Ok(drawn) => drawn,
                 Err(why) => {
@@ -175,7 +196,7 @@ impl Lane {
 
     /// Takes in what a device drew.
     pub(super) fn take(&mut self, draw: &mut queue::Draw) {
-        self.begin(&[]);
+        self.begin(0..0, &[]);
         let Some(token) = draw.token.filter(|_| self.astray.is_none()) else {
             self.broken = Some(self.astray.take().map_or(Broken::Logits, Broken::Guide));
             return;

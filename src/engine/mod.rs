@@ -162,6 +162,7 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     config: Arc<EngineConfig>,
+    scores_prompts: bool,
     clock: Arc<dyn Clock>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -172,22 +173,30 @@ impl EngineHandle {
     /// # Panics
     /// When the operating system gives no thread.
     #[must_use]
-    pub fn start(parts: Parts) -> Self {
+    pub fn start(mut parts: Parts) -> Self {
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let config = Arc::new(parts.config.clone());
         let clock = parts.clock.clone();
+        // A device that draws itself keeps its logits.
+        let scores_prompts = parts.model.queue().is_none();
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || step::run(parts, inbox, for_thread))
             .expect("a thread for the engine");
-        Self { commands, shared, config, clock, thread: Arc::new(Mutex::new(Some(thread))) }
+        Self { commands, shared, config, scores_prompts, clock, thread: Arc::new(Mutex::new(Some(thread))) }
     }
 
     #[must_use]
     pub fn config(&self) -> &EngineConfig {
         &self.config
+    }
+
+    /// Whether it can say how likely a prompt's tokens were.
+    #[must_use]
+    pub fn scores_prompts(&self) -> bool {
+        self.scores_prompts
     }
 
     /// Takes a place in the queue.

@@ -165,6 +165,24 @@ pub fn sample(
     Ok((token, logprobs))
 }
 
+/// How likely `token` was, and the `top` most likely ones, by a plain row of logits.
+///
+/// # Errors
+/// `NotFinite` when no logit is a finite number.
+pub fn score(
+    logits: &[f32],
+    token: u32,
+    top: u32,
+    scratch: &mut Scratch,
+) -> Result<TokenLogprobs, NotFinite> {
+    let Scratch { patch, highest, ranked, kept, .. } = scratch;
+    patch.clear();
+    let row = Row { plain: logits, patch };
+    row.highest(highest);
+    row.best(highest).ok_or(NotFinite)?;
+    Ok(logprobs(row, highest, token, top as usize, ranked, kept))
+}
+
 /// Changes the logits that bias, penalties and `bars` are about.
 fn adjust(plain: &[f32], patch: &mut Patch, sampling: &Sampling, history: &History, bars: Bars<'_>) {
     for (token, bias) in &sampling.logit_bias {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::meter::calibration::Calibration;
 use crate::meter::energy::Share;
 use crate::meter::share::{Coefficients, Work, split_recompute};
-use crate::request::{Event, Finish, NewRequest};
+use crate::request::{Event, Finish, NewRequest, TokenLogprobs};
 use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
 use crate::usage::{Accrual, TokenCounts, Usage};
 
@@ -236,6 +236,8 @@ pub(super) struct Sequence {
     /// Prompt, then generated.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt: usize,
+    /// Tokens of the prompt that are scored, or need not be.
+    pub(super) scored: usize,
     /// Tokens whose KV is in the lease's blocks, as far as steps were read.
     pub(super) computed: usize,
     /// The most it ever was: computing below it again is our doing (a preemption).
@@ -304,6 +306,12 @@ impl Sequence {
             begins: request.begins,
             tokens,
             prompt: prompt.len(),
+            // Before the first token nothing says how likely it is.
+            scored: if new.score_prompts && choice.is_multiple_of(new.choices_each()) {
+                1
+            } else {
+                prompt.len()
+            },
             computed: 0,
             high_water: 0,
             keys,
@@ -375,14 +383,34 @@ impl Sequence {
         (std::mem::take(&mut lane.drawn), lane.broken.take())
     }
 
+    /// What the step found out about its prompt.
+    pub(super) fn take_scores(&mut self) -> Vec<TokenLogprobs> {
+        let scores = std::mem::take(&mut lock(&self.lane).scores);
+        self.scored += scores.len();
+        scores
+    }
+
     pub(super) fn give_back(&self, buffer: Vec<Drawn>) {
         lock(&self.lane).drawn = buffer;
     }
 
-    /// Rows of logits in the step that is being made ready.
+    /// Rows of logits in the step that is being made ready: those that score the prompt, then those that are drawn
+    /// from.
     pub(super) fn logits(&self) -> usize {
         let drafts = self.drafts.len();
-        if self.start() + self.rows - drafts == self.length() { 1 + drafts } else { 0 }
+        let drawn = if self.start() + self.rows - drafts == self.length() { 1 + drafts } else { 0 };
+        self.to_score().len() + drawn
+    }
+
+    /// Positions of the prompt's tokens that the step scores: a row says how likely the token behind it was.
+    pub(super) fn to_score(&self) -> Range<usize> {
+        let from = self.scored.max(self.start() + 1);
+        from..(self.start() + self.rows + 1).min(self.prompt).max(from)
+    }
+
+    /// Whether tokens of its prompt are still to be scored.
+    pub(super) fn scores(&self) -> bool {
+        self.scored < self.prompt
     }
 
     /// Whether only its last token is to be computed.
@@ -435,7 +463,11 @@ impl Sequence {
     }
 
     /// Keys of the prefix that may come from the cache: at least one token is always computed.
+    /// What is to be scored must be computed.
     pub(super) fn reusable_keys(&self, block_size: usize) -> &[PrefixKey] {
+        if self.scores() {
+            return &[];
+        }
         &self.keys[..self.keys.len().min((self.tokens.len() - 1) / block_size)]
     }
 

@@ -59,6 +59,8 @@ const INTEGRITY: DeviceNanos = DeviceNanos(60_000_000_000);
 const FAILURES_MAX: u32 = 5;
 /// A crowd of commands must not hold up what runs.
 const COMMANDS_A_STEP: usize = 64;
+/// Prompt tokens that a step scores at most: each needs a row of logits as long as the vocabulary.
+const SCORED_A_STEP: usize = 64;
 
 /// Runs until told to shut down, or until a bug ends it; either way every request is settled.
 pub(super) fn run(parts: Parts, inbox: Receiver<Command>, shared: Arc<Shared>) {
@@ -127,6 +129,11 @@ enum Post {
         choice: u32,
         token: u32,
         logprobs: Option<TokenLogprobs>,
+    },
+    Prompt {
+        request: RequestKey,
+        choice: u32,
+        scores: Vec<TokenLogprobs>,
     },
     /// The choice's sequence is gone already.
     End {

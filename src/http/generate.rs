@@ -11,12 +11,13 @@ use bytes::Bytes;
 use super::auth::Caller;
 use super::envelope::{DEVICE, put};
 use super::error::ApiError;
-use super::openai::{Choice, Delivery, Reply, Shape, best, parse_chat, parse_completion};
+use super::openai::{Choice, Delivery, Echo, Reply, Shape, best, parse_chat, parse_completion};
 use super::{Server, body, origin, sse};
 use crate::control::Key;
 use crate::control::limits::{Allotment, Left};
 use crate::ledger::Receipt;
 use crate::pipeline::{self, Answer, App, Ask, Failure, Piece};
+use crate::request::TokenLogprobs;
 use crate::units::RequestId;
 
 pub(super) async fn chat(
@@ -87,17 +88,20 @@ async fn answer(
     let mut reply = Reply::new(app, shape, &ask.origin.request, delivery.scored);
     let each = ask.choices;
     let choices = each * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
-    if delivery.echo {
-        reply.echo(ask.prompts.iter().map(|prompt| app.text_of(prompt)).collect(), each);
-    }
+    let texts = delivery.echo.then(|| ask.prompts.iter().map(|prompt| app.text_of(prompt)).collect());
     let answer = pipeline::run(app, ask).await?;
+    if let Some(texts) = texts {
+        let prompts = answer.prompts().clone();
+        reply.echo(Echo { each: delivery.best.unwrap_or(each), texts, prompts, scores: Vec::new() });
+    }
     let device = answer.device().to_owned();
     let left = answer.left();
     let mut response = if delivery.stream {
         let keep_alive = server.config.keep_alive;
         sse::response(answer, reply, delivery, choices, keep_alive, &head.headers)
     } else {
-        let (mut choices, receipt) = collect(answer, choices).await?;
+        let (mut choices, scores, receipt) = collect(answer, choices).await?;
+        reply.score(scores);
         if let Some(shown) = delivery.best {
             choices = best(choices, each, shown);
         }
@@ -127,20 +131,28 @@ fn rate_limit_headers(headers: &mut HeaderMap, left: &Left) {
     say("tokens", left.tokens);
 }
 
+/// The choices, how likely each prompt's tokens were where that was asked for, and the receipt.
+type Collected = (Vec<Choice>, Vec<Vec<TokenLogprobs>>, Arc<Receipt>);
+
 /// The whole answer. Dropping this future (the client left) drops the answer, which cancels it.
-async fn collect(mut answer: Answer, choices: u32) -> Result<(Vec<Choice>, Arc<Receipt>), Failure> {
+async fn collect(mut answer: Answer, choices: u32) -> Result<Collected, Failure> {
     let mut whole: Vec<Choice> = (0..choices).map(|_| Choice::new(answer.form())).collect();
+    let prompts = answer.prompts().count();
+    let mut prompt_scores = vec![Vec::new(); prompts];
     while let Some(piece) = answer.next().await {
         match piece? {
             Piece::Text { choice, text, scored } => {
                 whole[choice as usize].push(&text, scored);
+            }
+            Piece::Prompt { choice, scores } => {
+                prompt_scores[choice as usize * prompts / choices as usize].extend(scores);
             }
             Piece::Finished { choice, text, scored, finish } => {
                 let choice = &mut whole[choice as usize];
                 choice.push(&text, scored);
                 choice.finish(finish);
             }
-            Piece::Settled(receipt) => return Ok((whole, receipt)),
+            Piece::Settled(receipt) => return Ok((whole, prompt_scores, receipt)),
         }
     }
     Err(Failure::LedgerUnavailable)

@@ -141,6 +141,7 @@ impl Frames {
                 self.parts(choice, parts, &scored);
                 self.finish(choice, finish);
             }
+            Piece::Prompt { .. } => unreachable!("prompts are not scored for streams"),
             Piece::Settled(receipt) => self.settled(&receipt),
         }
     }

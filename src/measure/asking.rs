@@ -58,6 +58,7 @@ pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option
     NewRequest {
         allowance: None,
         grammar: None,
+        score_prompts: false,
         tenant: "anonymous".into(),
         throttled: false,
         ticket: Ticket(0),
@@ -99,6 +100,8 @@ pub async fn answer(seat: Seat, request: NewRequest) -> Result<Answer, NoAnswer>
                 answer.came.push(Instant::now());
                 answer.tokens.push(token);
             }
+            // Nobody asks for these here.
+            Some(Event::Prompt { .. }) => {}
             Some(Event::Finished { finish: Finish::Stop | Finish::Length, .. }) => return Ok(answer),
             Some(Event::Finished { .. }) | None => {
                 return Err(NoAnswer("the engine failed; the log says why".into()));

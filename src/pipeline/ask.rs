@@ -22,6 +22,8 @@ pub struct Ask {
     pub prompts: Vec<Prompt>,
     /// Over each prompt.
     pub choices: u32,
+    /// Say how likely each prompt's tokens were, too.
+    pub score_prompts: bool,
     /// `sampling.seed` counts only after `seed` has been resolved.
     pub sampling: Sampling,
     /// `None`: one is drawn and recorded in the receipt.

@@ -284,3 +284,28 @@ def test_the_best_of_several_answers_is_shown(client, name):
     assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
     assert best.choices[0].logprobs is None
     assert best.usage.completion_tokens == every.usage.completion_tokens, "all four are paid for"
+
+
+def test_prompts_are_scored_as_answers_are(client, name):
+    said = client.completions.create(
+        model=name, prompt="The capital of France is", temperature=0, max_tokens=40, logprobs=2
+    )
+    whole = "The capital of France is" + said.choices[0].text
+    asked = {"model": name, "prompt": [whole, "2 + 2 ="], "max_tokens": 1, "temperature": 0}
+    scored = client.completions.create(**asked, echo=True, logprobs=2)
+    first, second = (choice.logprobs for choice in scored.choices)
+    assert first.token_logprobs[0] is None and first.top_logprobs[0] is None
+    # The very same rows: a prompt's and an answer's logits do not depend on how they are computed.
+    generated = said.choices[0].logprobs
+    begins = said.usage.prompt_tokens
+    ends = begins + len(generated.tokens)
+    assert first.tokens[begins:ends] == generated.tokens
+    assert first.token_logprobs[begins:ends] == generated.token_logprobs
+    assert first.top_logprobs[begins:ends] == generated.top_logprobs
+    assert first.text_offset[0] == 0 and second.text_offset[0] == 0
+    for logprobs, choice in zip((first, second), scored.choices, strict=True):
+        for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
+            assert choice.text[offset : offset + len(token)] == token
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**asked, echo=True, logprobs=0, stream=True)
+    assert caught.value.param == "echo"

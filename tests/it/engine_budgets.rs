@@ -81,6 +81,7 @@ fn random_worlds(on: On) {
                 let stream = world.submit_new(NewRequest {
                     allowance: limits.clone().map(|limits| limits as Arc<dyn Allowance>),
                     grammar: grammar_of(&sampling, &stops),
+                    score_prompts: false,
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),

@@ -65,6 +65,7 @@ impl Stage {
             throttled,
             allowance: None,
             grammar: None,
+            score_prompts: false,
         });
         self.streams.lock().unwrap().push(stream);
     }

@@ -1,11 +1,22 @@
 //! Requests with several prompts: each choice is what its own prompt alone would give, and one account holds all.
 
-use obol::request::{CacheSalt, NewRequest, Prompts};
+use obol::engine::sampler::{self, Scratch};
+use obol::request::{CacheSalt, NewRequest, Prompts, Sampling, TokenLogprobs};
 use obol::units::{RequestId, Ticket};
 use obol_models::fake::FakeModel;
 
-use crate::engine_sim::{EVERYWHERE, Rng, World, block_on, oracle, random_request, read, tight};
+use crate::engine_oracle::{oracle, read_scored};
+use crate::engine_sim::{EVERYWHERE, Rng, World, block_on, random_request, tight};
 use crate::fake_grammar::grammar_of;
+
+/// How likely a prompt's tokens are, each looked at alone.
+fn scored(model: &FakeModel, prompt: &[u32]) -> Vec<TokenLogprobs> {
+    let score = |at: usize| {
+        let logits = model.logits_after(&prompt[..at]);
+        sampler::score(&logits, prompt[at], 2, &mut Scratch::default()).expect("numbers")
+    };
+    (1..prompt.len()).map(score).collect()
+}
 
 #[test]
 fn each_choice_continues_its_own_prompt() {
@@ -32,11 +43,14 @@ fn each_choice_continues_its_own_prompt() {
                     stops.max_tokens = stops.max_tokens.min((capacity as usize - longest) as u32);
                     stops.min_tokens = stops.min_tokens.min(stops.max_tokens);
                     let each = 1 + rng.below(2) as u32;
+                    let score = world.engine.scores_prompts() && rng.below(2) == 0;
+                    let sampling = Sampling { logprobs: score.then_some(2), ..sampling };
                     let choices = each * prompts.len() as u32;
                     lengths.push(prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>());
                     let stream = world.submit_new(NewRequest {
                         allowance: None,
                         grammar: grammar_of(&sampling, &stops),
+                        score_prompts: score,
                         tenant: "anonymous".into(),
                         throttled: false,
                         id: RequestId(format!("r{ticket}")),
@@ -50,7 +64,14 @@ fn each_choice_continues_its_own_prompt() {
                     streams.push((stream, prompts, each, sampling, stops));
                 }
                 for (mut stream, prompts, each, sampling, stops) in streams {
-                    let got = read(&mut stream, each * prompts.len() as u32).await;
+                    let (got, scores) = read_scored(&mut stream, each * prompts.len() as u32).await;
+                    for (at, prompt) in prompts.iter().enumerate() {
+                        let expected =
+                            if sampling.logprobs.is_some() { scored(&oracle_model, prompt) } else { vec![] };
+                        let first = at * each as usize;
+                        assert_eq!(scores[first], expected, "{on:?}, seed {seed}, prompt {prompt:?}");
+                        assert!(scores[first + 1..first + each as usize].iter().all(Vec::is_empty));
+                    }
                     for (choice, (tokens, finish)) in got.into_iter().enumerate() {
                         let prompt = &prompts[choice / each as usize];
                         let expected = oracle(&oracle_model, prompt, &sampling, &stops, choice as u32);

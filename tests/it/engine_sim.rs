@@ -6,7 +6,6 @@ use std::sync::{Arc, mpsc};
 
 use obol::clock::{Clock, ManualClock};
 use obol::config::{Speculative, Weights};
-use obol::engine::sampler::{self, Bars, Draw, History, Scratch};
 use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::energy::EnergyMeter;
@@ -18,6 +17,7 @@ use obol::usage::{HouseTime, MeterReport, Usage};
 use obol_models::batch::{Batch, CausalLm};
 use obol_models::fake::FakeModel;
 
+pub(crate) use crate::engine_oracle::{oracle, read};
 use crate::fake_device::{Beside, Quirks};
 use crate::fake_grammar::grammar_of;
 
@@ -208,6 +208,7 @@ impl World {
         self.submit_new(NewRequest {
             allowance: None,
             grammar: grammar_of(&sampling, &stops),
+            score_prompts: false,
             tenant: format!("t{tenant}").into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),
@@ -263,61 +264,6 @@ impl World {
         assert_eq!((stats.draft_tokens_accepted, stats.draft_tokens), (accepted, accepted + rejected));
         (usages, last.house_time)
     }
-}
-
-/// What a request must produce, computed the dumb way: one token after another, alone.
-pub(crate) fn oracle(
-    model: &FakeModel,
-    prompt: &[u32],
-    sampling: &Sampling,
-    stops: &Stops,
-    choice: u32,
-) -> (Vec<u32>, Finish) {
-    let mut tokens = prompt.to_vec();
-    let mut history = History::new(prompt, sampling);
-    let mut shown = Vec::new();
-    let mut guide = grammar_of(sampling, stops).map(|grammar| grammar.guide());
-    loop {
-        let generated = tokens.len() - prompt.len();
-        let mut forbidden = Vec::new();
-        if generated < stops.min_tokens as usize {
-            forbidden.extend(&stops.stop_token_ids);
-            if !stops.ignore_eos {
-                forbidden.push(0);
-            }
-        }
-        let draw = Draw { seed: sampling.seed, choice, position: tokens.len() as u64 };
-        let logits = model.logits_after(&tokens);
-        let allowed = guide.as_mut().map(|guide| guide.allowed().expect("a set"));
-        let bars = Bars { forbidden: &forbidden, allowed };
-        let (token, _) =
-            sampler::sample(&logits, sampling, &history, bars, draw, &mut Scratch::default()).unwrap();
-        if let Some(guide) = &mut guide {
-            guide.drew(token);
-        }
-        tokens.push(token);
-        history.push(token);
-        if (token == 0 && !stops.ignore_eos) || stops.stop_token_ids.contains(&token) {
-            return (shown, Finish::Stop);
-        }
-        shown.push(token);
-        if generated + 1 == stops.max_tokens as usize {
-            return (shown, Finish::Length);
-        }
-    }
-}
-
-pub(crate) async fn read(stream: &mut EventStream, choices: u32) -> Vec<(Vec<u32>, Option<Finish>)> {
-    let mut out = vec![(Vec::new(), None); choices as usize];
-    while let Some(event) = stream.next().await {
-        match event {
-            Event::Token { choice, token, .. } => out[choice as usize].0.push(token),
-            Event::Finished { choice, finish } => {
-                assert!(out[choice as usize].1.replace(finish).is_none(), "a choice ends once");
-            }
-        }
-    }
-    out
 }
 
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
@@ -531,6 +477,7 @@ fn a_device_that_is_lost_ends_the_engine_and_every_request_is_settled() {
                 let mut stream = seat.submit(NewRequest {
                     allowance: None,
                     grammar: None,
+                    score_prompts: false,
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),
@@ -575,6 +522,7 @@ fn stop_string(on: On) {
         let mut ends = Vec::new();
         while let Some(event) = stream.next().await {
             match event {
+                Event::Prompt { .. } => unreachable!("no prompt is scored here"),
                 Event::Token { choice: 1, .. } if go.is_some() => {
                     stream.stop_choice(1);
                     go = None;

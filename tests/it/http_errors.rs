@@ -122,7 +122,7 @@ async fn completions_name_their_fields_too() {
         (json!({"prompt": [1, -2]}), "prompt[1]"),
         (json!({"prompt": [[1, 99999]]}), "prompt[0][1]"),
         (json!({"prompt": [{"a": 1}]}), "prompt[0]"),
-        (json!({"echo": true, "logprobs": 0}), "echo"),
+        (json!({"echo": true, "logprobs": 0, "stream": true}), "echo"),
         (json!({"echo": "yes"}), "echo"),
         (json!({"suffix": "x"}), "suffix"),
         (json!({"best_of": 2, "n": 3}), "best_of"),

@@ -8,6 +8,7 @@ mod commands;
 mod compare;
 mod engine_budgets;
 mod engine_fair;
+mod engine_oracle;
 mod engine_prompts;
 mod engine_queue;
 mod engine_sim;

@@ -38,7 +38,7 @@ impl Host {
 
     pub(super) fn add(&mut self, sequence: &Sequence) -> Option<usize> {
         super::add_rows(&mut self.batch, sequence);
-        lock(&sequence.lane).begin(&sequence.drafts);
+        lock(&sequence.lane).begin(sequence.to_score(), &sequence.drafts);
         self.lanes.push(sequence.lane.clone());
         (sequence.logits() > 0).then_some(self.lanes.len() - 1)
     }

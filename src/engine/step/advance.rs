@@ -84,6 +84,12 @@ impl Engine {
                 device.deliver(draw, sequence);
             }
             let request = requests.get_mut(&key).expect("a sequence has a request");
+            if sequence.scores() {
+                let scores = sequence.take_scores();
+                if !scores.is_empty() {
+                    outbox.push(Post::Prompt { request: key, choice, scores });
+                }
+            }
             let (mut drawn, broken) = sequence.take_drawn();
             let (generated, mut end) = (drawn.len() as u64, None);
             for (token, logprobs) in drawn.drain(..) {

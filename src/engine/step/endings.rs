@@ -63,6 +63,12 @@ impl Engine {
                         self.gone.push(request);
                     }
                 }
+                Post::Prompt { request, choice, scores } => {
+                    let events = &self.requests[&request].events;
+                    if events.send(Event::Prompt { choice, scores }).is_err() {
+                        self.gone.push(request);
+                    }
+                }
                 Post::End { request: key, choice, finish, at } => {
                     let request = self.requests.get_mut(&key).expect("a request lives until its last end");
                     request.end_choice(choice, finish);

@@ -11,7 +11,7 @@ use crate::request::Finish;
 use crate::units::DeviceNanos;
 
 use super::turns::{self, Turns};
-use super::{Buffers, Engine};
+use super::{Buffers, Engine, SCORED_A_STEP};
 
 impl Engine {
     /// Views of the queues for the pure scheduler.
@@ -80,7 +80,15 @@ impl Engine {
         self.buffers.plan = plan;
         self.buffers.planned.clear();
         let block_size = self.config.block_size;
+        let mut scored = SCORED_A_STEP;
         for (index, sequence) in self.running.iter_mut().enumerate().filter(|(_, s)| s.rows > 0) {
+            if sequence.scores() {
+                sequence.rows = sequence.rows.min(scored);
+                scored -= sequence.rows;
+                if sequence.rows == 0 {
+                    continue;
+                }
+            }
             sequence.lease.grow_to((sequence.start() + sequence.rows).div_ceil(block_size));
             self.buffers.planned.push(index);
         }

@@ -21,15 +21,17 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, De
     let prompt = fields.take("prompt").ok_or_else(|| Invalid::new("prompt", "`prompt` is required"))?;
     let prompts = prompts_of(prompt, rules)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
-    if echo && logprobs.is_some() {
-        let message = "`echo` does not go together with `logprobs`: the prompt's tokens are not scored";
+    let score = echo && logprobs.is_some();
+    if score && common.delivery.stream {
+        let message = "`echo` with `logprobs` does not go together with `stream`";
         return Err(Invalid::new("echo", message));
     }
     let best = best_of(&mut fields, &mut common, rules)?;
     fields.only("suffix", &[json!("")], "insertion is not available")?;
     fields.finish(rules.unknown)?;
     let delivery = Delivery { echo, best, scored: logprobs.is_some(), ..common.delivery };
-    Ok((common.ask(prompts, limit, asker)?, delivery))
+    let ask = common.ask(prompts, limit, asker)?;
+    Ok((Ask { score_prompts: score, ..ask }, delivery))
 }
 
 /// How many of `best_of` choices are shown, where those are more than `n`.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::pipeline::Scored;
+use crate::request::TokenLogprobs;
 use obol_models::tokenizer::Tokenizer;
 
 /// Chat: one object per token, alternatives as a list.
@@ -28,25 +29,53 @@ pub(super) fn chat(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
 
 /// Completions: parallel arrays, alternatives as maps from text. The chosen token is always in its map.
 pub(super) fn completion(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
-    let tokens: Vec<String> = scored.iter().map(|scored| tokenizer.token_text(scored.token)).collect();
-    let top: Vec<Map<String, Value>> = scored
-        .iter()
-        .map(|scored| {
+    let tokens = scored.iter().map(|scored| (scored.token, scored.offset, Some(&scored.logprobs)));
+    arrays(tokenizer, tokens)
+}
+
+/// As [`completion`], of a text that begins with its prompt, which has so many characters. The prompt's first token has
+/// no log-probability.
+pub(super) fn echoed(
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    scores: &[TokenLogprobs],
+    begins: usize,
+    scored: &[Scored],
+) -> Value {
+    let mut offset = 0;
+    let known = [None].into_iter().chain(scores.iter().map(Some));
+    let prompt = prompt.iter().zip(known).map(|(token, score)| {
+        let at = offset;
+        if !tokenizer.is_special(*token) {
+            offset += tokenizer.token_text(*token).chars().count();
+        }
+        // A character in several tokens counts once in the text.
+        (*token, at.min(begins), score)
+    });
+    let drawn = scored.iter().map(|scored| (scored.token, begins + scored.offset, Some(&scored.logprobs)));
+    arrays(tokenizer, prompt.chain(drawn))
+}
+
+fn arrays<'a>(
+    tokenizer: &Tokenizer,
+    scored: impl Iterator<Item = (u32, usize, Option<&'a TokenLogprobs>)>,
+) -> Value {
+    let (mut tokens, mut chosen, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (token, offset, logprobs) in scored {
+        tokens.push(tokenizer.token_text(token));
+        offsets.push(offset);
+        chosen.push(logprobs.map_or(Value::Null, |logprobs| finite(logprobs.chosen)));
+        tops.push(logprobs.map_or(Value::Null, |logprobs| {
             let mut map = Map::new();
-            for &(token, logprob) in &scored.logprobs.top {
+            for &(token, logprob) in &logprobs.top {
                 // Two tokens may read the same; the likelier one comes first and stays.
                 map.entry(tokenizer.token_text(token)).or_insert_with(|| finite(logprob));
             }
-            map.entry(tokenizer.token_text(scored.token)).or_insert_with(|| finite(scored.logprobs.chosen));
-            map
-        })
-        .collect();
-    json!({
-        "tokens": tokens,
-        "token_logprobs": scored.iter().map(|scored| finite(scored.logprobs.chosen)).collect::<Vec<_>>(),
-        "top_logprobs": top,
-        "text_offset": scored.iter().map(|scored| scored.offset).collect::<Vec<_>>(),
-    })
+            map.entry(tokenizer.token_text(token)).or_insert_with(|| finite(logprobs.chosen));
+            Value::Object(map)
+        }));
+    }
+    json!({"tokens": tokens, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets})
 }
 
 /// JSON has no infinity; OpenAI writes -9999 for "practically never".

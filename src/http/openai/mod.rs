@@ -11,4 +11,4 @@ mod tools;
 pub(super) use chat::{messages_of, parse as parse_chat};
 pub(super) use completions::{parse as parse_completion, tokens_at};
 pub(super) use params::{Delivery, Rules};
-pub(super) use reply::{Choice, Reply, Shape, best, usage, usage_so_far};
+pub(super) use reply::{Choice, Echo, Reply, Shape, best, usage, usage_so_far};

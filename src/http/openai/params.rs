@@ -134,6 +134,7 @@ impl Common {
             ignore_eos: self.ignore_eos,
             stop_token_ids: self.stop_token_ids,
             form: self.form,
+            score_prompts: false,
             stop: self.stop,
             origin: asker.origin(self.user, self.metadata)?,
         })

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::logprobs;
 use crate::ledger::Receipt;
 use crate::pipeline::{App, Scored};
-use crate::request::Finish;
+use crate::request::{Finish, Prompts, TokenLogprobs};
 use crate::text::turn::{CallFormat, Part, TurnForm, TurnReader};
 use crate::units::RequestId;
 
@@ -101,8 +101,25 @@ pub(crate) struct Reply {
     created: u64,
     /// Whether log-probabilities were asked for.
     logprobs: bool,
-    /// What each choice's text begins with; empty: nothing.
-    echoes: Vec<String>,
+    /// Each choice's text begins with its prompt.
+    echo: Option<Echo>,
+}
+
+/// The prompts, as texts begin with them.
+#[derive(Debug)]
+pub(crate) struct Echo {
+    /// Choices that are shown of each.
+    pub(crate) each: u32,
+    pub(crate) texts: Vec<String>,
+    pub(crate) prompts: Prompts,
+    /// How likely the tokens of each were, from its second one on, where that was asked for.
+    pub(crate) scores: Vec<Vec<TokenLogprobs>>,
+}
+
+impl Echo {
+    fn prompt(&self, choice: usize) -> usize {
+        choice / self.each as usize
+    }
 }
 
 impl Reply {
@@ -118,18 +135,25 @@ impl Reply {
             request: request.clone(),
             created: app.clock().wall().0 / 1_000_000_000,
             logprobs,
-            echoes: Vec::new(),
+            echo: None,
         }
     }
 
-    /// The choices' texts begin with their prompts, which are these, of as many choices each.
-    pub(crate) fn echo(&mut self, prompts: Vec<String>, choices_each: u32) {
-        let each = |prompt| std::iter::repeat_n(prompt, choices_each as usize);
-        self.echoes = prompts.into_iter().flat_map(each).collect();
+    /// From now on texts begin with their prompts.
+    pub(crate) fn echo(&mut self, echo: Echo) {
+        self.echo = Some(echo);
+    }
+
+    /// How likely each prompt's tokens were.
+    pub(crate) fn score(&mut self, scores: Vec<Vec<TokenLogprobs>>) {
+        if let Some(echo) = &mut self.echo {
+            echo.scores = scores;
+        }
     }
 
     fn echoed(&self, choice: usize, text: &str) -> String {
-        format!("{}{text}", self.echoes.get(choice).map_or("", String::as_str))
+        let echo = self.echo.as_ref();
+        format!("{}{text}", echo.map_or("", |echo| echo.texts[echo.prompt(choice)].as_str()))
     }
 
     /// The whole answer.
@@ -145,7 +169,15 @@ impl Reply {
     }
 
     fn choice(&self, index: usize, choice: Choice) -> Value {
-        let logprobs = self.logprobs_of(&choice.scored);
+        let logprobs = match &self.echo {
+            Some(echo) if self.logprobs => {
+                let at = echo.prompt(index);
+                let prompt = echo.prompts.each().nth(at).expect("each choice has a prompt");
+                let begins = echo.texts[at].chars().count();
+                logprobs::echoed(self.app.tokenizer(), prompt, &echo.scores[at], begins, &choice.scored)
+            }
+            _ => self.logprobs_of(&choice.scored),
+        };
         let Said { thought, text, calls } = choice.said;
         let calls_made = !calls.is_empty();
         let mut value = match self.shape {
