@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-pub use admission::{Admission, Policy, budget_resets_at, follow, heed};
+pub use admission::{Admission, Policy, budget_resets_at, follow, foreseen, heed};
 use admission::{Admitted, refused};
 use app::Open;
 pub use app::{App, Parts, Served};

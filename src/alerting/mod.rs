@@ -317,6 +317,11 @@ impl Watcher {
         for alert in self.watch.close(now, || self.budgets.standings(now)) {
             self.raise(alert);
         }
+        if let Some(foreseen) = self.watch.take_foreseen()
+            && let Err(error) = lock(&self.outbox).foresee(&foreseen)
+        {
+            tracing::error!(%error, "where budgets will end cannot be written down; it is tried again in a minute");
+        }
         for device in &self.ledger.totals().devices {
             let errors = (device.conservation_error_ns, device.kv_conservation_error);
             let alert = self.watch.conservation(&device.device, errors, (self.started, now));

@@ -18,6 +18,7 @@ use crate::control::{
     SecretHash, Span,
 };
 use crate::ledger;
+use crate::pipeline;
 use crate::request::Tag;
 use crate::units::Picos;
 
@@ -265,14 +266,17 @@ impl Desk {
     }
 
     fn print_secret(&self, secret: &Secret, key: &Key) -> Result<ExitCode, Failure> {
-        let mut json = render::json(key, secret.hash(), &BTreeMap::new());
+        let mut json = render::json(key, secret.hash(), &BTreeMap::new(), None);
         json["key"] = json!(secret.reveal());
         self.print(&render::secret(secret, key), &json)
     }
 
     fn print_key(&self, key: &Key, token: SecretHash) -> Result<ExitCode, Failure> {
         let spent = ledger::spent_by_keys(&self.dir, &[&key.id.0]).map_err(Failure::failed)?;
-        self.print(&render::card(key, token, &spent[0]), &render::json(key, token, &spent[0]))
+        let all = self.control.foreseen()?;
+        let foreseen = pipeline::foreseen(&all, key, self.control.now());
+        let json = render::json(key, token, &spent[0], foreseen);
+        self.print(&render::card(key, token, &spent[0], foreseen), &json)
     }
 }
 
@@ -337,9 +341,12 @@ fn list(desk: &Desk, all: bool) -> Result<ExitCode, Failure> {
     keys.retain(|(key, _)| all || key.deleted.is_none());
     let ids: Vec<&str> = keys.iter().map(|(key, _)| key.id.0.as_str()).collect();
     let spent = ledger::spent_by_keys(&desk.dir, &ids).map_err(Failure::failed)?;
-    let json =
-        keys.iter().zip(&spent).map(|((key, token), spent)| render::json(key, *token, spent)).collect();
-    desk.print(&render::table(&keys, &spent, desk.control.now()), &Value::Array(json))
+    let (all, now) = (desk.control.foreseen()?, desk.control.now());
+    let json = |((key, token), spent): (&(Arc<Key>, SecretHash), _)| {
+        render::json(key, *token, spent, pipeline::foreseen(&all, key, now))
+    };
+    let json = keys.iter().zip(&spent).map(json).collect();
+    desk.print(&render::table(&keys, &spent, now), &Value::Array(json))
 }
 
 fn revoke(desk: &Desk, actor: &Actor, named: &[String]) -> Result<ExitCode, Failure> {

@@ -12,6 +12,7 @@ pub mod anomaly;
 mod audit_trail;
 pub mod budgets;
 pub mod forecast;
+pub mod foreseen;
 mod keys;
 pub mod limits;
 pub mod outbox;

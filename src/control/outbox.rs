@@ -95,7 +95,11 @@ impl Outbox {
         Store::open(data_dir).map(Self)
     }
 
-    /// Forgets what is old, and gives up what is meant for webhooks that are not among `targets`.
+    pub(super) fn store(&mut self) -> &mut Store {
+        &mut self.0
+    }
+
+    /// Forgets what is old and what was foreseen, and gives up what is meant for webhooks that are not among `targets`.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -104,6 +108,7 @@ impl Outbox {
         let old = instant(UnixNanos(now.0.saturating_sub(KEEP)));
         self.0.write(|transaction| {
             transaction.execute("DELETE FROM alerts WHERE at < ?1", [old])?;
+            transaction.execute("DELETE FROM foreseen", [])?;
             transaction.execute(
                 "UPDATE alert_sends SET given_up_at = ?1, error = 'the webhook is not configured any more'
                  WHERE sent_at IS NULL AND given_up_at IS NULL
@@ -291,7 +296,7 @@ fn make_room(connection: &Connection, target: &str, now: UnixNanos) -> SqlResult
     Ok(())
 }
 
-fn instant(at: UnixNanos) -> i64 {
+pub(super) fn instant(at: UnixNanos) -> i64 {
     i64::try_from(at.0).unwrap_or(i64::MAX)
 }
 

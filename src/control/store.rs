@@ -22,10 +22,10 @@ use crate::units::{Picos, UnixNanos};
 const FILE: &str = "control.db";
 /// "OBOC".
 const APPLICATION_ID: i64 = 0x4F42_4F43;
-const SCHEMA_VERSION: i64 = 2;
-const SCHEMA: &str = include_str!("schema.sql");
-/// What version 2 has more than version 1.
-const ALERTS: &str = include_str!("alerts.sql");
+const SCHEMA_VERSION: i64 = 3;
+/// What each version has more than the one before.
+const PARTS: [&str; SCHEMA_VERSION as usize] =
+    [include_str!("schema.sql"), include_str!("alerts.sql"), include_str!("foreseen.sql")];
 /// A change waits so long for another process's change.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// A look waits so long for another process that opens or closes the file.
@@ -165,11 +165,10 @@ impl Store {
         let broken = |source| ControlError::unreadable(&path, source);
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(broken)?;
-        let version: i64 =
+        let version: usize =
             transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(broken)?;
-        if version < SCHEMA_VERSION {
-            let parts = if version == 0 { [SCHEMA, ALERTS].as_slice() } else { &[ALERTS] };
-            for part in parts {
+        if version < PARTS.len() {
+            for part in &PARTS[version..] {
                 transaction.execute_batch(part).map_err(broken)?;
             }
             transaction
@@ -438,7 +437,7 @@ pub(super) fn parsed<T: serde::de::DeserializeOwned>(column: usize, text: &str) 
     serde_json::from_str(text).map_err(|error| malformed(column, error.to_string()))
 }
 
-fn malformed(column: usize, problem: String) -> rusqlite::Error {
+pub(super) fn malformed(column: usize, problem: String) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, problem.into())
 }
 

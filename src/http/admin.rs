@@ -25,7 +25,7 @@ use crate::control::{
 };
 use crate::pipeline;
 use crate::request::Tag;
-use crate::units::Picos;
+use shape::Stand;
 
 /// Keys in a page of `/key/list`.
 const PAGE_MAX: u64 = 100;
@@ -95,12 +95,12 @@ fn living(control: &Control, reference: &str) -> Result<Arc<Key>, ControlError> 
     Ok(key)
 }
 
-/// The living key that is to be changed, and what it has spent: read first, for after the change nothing may fail.
-async fn meant(server: &Server, control: &Control, named: String) -> Result<(KeyId, Picos), ApiError> {
-    let control = control.clone();
-    let key = blocking(move || living(&control, &named)).await?;
-    let spent = spent(server, vec![key.id.clone()]).await?;
-    Ok((key.id.clone(), of(&spent, &key)))
+/// The living key that is to be changed, and where its spend stands: read first, for after the change nothing may fail.
+async fn meant(server: &Server, control: &Control, named: String) -> Result<(KeyId, Stand), ApiError> {
+    let looked = control.clone();
+    let key = blocking(move || living(&looked, &named)).await?;
+    let stand = stand(server, control, &key).await?;
+    Ok((key.id.clone(), stand))
 }
 
 /// Has a changed key's budget count its requests that run, from now on.
@@ -124,8 +124,8 @@ fn refuse_secret(fields: &mut Fields, name: &str) -> Result<(), Invalid> {
 }
 
 /// A key with its secret, which is shown this once.
-fn revealed(secret: &Secret, key: &Key, spent: Picos, server: &Server) -> Json<Value> {
-    let mut made = shape::info(key, secret.hash(), spent, server);
+fn revealed(secret: &Secret, key: &Key, stand: &Stand, server: &Server) -> Json<Value> {
+    let mut made = shape::info(key, secret.hash(), stand, server);
     made["key"] = json!(secret.reveal());
     Json(made)
 }
@@ -141,7 +141,7 @@ async fn generate(
     let mut settings = KeySettings::default();
     settings::apply(fields, &mut settings, control.now(), unknown).map_err(ControlError::from)?;
     let (secret, key) = blocking(move || control.create(&actor, settings)).await?;
-    Ok(revealed(&secret, &key, Picos::ZERO, &server))
+    Ok(revealed(&secret, &key, &Stand::default(), &server))
 }
 
 async fn update(
@@ -153,7 +153,7 @@ async fn update(
     let named = order.key()?;
     let Ordered { server, control, actor, fields } = order;
     let unknown = server.config.unknown_fields;
-    let (id, spent) = meant(&server, &control, named.clone()).await?;
+    let (id, stand) = meant(&server, &control, named.clone()).await?;
     let (key, token) = blocking(move || {
         let now = control.now();
         control.update(&actor, &id, |settings| settings::apply(fields, settings, now, unknown))?;
@@ -161,7 +161,7 @@ async fn update(
     })
     .await?;
     heed(&server, &key).await;
-    let mut changed = shape::info(&key, token, spent, &server);
+    let mut changed = shape::info(&key, token, &stand, &server);
     changed["key"] = json!(named);
     Ok(Json(changed))
 }
@@ -230,9 +230,9 @@ async fn rotate(mut order: Ordered, named: String) -> Result<Json<Value>, ApiErr
         .transpose()?;
     refuse_secret(&mut order.fields, "new_key")?;
     let (server, control, actor) = order.finish()?;
-    let (id, spent) = meant(&server, &control, named).await?;
+    let (id, stand) = meant(&server, &control, named).await?;
     let (secret, key) = blocking(move || control.rotate(&actor, &id, grace)).await?;
-    Ok(revealed(&secret, &key, spent, &server))
+    Ok(revealed(&secret, &key, &stand, &server))
 }
 
 async fn block(
@@ -254,13 +254,13 @@ async fn unblock(
 async fn set_blocked(mut order: Ordered, blocked: bool) -> Result<Json<Value>, ApiError> {
     let named = order.key()?;
     let (server, control, actor) = order.finish()?;
-    let (id, spent) = meant(&server, &control, named).await?;
+    let (id, stand) = meant(&server, &control, named).await?;
     let (key, token) = blocking(move || {
         control.set_blocked(&actor, &id, blocked)?;
         control.resolve(&id.0)
     })
     .await?;
-    Ok(Json(shape::info(&key, token, spent, &server)))
+    Ok(Json(shape::info(&key, token, &stand, &server)))
 }
 
 /// `?key=`: of that key, for the administrator; a key may ask for itself, by name or without one.
@@ -284,12 +284,13 @@ async fn info(
             return Err(Invalid::new("key", "`key` is required: a key, its token, or its id").into());
         }
     };
-    let (key, token) = blocking(move || control.resolve(&reference)).await?;
+    let looked = control.clone();
+    let (key, token) = blocking(move || looked.resolve(&reference)).await?;
     if own.is_some_and(|own| own.id != key.id) {
         return Err(ApiError::KeyNotFound);
     }
-    let spent = spent(&server, vec![key.id.clone()]).await?;
-    let info = shape::info(&key, token, of(&spent, &key), &server);
+    let stand = stand(&server, &control, &key).await?;
+    let info = shape::info(&key, token, &stand, &server);
     Ok(Json(json!({"key": named.unwrap_or_else(|| token.to_string()), "info": info})))
 }
 
@@ -320,7 +321,8 @@ async fn list(
     let (user, team) = (wanted("user_id"), wanted("team_id"));
     let (alias, token) = (wanted("key_alias"), wanted("key_hash"));
     refuse_rest(&query)?;
-    let keys = blocking(move || control.keys()).await?;
+    let looked = control.clone();
+    let keys = blocking(move || looked.keys()).await?;
     let is = |wanted: &Option<String>, has: Option<&String>| wanted.is_none() || wanted.as_ref() == has;
     let found: Vec<&(Arc<Key>, SecretHash)> = keys
         .iter()
@@ -338,8 +340,13 @@ async fn list(
     let shown: Vec<_> =
         found.iter().skip(skipped).take(usize::try_from(size).expect("at most 100")).collect();
     let data: Vec<Value> = if whole {
-        let spent = spent(&server, shown.iter().map(|(key, _)| key.id.clone()).collect()).await?;
-        shown.iter().map(|(key, token)| shape::info(key, *token, of(&spent, key), &server)).collect()
+        let stands =
+            stands(&server, &control, shown.iter().map(|(key, _)| Arc::clone(key)).collect()).await?;
+        shown
+            .iter()
+            .zip(&stands)
+            .map(|((key, token), stand)| shape::info(key, *token, stand, &server))
+            .collect()
     } else {
         shown.iter().map(|(_, token)| json!(token.to_string())).collect()
     };
@@ -351,21 +358,24 @@ async fn list(
     })))
 }
 
-/// What each of these keys was charged, in the server's currency, as its receipts say.
-async fn spent(server: &Server, ids: Vec<KeyId>) -> Result<BTreeMap<KeyId, Picos>, ApiError> {
+/// Where the spend of each of these keys stands, as its receipts say and the server foresees.
+async fn stands(server: &Server, control: &Control, keys: Vec<Arc<Key>>) -> Result<Vec<Stand>, ApiError> {
+    let (looked, now) = (control.clone(), control.now());
+    let all = blocking(move || looked.foreseen()).await?;
     let currency = server.config.currency.clone();
     from_ledger(server, move |ledger| {
-        let of = |id: KeyId| {
-            let spent = ledger.spent_by_key(&id.0)?;
-            Ok((id, spent.get(&currency).copied().unwrap_or_default()))
+        let stand = |key: &Arc<Key>| {
+            let spent = ledger.spent_by_key(&key.id.0)?.get(&currency).copied().unwrap_or_default();
+            Ok(Stand { spent, foreseen: pipeline::foreseen(&all, key, now).cloned() })
         };
-        ids.into_iter().map(of).collect()
+        keys.iter().map(stand).collect()
     })
     .await
 }
 
-fn of(spent: &BTreeMap<KeyId, Picos>, key: &Key) -> Picos {
-    spent.get(&key.id).copied().unwrap_or_default()
+async fn stand(server: &Server, control: &Control, key: &Arc<Key>) -> Result<Stand, ApiError> {
+    let mut stands = stands(server, control, vec![Arc::clone(key)]).await?;
+    Ok(stands.remove(0))
 }
 
 /// A query's parameters.

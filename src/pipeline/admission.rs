@@ -14,6 +14,7 @@ use super::purse::Budgeted;
 use super::{App, Failure, Origin};
 use crate::config::{LimitSet, LimitSets, TaskCeilings};
 use crate::control::budgets::{Budget, Budgets, Mode, Refusal, Scope, Spender};
+use crate::control::foreseen::Foreseen;
 use crate::control::limits::{Left, Limiter, Limits, Pass};
 use crate::control::tasks::{Call, Called, Ceilings, Progress, Tasks};
 use crate::control::window::Window;
@@ -342,6 +343,15 @@ fn budget_of(key: &Key) -> Option<Budget> {
 pub fn budget_resets_at(key: &Key, now: UnixNanos) -> Option<UnixNanos> {
     let rule = budget_of(key)?;
     rule.window.around(now, &rule.zone).end
+}
+
+/// What of all that is foreseen is where the window of a key's budget will end that is open now.
+#[must_use]
+pub fn foreseen<'a>(all: &'a [Foreseen], key: &Key, now: UnixNanos) -> Option<&'a Foreseen> {
+    // A window that was changed since is another one.
+    let end = budget_resets_at(key, now)?;
+    let name = name_of_budget(key);
+    all.iter().find(|foreseen| foreseen.budget == name && foreseen.end == end)
 }
 
 /// A key's own limits, or those of its tier.

@@ -10,17 +10,21 @@ use axum::body::Body;
 use axum::http::Request;
 use jiff::tz::TimeZone;
 use obol::alerting::{Alerting, Parts, Tuning, Webhook};
-use obol::clock::{Clock, SystemClock};
+use obol::clock::{Clock, ManualClock, SystemClock};
 use obol::control::alerts::rules::{Daily, Rules};
 use obol::control::budgets::{Budget, Budgets, Mode, Scope, Spender};
+use obol::control::forecast::Projection;
+use obol::control::foreseen::Foreseen;
 use obol::control::outbox::{Outbox, Raised};
 use obol::control::window::Window;
-use obol::ledger::{DeviceInfo, Ledger, OpenOptions, RateCard};
-use obol::pipeline::Policy;
-use obol::units::{Picos, RequestId};
+use obol::control::{Actor, Control, KeySettings};
+use obol::ledger::{DeviceInfo, Ledger, OpenOptions, Page, RateCard, ReceiptFilter};
+use obol::pipeline::{Policy, foreseen};
+use obol::units::{DeviceNanos, Picos, RequestId, UnixNanos};
 use serde_json::{Value, json};
 
-use crate::http_world::{Options, wait_until, world_with};
+use crate::http_keys::generate;
+use crate::http_world::{ADMIN, Options, guarded, wait_until, world_with};
 
 /// Quick, so that tests see many attempts.
 pub(crate) const TUNING: Tuning = Tuning {
@@ -138,8 +142,11 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
+        Self::with(Arc::new(SystemClock::start()))
+    }
+
+    fn with(clock: Arc<dyn Clock>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let device = DeviceInfo { id: "cpu".into(), kind: "cpu".into(), name: "a test".into() };
         let rate = RateCard::parse("1", "0.2", "USD", None).expect("a rate");
         let options = OpenOptions::one(device, rate, clock.wall(), "boot".into());
@@ -150,7 +157,7 @@ impl Ground {
     fn start(&self, budgets: &Budgets, webhooks: Vec<Webhook>) -> Alerting {
         Alerting::start(Parts {
             data_dir: self.dir.path().to_owned(),
-            rules: Rules::default(),
+            rules: Rules { forecasts: true, ..Rules::default() },
             webhooks,
             budgets: budgets.clone(),
             ledger: self.ledger.clone(),
@@ -394,4 +401,104 @@ fn what_is_meant_for_a_webhook_that_is_gone_is_given_up() {
     assert_eq!(send.error.as_deref(), Some("the webhook is not configured any more"));
     let line = listed[0].to_json();
     assert_eq!(line["sends"][0]["host"], receiver.address.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_a_keys_budget_will_end_is_written_down_for_who_asks() {
+    let world = world_with(Options::default());
+    let hello = json!({"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4});
+    let hello = Request::post("/v1/chat/completions").body(Body::from(hello.to_string()));
+    assert_eq!(world.send(hello.expect("a request")).await.status, 200);
+    let page = world.ledger.receipts(&ReceiptFilter::default(), &Page { limit: 1, after: None });
+    let receipt = page.expect("readable").receipts.remove(0);
+    let cost = receipt.total();
+    assert!(cost.0 > 0);
+
+    // 2026-11-22T00:00:00Z: a request an hour, and a day that has sixteen of them to come.
+    const HOUR: u64 = 3_600_000_000_000;
+    let midnight = UnixNanos(1_795_305_600_000_000_000);
+    let clock = Arc::new(ManualClock::at_wall(midnight));
+    let ground = Ground::with(Arc::clone(&clock) as Arc<dyn Clock>);
+    let control = Control::open(ground.dir.path(), Arc::clone(&ground.clock)).expect("keys");
+    let day = "1d".parse().expect("a span");
+    let settings =
+        KeySettings { budget_duration: Some(day), max_budget: Some(cost), ..KeySettings::default() };
+    let (_, key) = control.create(&Actor::cli(), settings).expect("a key");
+    let budgets = Budgets::new([Budget {
+        id: format!("key {}", key.id.0),
+        scope: Scope::Key,
+        value: Some(key.id.0.clone()),
+        window: Window::Day,
+        mode: Mode::Warn,
+        ..budget(cost, vec![100])
+    }]);
+    let alerting = ground.start(&budgets, Vec::new());
+    let who = Spender { key: Some(key.id.0.clone()), ..Spender::default() };
+    for _ in 0..8 {
+        let (now, mut hourly) = (ground.clock.wall(), receipt.clone());
+        hourly.attribution.key_id = Some(key.id.0.clone());
+        (hourly.usage.submitted_at, hourly.usage.finished_at) = (now, now);
+        budgets.admit(&RequestId::new(), &who, now).expect("it only warns").settle(cost);
+        alerting.settled(&hourly);
+        clock.advance(DeviceNanos(HOUR));
+    }
+    let mut said = None;
+    wait_until("the budget's end to be foreseen", || {
+        // Budgets are looked at once a minute.
+        clock.advance(DeviceNanos(60_000_000_000));
+        let all = control.foreseen().expect("readable");
+        said = foreseen(&all, &key, ground.clock.wall()).cloned();
+        said.is_some()
+    });
+    alerting.close();
+    let said = said.expect("it was there");
+    assert_eq!((said.end, &said.value), (UnixNanos(midnight.0 + 24 * HOUR), &key.id.0));
+    let projection = said.projection;
+    assert!(projection.low < projection.expected && projection.expected < projection.high);
+    // What is spent already, and of what is to come what the clock has left.
+    assert!(
+        projection.expected > Picos(8 * cost.0) && projection.expected <= Picos(26 * cost.0),
+        "{projection:?}"
+    );
+    ground.start(&budgets, Vec::new()).close();
+    clock.advance(DeviceNanos(24 * HOUR));
+    assert_eq!(control.foreseen().expect("readable"), [], "that day is over");
+}
+
+#[tokio::test]
+async fn where_a_keys_budget_will_end_stands_beside_its_spend() {
+    let world = world_with(Options { access: guarded(), ..Options::default() });
+    let budget = json!({"max_budget": 2, "budget_duration": "30d", "key_alias": "prod"});
+    let (secret, made) = generate(&world, budget).await;
+    assert_eq!(made["projected_spend"], Value::Null);
+    let id = made["key_id"].as_str().expect("an id").to_owned();
+    let (key, _) = world.control.resolve(&id).expect("a key");
+    let at = world.control.now();
+    let money = |text| Picos::parse(text).expect("money");
+    let foreseen = Foreseen {
+        budget: format!("key {id}"),
+        value: id,
+        end: obol::pipeline::budget_resets_at(&key, at).expect("a window that ends"),
+        at,
+        projection: Projection { expected: money("1.5"), low: money("1.25"), high: money("1.75") },
+    };
+    let mut outbox = Outbox::open(world.data_dir.path()).expect("an outbox");
+    outbox.foresee(std::slice::from_ref(&foreseen)).expect("written");
+    let exact = json!({
+        "expected": "1.500000000000", "low": "1.250000000000", "high": "1.750000000000",
+        "window_end": obol::control::rfc3339(foreseen.end), "at": obol::control::rfc3339(at),
+    });
+    let said = |info: &Value| {
+        assert_eq!((&info["projected_spend"], &info["obol"]["projected"]), (&json!(1.5), &exact))
+    };
+    said(&world.with_key(ADMIN, "/key/info?key=prod", None).await.json()["info"]);
+    said(&world.with_key(&secret, "/key/info", None).await.json()["info"]);
+    said(&world.with_key(ADMIN, "/key/list?return_full_object=true", None).await.json()["keys"][0]);
+    said(&world.with_key(ADMIN, "/key/block", Some(json!({"key": "prod"}))).await.json());
+
+    let changed = json!({"key": "prod", "budget_duration": "7d"});
+    let changed = world.with_key(ADMIN, "/key/update", Some(changed)).await;
+    assert_eq!(changed.status, 200, "{}", changed.text);
+    let info = &world.with_key(ADMIN, "/key/info?key=prod", None).await.json()["info"];
+    assert_eq!(info["projected_spend"], Value::Null, "of another window nothing is foreseen yet");
 }

@@ -148,6 +148,9 @@ fn events_of_forecasts_and_anomalies_are_as_documented() {
     insta::assert_json_snapshot!("forecast_and_anomaly_events", events);
     let texts: Vec<Value> = alerts.iter().map(|alert| slack(alert.event())).collect();
     insta::assert_json_snapshot!("forecast_and_anomaly_texts", texts);
+    let foreseen = watch.take_foreseen().expect("a minute has gone by");
+    assert_eq!((foreseen[0].value.as_str(), Some(foreseen[0].end), foreseen.len()), ("search", span.end, 1));
+    assert_eq!(watch.take_foreseen(), None, "it is taken");
     let projection = watch.projection(&standing(0)[0], UnixNanos(NOW.0 + hour / 2)).expect("enough is known");
     assert!(projection.low < projection.expected && projection.expected < projection.high);
 }

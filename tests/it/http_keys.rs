@@ -25,7 +25,7 @@ fn chat(extra: Value) -> Value {
 }
 
 /// Makes a key by the admin API; its secret, and all that was said.
-async fn generate(world: &World, settings: Value) -> (String, Value) {
+pub(crate) async fn generate(world: &World, settings: Value) -> (String, Value) {
     let answer = world.with_key(ADMIN, "/key/generate", Some(settings)).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
     let made = answer.json();
@@ -391,6 +391,8 @@ async fn the_admin_api_speaks_litellms_names() {
         (&changed["updated_by"], &info["created_by"], &info["updated_by"]),
         (admin, admin, &json!("cli"))
     );
+
+    assert_eq!((&info["projected_spend"], &info["obol"]["projected"]), (&Value::Null, &Value::Null));
 
     // A key reads itself, and no other.
     let own = world.with_key(&secret, "/key/info", None).await.json();

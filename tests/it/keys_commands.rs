@@ -1,8 +1,16 @@
 //! `obol keys` as a shell sees it.
 
 use std::process::{Command, Output};
+use std::sync::Arc;
 
-use serde_json::Value;
+use obol::clock::SystemClock;
+use obol::control::Control;
+use obol::control::forecast::Projection;
+use obol::control::foreseen::Foreseen;
+use obol::control::outbox::Outbox;
+use obol::pipeline::{budget_resets_at, foreseen};
+use obol::units::{Picos, UnixNanos};
+use serde_json::{Value, json};
 
 fn keys(dir: &tempfile::TempDir, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_obol"))
@@ -81,6 +89,14 @@ fn a_keys_life_on_the_command_line() {
     insta::assert_snapshot!("create", steady(&said, &parts));
     insta::assert_snapshot!("show", steady(&done(&dir, &["show", &id]), &parts));
     insta::assert_snapshot!("list", steady(&done(&dir, &["list"]), &parts));
+    foresee(&dir.path().join("data"), &id);
+    insta::assert_snapshot!("projected", steady(&done(&dir, &["show", &id]), &parts));
+    let projected = &json(&dir, &["list"])[0]["projected"];
+    assert_eq!(
+        (&projected["expected"], &projected["low"], &projected["high"]),
+        (&json!("30.000000000000"), &json!("28.500000000000"), &json!("31.250000000000"))
+    );
+    Outbox::open(&dir.path().join("data")).and_then(|mut outbox| outbox.foresee(&[])).expect("written");
     done(
         &dir,
         &[
@@ -116,6 +132,21 @@ fn a_keys_life_on_the_command_line() {
     let parts = [parts.as_slice(), &[(&second_name, "sk-...NEXT")]].concat();
     insta::assert_snapshot!("log", steady(&log, &parts));
     assert_eq!(json(&dir, &["log", "--key", &id]).as_array().map(Vec::len), Some(5));
+}
+
+/// What a server says of where the key's budget will end; and what it said of a window that is another one by now.
+fn foresee(data: &std::path::Path, id: &str) {
+    let control = Control::open(data, Arc::new(SystemClock::start())).expect("keys");
+    let (key, _) = control.resolve(id).expect("a key");
+    let at = control.now();
+    let end = budget_resets_at(&key, at).expect("a window that ends");
+    let money = |text| Picos::parse(text).expect("money");
+    let projection = Projection { expected: money("30"), low: money("28.5"), high: money("31.25") };
+    let of = |budget: String, end| Foreseen { budget, value: id.to_owned(), end, at, projection };
+    let mut outbox = Outbox::open(data).expect("an outbox");
+    outbox.foresee(&[of(format!("key {id}"), UnixNanos(end.0 - 1))]).expect("written");
+    assert_eq!(foreseen(&control.foreseen().expect("read"), &key, at), None, "the window was changed");
+    outbox.foresee(&[of("teams".to_owned(), end), of(format!("key {id}"), end)]).expect("written");
 }
 
 #[test]

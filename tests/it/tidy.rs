@@ -36,6 +36,8 @@ const ARCHITECTURE_LINES_MAX: usize = 150;
 const SQL_HOMES: &[&str] = &[
     "src/control/schema.sql",
     "src/control/alerts.sql",
+    "src/control/foreseen.rs",
+    "src/control/foreseen.sql",
     "src/control/outbox.rs",
     "src/control/outbox/tests.rs",
     "src/control/store.rs",

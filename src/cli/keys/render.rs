@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::control::forecast::Projection;
+use crate::control::foreseen::Foreseen;
 use crate::control::{AuditEntry, Key, Secret, SecretHash, rfc3339, short};
 use crate::measure::table::aligned;
 use crate::units::{Picos, UnixNanos};
@@ -12,11 +14,12 @@ use crate::units::{Picos, UnixNanos};
 /// By currency.
 type Spent = BTreeMap<String, Picos>;
 
-pub(super) fn json(key: &Key, token: SecretHash, spent: &Spent) -> Value {
+pub(super) fn json(key: &Key, token: SecretHash, spent: &Spent, foreseen: Option<&Foreseen>) -> Value {
     let mut json = key.to_json();
     json["token"] = json!(token.to_string());
     json["spend"] =
         spent.iter().map(|(currency, money)| (currency.clone(), json!(money.decimal()))).collect();
+    json["projected"] = json!(foreseen.map(Foreseen::to_json));
     json
 }
 
@@ -27,9 +30,10 @@ pub(super) fn secret(secret: &Secret, key: &Key) -> String {
 }
 
 /// All that is set, a line each.
-pub(super) fn card(key: &Key, token: SecretHash, spent: &Spent) -> String {
+pub(super) fn card(key: &Key, token: SecretHash, spent: &Spent, foreseen: Option<&Foreseen>) -> String {
     let Value::Object(fields) = key.to_json() else { unreachable!("a key is an object") };
     let mut lines = vec![("token".to_owned(), token.to_string()), ("spend".to_owned(), money(spent))];
+    lines.extend(foreseen.map(|foreseen| ("projected_spend".to_owned(), projected(foreseen))));
     for (name, value) in fields {
         let text = match value {
             Value::Null => continue,
@@ -93,6 +97,13 @@ fn money(spent: &Spent) -> String {
     let parts: Vec<String> =
         spent.iter().map(|(currency, money)| format!("{} {currency}", money.decimal())).collect();
     if parts.is_empty() { "0".to_owned() } else { parts.join(" + ") }
+}
+
+/// Of the budget's window, when it ends.
+fn projected(foreseen: &Foreseen) -> String {
+    let Projection { expected, low, high } = foreseen.projection;
+    let [expected, low, high] = [expected, low, high].map(short);
+    format!("{expected} ({low} to {high}) until {} as of {}", rfc3339(foreseen.end), rfc3339(foreseen.at))
 }
 
 pub(super) fn log(entries: &[AuditEntry]) -> String {

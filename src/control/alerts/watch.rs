@@ -11,6 +11,7 @@ use super::{About, Alert};
 use crate::control::anomaly::Detector;
 use crate::control::budgets::{Budget, Crossing, Mode, Scope, Spender, Standing};
 use crate::control::forecast::{Projection, Series, reaches};
+use crate::control::foreseen::Foreseen;
 use crate::control::window::{Span, Window};
 use crate::units::{Picos, RequestId, UnixNanos};
 
@@ -47,6 +48,8 @@ pub struct Watch {
     forecasts: HashMap<(String, String), Forecast>,
     /// The minute in which budgets were last projected.
     projected: u64,
+    /// What was found then, until it is taken.
+    foreseen: Option<Vec<Foreseen>>,
 }
 
 #[derive(Debug)]
@@ -68,6 +71,7 @@ impl Watch {
             detector: Detector::default(),
             forecasts: HashMap::new(),
             projected: 0,
+            foreseen: None,
         }
     }
 
@@ -162,11 +166,24 @@ impl Watch {
             spikes.iter().map(|spike| Alert::of_spike(spike, &self.currency)).collect();
         if self.rules.forecasts && self.projected != now.0 / MINUTE {
             self.projected = now.0 / MINUTE;
+            let mut all = Vec::new();
             for standing in standings() {
-                alerts.extend(self.will_not_last(&standing, now));
+                let Some(projection) = self.projection(&standing, now) else { continue };
+                alerts.extend(self.will_not_last(&standing, &projection, now));
+                // What is projected has an end.
+                all.extend(standing.until_end().end.map(|end| {
+                    let Standing { budget, value, .. } = standing;
+                    Foreseen { budget, value, end, at: now, projection }
+                }));
             }
+            self.foreseen = Some(all);
         }
         alerts
+    }
+
+    /// Where the windows of budgets will end, once each time that `close` has found it out anew.
+    pub fn take_foreseen(&mut self) -> Option<Vec<Foreseen>> {
+        self.foreseen.take()
     }
 
     /// Where a budget's window will end; `None` where too little is known of it, or it has no end.
@@ -177,16 +194,20 @@ impl Watch {
     }
 
     /// Raised where nine of ten such windows end over the cap, once a window.
-    fn will_not_last(&mut self, standing: &Standing, now: UnixNanos) -> Option<Alert> {
-        let projection = self.projection(standing, now)?;
+    fn will_not_last(
+        &mut self,
+        standing: &Standing,
+        projection: &Projection,
+        now: UnixNanos,
+    ) -> Option<Alert> {
         let forecast = self.forecasts.get_mut(&(standing.budget.clone(), standing.value.clone()))?;
         let is_news = forecast.raised != Some(standing.span.start) && standing.mode != Mode::Observe;
         if !is_news || standing.spent >= standing.cap || projection.low <= standing.cap {
             return None;
         }
         forecast.raised = Some(standing.span.start);
-        let reaches = reaches(standing.cap, standing.spent, &projection, now, standing.until_end());
-        Some(Alert::of_forecast(standing, &projection, (reaches, now), &self.currency))
+        let reaches = reaches(standing.cap, standing.spent, projection, now, standing.until_end());
+        Some(Alert::of_forecast(standing, projection, (reaches, now), &self.currency))
     }
 
     fn foresee(&mut self, budgets: &[Arc<Budget>], who: &Spender, at: UnixNanos, charged: Picos) {
