@@ -115,6 +115,12 @@ impl ChatTemplate {
         Self { built_in: true, ..template }
     }
 
+    /// The template's own text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the template's own text has this in it.
     #[must_use]
     pub fn mentions(&self, text: &str) -> bool {

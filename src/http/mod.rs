@@ -127,6 +127,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/global/spend/report", get(spend::report))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::info))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(scrape::metrics))

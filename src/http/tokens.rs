@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `/detokenize`: the model's own tokenizer, as generation uses it.
+//! `POST /tokenize` and `/detokenize`: the model's own tokenizer, as generation uses it; and `GET /tokenizer_info`,
+//! what programs ask that tokenise through these two.
 
 use std::sync::Arc;
 
@@ -67,4 +68,19 @@ pub(super) async fn detokenize(
     fields.finish(server.config.unknown_fields)?;
     let tokens = tokens_at("tokens", &items, app.tokenizer().vocab_size())?;
     Ok(Json(json!({"prompt": app.tokenizer().decode(&tokens, false)})))
+}
+
+/// Answers what the tokenizer's special tokens read, and the chat template, as vLLM does.
+pub(super) async fn info(State(server): State<Arc<Server>>) -> Result<Json<Value>, ApiError> {
+    let app = server.app()?;
+    let tokenizer = app.tokenizer();
+    let text = |token: Option<u32>| token.map(|token| tokenizer.token_text(token));
+    Ok(Json(json!({
+        "bos_token": text(tokenizer.bos()),
+        "eos_token": text(tokenizer.eos()),
+        "pad_token": null,
+        "vocab_size": tokenizer.vocab_size(),
+        "model_max_length": app.served().context_length,
+        "chat_template": app.template().map(|template| template.source()),
+    })))
 }

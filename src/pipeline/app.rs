@@ -125,6 +125,12 @@ impl App {
         &self.parts.tokenizer
     }
 
+    /// The model's chat template, as its file has it.
+    #[must_use]
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.parts.template.as_ref()
+    }
+
     /// How chats are told to the model; `None` where it has no chat template.
     #[must_use]
     pub fn dialect(&self) -> Option<Dialect> {

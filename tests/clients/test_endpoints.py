@@ -1,6 +1,7 @@
 """The endpoints beside completions: tokenize, detokenize, health, models, metrics."""
 
 import pytest
+from conftest import CONTEXT
 
 VLLM_NAMES = {
     "vllm:num_requests_running": "gauge",
@@ -39,6 +40,14 @@ def test_tokenize_and_back(server, text, ids):
     answer = server.ok("/tokenize", {"model": "default", "prompt": text})
     assert answer["tokens"] == ids and answer["count"] == len(ids)
     assert server.ok("/detokenize", {"model": "default", "tokens": ids})["prompt"] == text
+
+
+@pytest.mark.real_model
+def test_the_tokenizer_says_what_it_is(server):
+    info = server.get("/tokenizer_info").json()
+    assert info["eos_token"] == "<|im_end|>" and info["bos_token"] == "<|im_start|>"
+    assert "<|im_start|>" in info["chat_template"] and info["model_max_length"] == CONTEXT
+    assert info["vocab_size"] == 49152
 
 
 @pytest.mark.real_model
