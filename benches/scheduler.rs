@@ -13,7 +13,7 @@ fn running(sequences: usize) -> Vec<Running> {
         let computed = 100 + index * 7 % 900;
         let length = if index.is_multiple_of(8) { computed + 300 } else { computed + 1 };
         let blocks = computed.div_ceil(BLOCK);
-        Running { line: 0, computed, length, blocks, exclusive: blocks, crowd: false }
+        Running { line: 0, computed, length, blocks, exclusive: blocks, crowd: false, held: false }
     };
     (0..sequences).map(sequence).collect()
 }
@@ -32,7 +32,8 @@ fn scheduler(c: &mut Criterion) {
     let prefills = (0..running.len()).filter(|index| running[*index].remaining() > 1).map(Turn::Running);
     let turns: Vec<Turn> = prefills.chain(waiting).collect();
     let mut group = c.benchmark_group("plan of 256 running and 1,000 waiting");
-    let limits = Limits { step_tokens: 512, crowd_tokens: 512, sequences: 256, block_size: BLOCK };
+    let limits =
+        Limits { step_tokens: 512, crowd_tokens: 512, favoured: None, sequences: 256, block_size: BLOCK };
     for (name, limits, available) in [
         ("full", limits, 8_000),
         (

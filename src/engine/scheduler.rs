@@ -5,7 +5,8 @@
 //! order is preempted and will be computed again. A waiting sequence is admitted only when all its tokens fit beside
 //! what is running, and nobody overtakes it. When a prompt of one line is done in a step, those of lines after it
 //! take part with few tokens, for they would hold its first token up. Nor do prompts that have others of their tenant
-//! beside them make a step longer than `crowd_tokens`: whoever comes meanwhile waits for its end.
+//! beside them make a step longer than `crowd_tokens`: whoever comes meanwhile waits for its end. Who is held back for
+//! a prompt takes no part in a step that computes some of it, and keeps its blocks.
 
 /// A running sequence, as the scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Running {
     pub exclusive: usize,
     /// Its tenant has more than its request.
     pub crowd: bool,
+    /// Takes no part where the step computes of `Limits::favoured`.
+    pub held: bool,
 }
 
 impl Running {
@@ -58,6 +61,8 @@ pub struct Limits {
     pub step_tokens: usize,
     /// Prompt tokens of a step with which those of a crowd end: from 1 to `step_tokens`.
     pub crowd_tokens: usize,
+    /// The line for whose prompt others are held back. Nobody who is held back has turns then.
+    pub favoured: Option<usize>,
     /// At most `step_tokens`, so that every decode fits in a step.
     pub sequences: usize,
     pub block_size: usize,
@@ -81,6 +86,8 @@ pub struct StepPlan {
     pub preempt: Vec<usize>,
     /// The waiting sequence for which there was no room.
     pub blocked: Option<Waiting>,
+    /// Whether those take no part that are held back.
+    pub held: bool,
     /// What is left for this step when everybody has what they need, and nothing was preempted.
     pub spare_tokens: usize,
     pub spare_blocks: usize,
@@ -96,6 +103,7 @@ impl StepPlan {
         self.admit.clear();
         self.preempt.clear();
         self.blocked = None;
+        self.held = false;
         self.tokens.clear();
         self.tokens.resize(running, 0);
         self.lines.clear();
@@ -113,23 +121,24 @@ pub fn plan(
     plan: &mut StepPlan,
 ) {
     plan.clear(running.len());
-    let StepPlan { run, admit, preempt, blocked, spare_tokens, spare_blocks, tokens, lines } = plan;
+    let StepPlan { run, admit, preempt, blocked, held, spare_tokens, spare_blocks, tokens, lines } = plan;
     let budget = limits.step_tokens;
     let (kept, prompts, done) = (running.len(), 0, None);
     let mut step = Step { running, limits, available, tokens, kept, budget, prompts, lines, done };
-    for (index, _) in running.iter().enumerate().filter(|(_, view)| view.remaining() == 1) {
-        if index < step.kept {
-            step.schedule(index);
-        }
-    }
+    step.decode(|view| !view.held);
     // With blocks for all that runs nobody needs to be preempted for a prompt.
     let mut free = step.free().filter(|_| step.kept == running.len());
     if let Some(free) = &mut free {
         *blocked = step.take_turns(turns, free, admit);
     }
+    *held = step.favours();
+    if !*held {
+        step.decode(|view| view.held);
+    }
     // Those that had no turn.
     for (index, view) in running.iter().enumerate() {
-        if index < step.kept && view.remaining() > 1 && step.tokens[index] == 0 {
+        let takes_part = !(*held && view.held);
+        if index < step.kept && view.remaining() > 1 && step.tokens[index] == 0 && takes_part {
             step.schedule(index);
         }
     }
@@ -158,6 +167,25 @@ impl Step<'_> {
     fn new_blocks(&self, index: usize, tokens: usize) -> usize {
         let view = &self.running[index];
         (view.computed + tokens).div_ceil(self.limits.block_size).saturating_sub(view.blocks)
+    }
+
+    /// One token for each of these that decodes.
+    fn decode(&mut self, of: impl Fn(&Running) -> bool) {
+        for (index, _) in
+            self.running.iter().enumerate().filter(|(_, view)| view.remaining() == 1 && of(view))
+        {
+            if index < self.kept {
+                self.schedule(index);
+            }
+        }
+    }
+
+    /// Whether the step computes something of the favoured line.
+    fn favours(&self) -> bool {
+        self.limits.favoured.is_some_and(|line| {
+            let given = self.lines.get(line).is_some_and(|tokens| *tokens > 0);
+            given || (0..self.kept).any(|i| self.running[i].line == line && self.tokens[i] > 0)
+        })
     }
 
     /// Blocks that nobody who runs will need for the tokens that it has; `None` when there are too few for these.
@@ -269,16 +297,25 @@ impl Step<'_> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { step_tokens: 16, crowd_tokens: 16, sequences: 4, block_size: 4 };
+    const LIMITS: Limits =
+        Limits { step_tokens: 16, crowd_tokens: 16, favoured: None, sequences: 4, block_size: 4 };
 
     fn decode(length: usize) -> Running {
         let blocks = (length - 1).div_ceil(4);
-        Running { line: 0, computed: length - 1, length, blocks, exclusive: blocks, crowd: false }
+        Running {
+            line: 0,
+            computed: length - 1,
+            length,
+            blocks,
+            exclusive: blocks,
+            crowd: false,
+            held: false,
+        }
     }
 
     fn prefill(computed: usize, length: usize) -> Running {
         let blocks = computed.div_ceil(4);
-        Running { line: 0, computed, length, blocks, exclusive: blocks, crowd: false }
+        Running { line: 0, computed, length, blocks, exclusive: blocks, crowd: false, held: false }
     }
 
     fn fresh(length: usize) -> Waiting {
@@ -418,5 +455,26 @@ mod tests {
         let running =
             [Running { crowd: true, ..prefill(4, 40) }, decode(9), Running { crowd: true, ..decode(6) }];
         assert_eq!(given(&running, &[Turn::Running(0)], 4).0, [4, 1, 1], "decodes are no prompts");
+    }
+
+    #[test]
+    fn who_is_held_back_sits_out_a_step_of_the_favoured_prompt_and_no_other() {
+        let held = |view: Running| Running { line: 2, held: true, ..view };
+        let crowd = [held(decode(9)), held(prefill(4, 40)), Running { line: 4, ..decode(6) }];
+        let plan = |running: &[Running], turns: &[Turn], available| {
+            let mut plan = StepPlan::default();
+            let limits = Limits { favoured: Some(0), ..LIMITS };
+            super::plan(running, turns.iter().copied(), available, &limits, &mut plan);
+            (plan.held, plan.run, plan.admit, plan.spare_blocks)
+        };
+        // The blocks that they will need stay theirs: 1 of the second decode, 9 of the other prompt.
+        assert_eq!(plan(&crowd, &[of(0, 5)], 20), (true, vec![(2, 1)], vec![(0, 5)], 8));
+        assert_eq!(plan(&crowd, &[of(0, 28)], 20), (true, vec![(2, 1)], vec![(0, 15)], 3));
+        let own = [crowd[0], prefill(4, 40)];
+        assert_eq!(plan(&own, &[Turn::Running(1)], 20).1, [(1, 16)]);
+        assert_eq!(plan(&[crowd[0], decode(9)], &[], 20).1, [(1, 1)], "a prompt's last token");
+        // Where the favoured one finds no room there is nothing to wait for.
+        assert_eq!(plan(&crowd, &[of(0, 48)], 20).1, [(0, 1), (1, 14), (2, 1)]);
+        assert_eq!(plan(&crowd, &[], 20).1, [(0, 1), (1, 14), (2, 1)]);
     }
 }

@@ -21,6 +21,7 @@ impl Engine {
         let Buffers { views, plan, order, .. } = buffers;
         let available = blocks.available();
         order.begin(fair, flights, running, waiting);
+        let favoured = order.favour(fair, running, waiting, config.max_sequences);
         // What a preemption would free matters only when blocks may run out in this step, or are to be given away.
         let tight = available < running.len() + config.step_tokens.div_ceil(config.block_size)
             || order.contended(running, waiting);
@@ -32,11 +33,13 @@ impl Engine {
             blocks: s.lease.len(),
             exclusive: if tight { s.lease.exclusive() } else { 0 },
             crowd: !fair.has_one(lines::account(s.line)),
+            held: order.holds(s.line),
         }));
         let now = partition.cursor();
         let limits = Limits {
             step_tokens: config.step_tokens,
             crowd_tokens: order.crowd_tokens(fair, now, config.step_tokens, &calibration.decode),
+            favoured,
             sequences: config.max_sequences,
             block_size: config.block_size,
         };
@@ -45,6 +48,7 @@ impl Engine {
         turns.begin();
         scheduler::plan(views, &mut turns, available, &limits, plan);
         turns::make_room(&mut turns, plan);
+        order.planned(plan);
         plan.run.iter_mut().for_each(|(index, _)| *index = order.running[*index]);
         plan.preempt.iter_mut().for_each(|index| *index = order.running[*index]);
         // They leave one after another.

@@ -1,14 +1,19 @@
 //! Whose prompt is computed next, and who keeps its place: the tenant that was given least by its weight goes first,
 //! and within it who arrived first. What a spent budget throttles comes after everybody.
 //!
-//! What a tenant with one request waits for its first token beside a flood is, over what it waits alone: the rest of
-//! the step that runs, as no step can be cut short (of both, where the device is given steps ahead), and in each step
-//! of its own the others' decodes and few tokens of their prompts. While tenants share the device a flood's prompts
-//! take so little of each step (`crowd_tokens`) that this is less than what a prompt of as many tokens waits alone,
-//! but for the decodes. So it waits at most twice as long as alone where its prompt has as many tokens as such a step
-//! and the decodes in it together. Shorter ones wait up to two such steps more, however short they are: more steps
-//! still would read all weights for next to nothing. Who comes after [`COMPANY`] in which one tenant had the device
-//! for itself may find a step of `step_tokens`.
+//! While a tenant that had nothing here computes the prompt of its request, tenants with several requests that were
+//! given as much or more are held back: none of their sequences takes part in the step, and all keep their blocks. So
+//! beside a flood that was given as much it waits for its first token at most as long as alone and, over that, for the
+//! step that runs when it comes, as no step can be cut short (for both, where the device is given steps ahead). That is
+//! more than twice as long as alone where its prompt takes less than such a step. Who asks for more than its part waits
+//! until the others were given as much. While tenants share the device a flood's prompts make no step longer than
+//! `crowd_tokens`; who comes after [`COMPANY`] in which one tenant had the device for itself may find one of
+//! `step_tokens`. Prompts of more than four steps, and second requests of a tenant, go in turn beside the others'
+//! decodes.
+//!
+//! Nobody is held back for long. Who is let ahead pays for its steps alone, so its counter rises past the others'. And
+//! tenants are held back for one prompt at a time, of at most four steps: before they are for the next, everybody has a
+//! step, in which that prompt may take part beside them.
 //!
 //! A flood's sequence that loses its place is computed again for the house (`HouseTime::Preemption`), and its tenant's
 //! counter does not grow by it: the house pays what it costs to let others in, as with any preemption. It happens
@@ -48,6 +53,8 @@ struct Contender {
     end: usize,
     /// Sequences of its line that had their turn.
     turns: usize,
+    /// Whether it is held back for a prompt of another tenant.
+    held: bool,
 }
 
 /// What each plan fills anew.
@@ -63,6 +70,10 @@ pub(super) struct Order {
     pub(super) lines: Vec<Line>,
     /// When several tenants had requests here last.
     company: Option<DeviceNanos>,
+    /// For whom tenants may be held back in this plan.
+    favoured: Option<RequestKey>,
+    /// For whom they were in the last step. Before they are for another there is a step in which they were not.
+    held_for: Option<RequestKey>,
 }
 
 impl Order {
@@ -100,6 +111,61 @@ impl Order {
             let line = running[*index].line;
             (throttled(line), contenders[line].service, line, *index)
         });
+    }
+
+    /// Finds the tenant for whose prompt others are held back: of those that had nothing here when it came, and of
+    /// which nothing was answered, who was given least. Held back are crowds that were given as much or more.
+    pub(super) fn favour(
+        &mut self,
+        fair: &Fair,
+        running: &[Sequence],
+        waiting: &Lines,
+        places: usize,
+    ) -> Option<Line> {
+        self.favoured = None;
+        if fair.present() < 2 {
+            return None;
+        }
+        let computed = running.iter().filter(|s| s.start() < s.prompt && s.ended.is_none());
+        // Where there is no place for it, nothing is won.
+        let lines = self.present.iter().filter(|_| running.len() < places);
+        let candidates = computed.chain(lines.filter_map(|line| waiting.get(*line, 0)));
+        let first = |s: &&Sequence| {
+            let its_turn = self.held_for.is_none_or(|request| s.request == request);
+            its_turn && s.generated() == 0 && !throttled(s.line)
+        };
+        let begun = candidates.filter(first).filter_map(|s| {
+            let given = self.contenders[s.line].given;
+            Some((s.begins?.min(given), s.request, s.line))
+        });
+        let (service, request, favoured) = begun.min()?;
+        let mine = account(favoured);
+        if running.iter().any(|s| account(s.line) == mine && s.start() >= s.prompt) {
+            return None;
+        }
+        let mut holds = false;
+        for line in
+            self.present.iter().filter(|line| account(**line) != mine && !fair.has_one(account(**line)))
+        {
+            let contender = &mut self.contenders[*line];
+            contender.held = contender.given >= service;
+            holds |= contender.held;
+        }
+        self.favoured = Some(request);
+        holds.then_some(favoured)
+    }
+
+    pub(super) fn holds(&self, line: Line) -> bool {
+        self.contenders[line].held
+    }
+
+    /// Notes for whom tenants are held back in the step.
+    pub(super) fn planned(&mut self, plan: &StepPlan) {
+        if plan.held {
+            self.held_for = self.favoured;
+        } else if !plan.run.is_empty() || !plan.admit.is_empty() {
+            self.held_for = None;
+        }
     }
 
     /// Prompt tokens with which a step is long enough where whoever comes during it should not wait for long.
@@ -176,7 +242,8 @@ impl Turns<'_> {
     }
 
     fn best(&self) -> Option<Line> {
-        let heads = self.order.present.iter().filter_map(|line| Some((*line, self.head(*line)?)));
+        let lines = self.order.present.iter().filter(|line| !self.order.holds(**line));
+        let heads = lines.filter_map(|line| Some((*line, self.head(*line)?)));
         let best = heads.min_by_key(|(line, (service, request))| {
             let running = self.fair.weighed(account(*line), self.order.contenders[*line].running);
             (throttled(*line), *service, running, *request)
