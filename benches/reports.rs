@@ -1,11 +1,13 @@
 //! How long reports on a year of requests take, every label alone and some together, and what was written for them.
 //!
 //! `cargo bench --bench reports [-- REQUESTS]`: ten million by default, for which it takes minutes and some GB where
-//! temporary files go. The requests go through the ledger as a server's do, a commit an hour. Prints one line a
-//! report: the first time, when nothing was read before, and the median of three more.
+//! temporary files go. The requests go through the ledger as a server's do, a commit an hour. Prints how long
+//! receipts were waited for, also while an hour of 100,000 users is rolled up; then one line a report: the first
+//! time, when nothing was read before, and the median of three more.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use obol::ledger::{
@@ -106,64 +108,131 @@ fn usage(random: &mut Random, request: RequestId, wall: u64) -> Usage {
     }
 }
 
-/// A year of requests, as many in each hour. Gives what they were charged.
-fn fill(dir: &Path, requests: u64) -> Picos {
-    let rate = RateCard::parse("2.5", "0.2", "USD", None).expect("a rate");
-    let device = DeviceInfo { id: "cuda:0".into(), kind: "cuda".into(), name: "a card".into() };
-    let options = OpenOptions::one(device, rate, UnixNanos(START), "boot".into());
-    let (ledger, meter) = Ledger::open(dir, &options).expect("a ledger");
-    let pool = PoolInfo { blocks: BLOCKS, bytes_per_block: 1 << 20, since: DeviceNanos(0) };
-    let mut at = Snapshot {
-        now: DeviceNanos(0),
-        wall: UnixNanos(START),
-        pool: Some(pool),
-        house_time: Default::default(),
-        house_kv: Default::default(),
-        settled_device: DeviceNanos(0),
-        settled_kv: BlockNanos(0),
-        open: Vec::new(),
-        energy: None,
-    };
-    let (mut random, mut made, mut charged) = (Random(1), 0, Picos::ZERO);
-    for hour in 0..HOURS {
-        let wall = START + hour * HOUR + HOUR - 1;
+/// A ledger, and the engine's side of it.
+struct Books {
+    ledger: Ledger,
+    meter: Sender<MeterReport>,
+    at: Snapshot,
+    /// How long the receipts of each report were waited for.
+    waits: Vec<Duration>,
+}
+
+impl Books {
+    fn open(dir: &Path) -> Self {
+        let rate = RateCard::parse("2.5", "0.2", "USD", None).expect("a rate");
+        let device = DeviceInfo { id: "cuda:0".into(), kind: "cuda".into(), name: "a card".into() };
+        let options = OpenOptions::one(device, rate, UnixNanos(START), "boot".into());
+        let (ledger, meter) = Ledger::open(dir, &options).expect("a ledger");
+        let pool = PoolInfo { blocks: BLOCKS, bytes_per_block: 1 << 20, since: DeviceNanos(0) };
+        let at = Snapshot {
+            now: DeviceNanos(0),
+            wall: UnixNanos(START),
+            pool: Some(pool),
+            house_time: Default::default(),
+            house_kv: Default::default(),
+            settled_device: DeviceNanos(0),
+            settled_kv: BlockNanos(0),
+            open: Vec::new(),
+            energy: None,
+        };
+        Self { ledger, meter, at, waits: Vec::new() }
+    }
+
+    /// These requests end at `wall`, all in one report. Gives what they were charged.
+    fn settle(&mut self, requests: Vec<(RequestContext, Usage)>, wall: u64) -> Picos {
         let (mut waiters, mut finished) = (Vec::new(), Vec::new());
-        while made < requests * (hour + 1) / HOURS {
-            let context = context(&mut random, made);
-            let mut usage = usage(&mut random, context.request.clone(), wall);
-            let (ticket, waiter) = ledger.adopt(context).expect("the disk has room");
+        for (context, mut usage) in requests {
+            let (ticket, waiter) = self.ledger.adopt(context).expect("the disk has room");
             usage.ticket = ticket;
             finished.push(usage);
             waiters.push(waiter);
-            made += 1;
         }
         let time: u64 = finished.iter().map(|usage| usage.device().0).sum();
         let kv: u128 = finished.iter().map(|usage| usage.kv.0).sum();
+        let at = &mut self.at;
         let elapsed = wall - at.wall.0;
         at.wall = UnixNanos(wall);
         at.now += DeviceNanos(elapsed);
         at.settled_device += DeviceNanos(time);
         at.settled_kv += BlockNanos(kv);
-        at.house_time[1] +=
-            DeviceNanos(elapsed.checked_sub(time).expect("an hour has room for its requests"));
+        at.house_time[1] += DeviceNanos(elapsed.checked_sub(time).expect("there is time for the requests"));
         at.house_kv[1] += BlockNanos(u128::from(BLOCKS) * u128::from(elapsed) - kv);
-        meter.send(MeterReport { finished, snapshot: at.clone() }).expect("the ledger is open");
+        let start = Instant::now();
+        self.meter.send(MeterReport { finished, snapshot: at.clone() }).expect("the ledger is open");
+        let mut charged = Picos::ZERO;
         for waiter in waiters {
-            let receipt = waiter.wait().expect("the disk has room");
+            let receipt =
+                waiter.wait().unwrap_or_else(|error| panic!("{error}, after {:?}", start.elapsed()));
             if receipt.usage.status != Finish::Error {
                 charged += receipt.total();
             }
         }
+        self.waits.push(start.elapsed());
+        charged
     }
+
+    /// The median and the longest wait since this was asked last.
+    fn waited(&mut self) -> String {
+        let mut waits = std::mem::take(&mut self.waits);
+        waits.sort_unstable();
+        let ms = |wait: Duration| wait.as_secs_f64() * 1e3;
+        format!("{:.0} ms, {:.0} ms at most", ms(waits[waits.len() / 2]), ms(waits[waits.len() - 1]))
+    }
+}
+
+/// A year of requests, as many in each hour. Gives what they were charged.
+fn fill(dir: &Path, requests: u64) -> Picos {
+    let mut books = Books::open(dir);
+    let (mut random, mut made, mut charged) = (Random(1), 0, Picos::ZERO);
+    for hour in 0..HOURS {
+        let wall = START + hour * HOUR + HOUR - 1;
+        let mut of_hour = Vec::new();
+        while made < requests * (hour + 1) / HOURS {
+            let context = context(&mut random, made);
+            let usage = usage(&mut random, context.request.clone(), wall);
+            of_hour.push((context, usage));
+            made += 1;
+        }
+        charged += books.settle(of_hour, wall);
+    }
+    println!("an hour's receipts were waited for {}", books.waited());
     // The next hour, so that the last one has ended; and time to cover it.
-    at.wall = UnixNanos(START + HOURS * HOUR + 1);
-    at.now += DeviceNanos(2);
-    at.house_time[1] += DeviceNanos(2);
-    at.house_kv[1] += BlockNanos(u128::from(BLOCKS) * 2);
-    meter.send(MeterReport { finished: Vec::new(), snapshot: at }).expect("the ledger is open");
+    books.settle(Vec::new(), START + HOURS * HOUR + 1);
     std::thread::sleep(Duration::from_secs(5));
-    ledger.close().expect("the disk has room");
+    books.ledger.close().expect("the disk has room");
     charged
+}
+
+/// How long receipts wait while an hour is rolled up in which so many users asked, each once.
+fn crowd(users: u64) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut books = Books::open(dir.path());
+    let mut random = Random(2);
+    let mut request = |number: u64, wall: u64| {
+        let user = Some(format!("user-{number}"));
+        let context = RequestContext { user, ..context(&mut random, number) };
+        let usage = Usage {
+            prefill: DeviceNanos(1_000),
+            decode: DeviceNanos(20_000),
+            kv: BlockNanos(1_000),
+            ..usage(&mut random, context.request.clone(), wall)
+        };
+        (context, usage)
+    };
+    const BATCH: u64 = 1_000;
+    for batch in 0..users / BATCH {
+        let wall = START + (batch + 1) * (HOUR / (users / BATCH + 1));
+        let requests = (batch * BATCH..(batch + 1) * BATCH).map(|number| request(number, wall)).collect();
+        books.settle(requests, wall);
+    }
+    println!("an hour of {users} users: {BATCH} receipts were waited for {}", books.waited());
+    for number in 0..500 {
+        let wall = START + HOUR + (number + 1) * 1_000_000;
+        books.settle(vec![request(users + number, wall)], wall);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    println!("and while it was rolled up, one receipt {}", books.waited());
+    books.ledger.close().expect("the disk has room");
 }
 
 /// Milliseconds: the first time, and the median of three more.
@@ -194,6 +263,7 @@ fn timed(dir: &Path, name: &str, query: &ReportQuery, charged: Picos, requests: 
 fn main() {
     let asked = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let requests = asked.map_or(10_000_000, |count| count.parse().expect("a number of requests"));
+    crowd(100_000);
     let dir = tempfile::tempdir().expect("a directory");
     let start = Instant::now();
     let charged = fill(dir.path(), requests);

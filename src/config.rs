@@ -350,6 +350,15 @@ pub fn data_dir(places: &PlaceFlags, default: PathBuf) -> Result<PathBuf, Config
     Ok(places.data_dir.clone().or(file.data_dir).unwrap_or(default))
 }
 
+/// The budgets that the configuration file names, as text.
+///
+/// # Errors
+/// When it cannot be read or understood.
+pub fn budgets(places: &PlaceFlags) -> Result<Vec<BudgetText>, ConfigError> {
+    let file = read_file(places.config.as_deref())?;
+    Ok(file.budgets.into_iter().map(Into::into).collect())
+}
+
 impl Config {
     /// # Errors
     /// Names the setting that is wrong and what it may be.

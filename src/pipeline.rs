@@ -9,6 +9,7 @@ mod app;
 mod ask;
 mod choice;
 mod failure;
+pub mod outlook;
 mod placement;
 mod purse;
 mod replicas;

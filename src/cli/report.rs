@@ -1,12 +1,19 @@
 //! `obol report`: reads the ledger, also beside a running server.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use jiff::tz::TimeZone;
 
-use crate::config::{PlaceFlags, data_dir};
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::{PlaceFlags, budgets, data_dir};
+use crate::control::budgets::Scope;
+use crate::control::{Control, ControlError, rules};
 use crate::ledger::{self, By, Calendar, LedgerError, ReportQuery};
+use crate::pipeline::outlook::{Asked, Outlook};
 
 use super::{Directories, Failure, alerts, print};
 
@@ -22,7 +29,8 @@ pub(super) enum Format {
 #[derive(Debug, Args)]
 pub(super) struct ReportFlags {
     /// What rows are grouped by, several with commas: team, feature, environment, cost_center, key, tenant, user,
-    /// task, model, precision, endpoint, status, device, hour, day, month [default: model,day]
+    /// task, model, precision, endpoint, status (stop, length, cancelled, budget, error), device, hour, day, month
+    /// [default: model,day]
     #[arg(long, value_delimiter = ',', value_parser = by)]
     by: Vec<By>,
     /// From this date or time on (2026-11-01 or 2026-11-01T08:00:00Z): clock hours that begin at or after it
@@ -36,6 +44,11 @@ pub(super) struct ReportFlags {
     timezone: String,
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
+    /// Foresee where the open windows of budgets will end (those of the configuration file and of keys), and this
+    /// month's totals: of all, and by team and key or what --by names of team, key, feature, user, environment. With
+    /// the band in which eight of ten end, and when a cap will be met; table, JSON or CSV
+    #[arg(long, conflicts_with_all = ["since", "until", "alerts"])]
+    forecast: bool,
     /// List the alerts that were raised, and who has heard of them; table or JSON
     #[arg(long, conflicts_with = "by")]
     alerts: bool,
@@ -74,6 +87,9 @@ pub(super) fn report(
     if flags.alerts {
         return alerts::list(&dir, (query.since, query.until), format);
     }
+    if flags.forecast {
+        return forecast(flags, places, &dir, format);
+    }
     if format == Format::Focus {
         if !flags.by.is_empty() {
             return Err(Failure::usage("--format focus has all labels; leave --by out"));
@@ -89,8 +105,47 @@ pub(super) fn report(
     Ok(ExitCode::SUCCESS)
 }
 
+fn forecast(
+    flags: &ReportFlags,
+    places: &PlaceFlags,
+    dir: &Path,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let scope = |by: &By| {
+        let scope = Some(*by).filter(|by| *by != By::Task).and_then(|by| Scope::parse(by.as_str()));
+        scope.ok_or_else(|| {
+            let name = by.as_str();
+            Failure::usage(format!(
+                "--forecast has no {name}; use --by team, key, feature, user or environment"
+            ))
+        })
+    };
+    let mut totals = flags.by.iter().map(scope).collect::<Result<Vec<Scope>, _>>()?;
+    if totals.is_empty() {
+        totals = vec![Scope::Team, Scope::Key];
+    }
+    let zone = TimeZone::get(&flags.timezone).map_err(Failure::usage)?;
+    let budgets = rules::parse(&budgets(places).map_err(Failure::usage)?).map_err(Failure::usage)?;
+    let clock = Arc::new(SystemClock::start());
+    let now = clock.wall();
+    let keys = match Control::open_existing(dir, clock) {
+        Err(ControlError::NoKeys { .. }) => Vec::new(),
+        control => control.and_then(|control| control.keys()).map_err(Failure::failed)?,
+    };
+    let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
+    let asked = Asked { budgets, totals, zone };
+    let outlook = Outlook::read(dir, asked, &keys, now).map_err(Failure::failed)?;
+    print(&match format {
+        Format::Json => outlook.to_json().to_string(),
+        Format::Csv => outlook.to_csv(),
+        Format::Table => outlook.to_table(),
+        Format::Focus => return Err(Failure::usage("--forecast prints a table, JSON or CSV")),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Row by row, as a year of them does not fit into memory. A reader that has seen enough is no failure.
-fn focus(dir: &std::path::Path, query: &ReportQuery) -> Result<ExitCode, Failure> {
+fn focus(dir: &Path, query: &ReportQuery) -> Result<ExitCode, Failure> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let written = ledger::focus(dir, query, |rows| out.write_all(rows.as_bytes()));
     match written.and_then(|()| out.flush().map_err(|source| LedgerError::Output { source })) {

@@ -14,7 +14,7 @@ pub(super) const SCHEMA_VERSION: i64 = 1 + STEPS.len() as i64;
 type Step = fn(&Transaction<'_>) -> SqlResult<()>;
 
 /// The first one makes version 2 of version 1.
-const STEPS: [Step; 4] = [energy, overrun, rollups_by_class, rollups_by_status];
+const STEPS: [Step; 5] = [energy, overrun, rollups_by_class, rollups_by_status, coarse_in_parts];
 
 fn energy(transaction: &Transaction<'_>) -> SqlResult<()> {
     transaction.execute_batch("ALTER TABLE receipts ADD COLUMN energy_mj INTEGER CHECK (energy_mj >= 0);")
@@ -37,7 +37,15 @@ fn rollups_by_status(transaction: &Transaction<'_>) -> SqlResult<()> {
         "DROP TABLE IF EXISTS party_rollups; DROP TABLE IF EXISTS rollups; DROP TABLE IF EXISTS dimension_totals;
          DROP TABLE IF EXISTS parties; DROP TABLE IF EXISTS dimensions;",
     )?;
-    rollup::create_and_fill(transaction)?;
+    rollup::create_and_fill(transaction)
+}
+
+/// Version 5 added hours to the coarse roll-ups as a whole. A server makes them again while it runs.
+fn coarse_in_parts(transaction: &Transaction<'_>) -> SqlResult<()> {
+    transaction.execute_batch(
+        "DROP TABLE IF EXISTS day_rollups; DROP TABLE IF EXISTS party_month_rollups;
+         DROP TABLE IF EXISTS coarse_until;",
+    )?;
     transaction.execute_batch(coarse::SCHEMA)
 }
 

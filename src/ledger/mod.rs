@@ -51,8 +51,9 @@ pub use focus::focus;
 pub use price::{Prices, RateCard, RateError};
 pub use query::{Page, ReceiptFilter, ReceiptPage};
 pub use receipt::{Attribution, Line, Receipt};
+pub use render::csv;
 pub use report::{Balance, By, HouseRow, Report, ReportQuery, Row, Spend, report};
-pub use spent::Charge;
+pub use spent::{Charge, charges};
 pub use totals::{DeviceTotals, ModelTotals, Totals, Used};
 
 use writer::{Adopted, Answer, Shared, Writer};
@@ -410,7 +411,7 @@ impl Ledger {
         since: UnixNanos,
         each: impl FnMut(Charge),
     ) -> Result<(), LedgerError> {
-        spent::charges(&lock(&self.0.pages), Some(key_id), since, each)
+        spent::read(&lock(&self.0.pages), (Some(key_id), None), since, each)
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 
@@ -419,7 +420,7 @@ impl Ledger {
     /// # Errors
     /// When the database cannot be read.
     pub fn charges(&self, since: UnixNanos, each: impl FnMut(Charge)) -> Result<(), LedgerError> {
-        spent::charges(&lock(&self.0.pages), None, since, each)
+        spent::read(&lock(&self.0.pages), (None, None), since, each)
             .map_err(|source| LedgerError::unreadable(&self.0.path, source))
     }
 

@@ -115,12 +115,8 @@ impl Report {
     #[must_use]
     pub fn to_csv(&self) -> String {
         let names: Vec<&str> = self.query.by.iter().copied().map(By::as_str).collect();
-        let mut text = String::new();
-        let mut line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
-            text += &cells.join(",");
-            text += "\r\n";
-        };
+        let mut lines: Vec<Vec<String>> = Vec::new();
+        let mut line = |cells: &[String]| lines.push(cells.to_vec());
         let header = ["kind"].into_iter().chain(names.iter().copied()).chain(["currency"]).chain(COLUMNS);
         line(&header.map(str::to_owned).collect::<Vec<_>>());
         for row in &self.rows {
@@ -144,12 +140,24 @@ impl Report {
             apart("open", currency, String::new(), sum.open.decimal(), sum.open.decimal());
             apart("unallocated", currency, String::new(), String::new(), sum.unallocated.decimal());
         }
-        text
+        csv(lines)
     }
 }
 
 fn shown(value: &str) -> String {
     if value.is_empty() { UNTAGGED.to_owned() } else { value.chars().filter(|c| !c.is_control()).collect() }
+}
+
+/// Lines as RFC 4180 has them.
+#[must_use]
+pub fn csv(lines: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut text = String::new();
+    for cells in lines {
+        let cells: Vec<String> = cells.iter().map(|cell| quoted(cell)).collect();
+        text += &cells.join(",");
+        text += "\r\n";
+    }
+    text
 }
 
 /// A cell that a spreadsheet takes as text: quoted where needed, and no formula.

@@ -12,6 +12,7 @@ use super::group::Group;
 use super::price::RateCard;
 use super::receipt::{Attribution, Claim};
 use super::report::{By, ReportQuery, read};
+use super::showback::Unit;
 use super::store::{FILE, Store};
 use super::{Calendar, DeviceInfo, coarse, rows, spent_by_keys};
 use crate::random::Random;
@@ -187,7 +188,30 @@ fn report_on(dir: &Path, requests: u64, charged: Picos) {
 /// Covers all hours before this one.
 fn cover(dir: &Path, hour: u64) {
     let mut store = Store::open(&dir.join(FILE)).unwrap();
-    while coarse::extend(store.connection_mut(), hour).unwrap() < hour {}
+    let mut progress = coarse::Progress::default();
+    while progress.step(store.connection_mut(), hour).unwrap() < hour {}
+}
+
+/// Few enough rows that an hour takes some steps.
+const SMALL: coarse::Bounds = coarse::Bounds { hours: 24, read: 20, written: 5 };
+
+/// How many rows are added of hours that are not covered yet, and whether stale ones are left.
+fn added(dir: &Path) -> (u64, bool) {
+    let (connection, _) = rows::open_for_reading(dir).unwrap();
+    let row = "SELECT added, stale FROM coarse_until";
+    connection.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+}
+
+/// Reports by user and by day are what hourly roll-ups say.
+fn equals_hourly(dir: &Path) {
+    let (mut connection, path) = rows::open_for_reading(dir).unwrap();
+    for by in [&[By::User, By::Month][..], &[By::Day, By::Team], &[By::Task]] {
+        let query = ReportQuery::by(by);
+        let mut read = |hourly| {
+            rows::in_snapshot(&mut connection, &path, |snapshot| read(snapshot, &query, hourly)).unwrap()
+        };
+        assert!(read(false) == read(true), "{by:?}");
+    }
 }
 
 fn reconciled(dir: &Path) {
@@ -213,7 +237,7 @@ fn an_hour_that_is_covered_and_grows_is_covered_anew() {
     cover(dir.path(), START / HOUR + 3 * MONTH_HOURS);
     let until = || {
         let (connection, _) = rows::open_for_reading(dir.path()).unwrap();
-        coarse::until(&connection).unwrap()
+        coarse::until(&connection, Unit::Month).unwrap()
     };
     assert_eq!(until(), START / HOUR + 3 * MONTH_HOURS);
     // A server whose clock stands weeks before the end of the last one's.
@@ -225,6 +249,69 @@ fn an_hour_that_is_covered_and_grows_is_covered_anew() {
     assert_eq!(until(), START / HOUR + 31 * 24, "February is open again");
     assert!(first > Picos::ZERO);
     reconciled(dir.path());
+    equals_hourly(dir.path());
+}
+
+#[test]
+fn hours_are_covered_in_parts_and_go_on_after_a_restart_where_they_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 300, MONTH_HOURS + 100);
+    let end = START / HOUR + MONTH_HOURS + 100;
+    let mut store = Store::open(&dir.path().join(FILE)).unwrap();
+    let mut progress = coarse::Progress::bounded(SMALL);
+    let (mut steps, mut cut_off) = (0, 0);
+    loop {
+        let before = store.connection().total_changes();
+        let until = progress.step(store.connection_mut(), end).unwrap();
+        assert!(store.connection().total_changes() - before <= SMALL.written as u64 + 1, "a step is small");
+        steps += 1;
+        if until >= end {
+            break;
+        }
+        if steps % 7 == 0 {
+            drop(store);
+            cut_off += u64::from(added(dir.path()).0 > 0);
+            reconciled(dir.path());
+            equals_hourly(dir.path());
+            store = Store::open(&dir.path().join(FILE)).unwrap();
+            progress = coarse::Progress::bounded(SMALL);
+        }
+    }
+    drop(store);
+    assert!(cut_off > 3, "{cut_off} of {steps}");
+    assert_eq!(added(dir.path()), (0, false));
+    reconciled(dir.path());
+    equals_hourly(dir.path());
+}
+
+#[test]
+fn an_hour_that_grows_while_it_is_covered_is_covered_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 300, MONTH_HOURS + 100);
+    let end = START / HOUR + MONTH_HOURS + 100;
+    let mut store = Store::open(&dir.path().join(FILE)).unwrap();
+    let mut progress = coarse::Progress::bounded(SMALL);
+    let mut until = 0;
+    while until < START / HOUR + MONTH_HOURS + 50 || added(dir.path()).0 == 0 {
+        until = progress.step(store.connection_mut(), end).unwrap();
+    }
+    let rate = RateCard::parse("2.5", "0.2", "USD", None).unwrap();
+    let device = DeviceInfo { id: "cuda:0".into(), kind: "cuda".into(), name: "a card".into() };
+    store.open_epoch("later", &device, &rate, UnixNanos(until * HOUR)).unwrap();
+    assert_eq!(added(dir.path()), (0, true));
+    let mut clearing = 0;
+    while added(dir.path()).1 {
+        assert!(progress.step(store.connection_mut(), end).unwrap() < until);
+        clearing += 1;
+        if clearing % 40 == 1 {
+            reconciled(dir.path());
+            equals_hourly(dir.path());
+        }
+    }
+    assert!(clearing > 20, "{clearing} steps");
+    while progress.step(store.connection_mut(), end).unwrap() < end {}
+    reconciled(dir.path());
+    equals_hourly(dir.path());
 }
 
 #[test]
@@ -239,7 +326,8 @@ fn the_audit_names_coarse_rollups_that_are_not_what_hours_come_to() {
         "DELETE FROM party_month_rollups",
         "UPDATE party_month_rollups SET month = 1000000000",
         "UPDATE day_rollups SET day = day + 1000000000000",
-        "UPDATE coarse_until SET hour = hour + 24",
+        "UPDATE coarse_until SET hour = hour + 24, adding = adding + 24",
+        "UPDATE coarse_until SET adding = hour + 24, added = 5",
     ] {
         let broken = tempfile::tempdir().unwrap();
         std::fs::copy(dir.path().join(FILE), broken.path().join(FILE)).unwrap();

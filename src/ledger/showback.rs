@@ -242,7 +242,7 @@ impl Showback {
         let houses = std::mem::take(&mut self.house);
         let (dimensions, asked) = (self.dimensions.clone(), self.hours.clone());
         let mut walk = Walk { showback: self, connection, dimensions, houses, take };
-        let until = if unit == Unit::Hour { 0 } else { coarse::until(connection)? };
+        let until = coarse::until(connection, unit)?;
         let end = asked.end.min(until);
         let days = unit.days(asked.start, end, end == until);
         let mut at = asked.start;

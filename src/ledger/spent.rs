@@ -1,10 +1,12 @@
 //! What requests were charged since some time, for budgets that begin to count again at a start.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use rusqlite::{Connection, params};
 
-use super::rows::invalid;
+use super::LedgerError;
+use super::rows::{self, invalid};
 use super::store::SqlResult;
 use crate::units::{Picos, RequestId, UnixNanos};
 
@@ -24,10 +26,30 @@ pub struct Charge {
     pub first: bool,
 }
 
-/// Of requests, of one key or of all, that were submitted at or after `since`; those of one request add up to what it was charged.
-pub(super) fn charges(
+/// What requests were charged that were submitted at or after `since`, in the currency of the last start, which it
+/// gives; a server may be running. `None`: none has started yet.
+///
+/// # Errors
+/// When there is no ledger or it cannot be read.
+pub fn charges(
+    data_dir: &Path,
+    since: UnixNanos,
+    each: impl FnMut(Charge),
+) -> Result<Option<String>, LedgerError> {
+    let (mut connection, path) = rows::open_for_reading(data_dir)?;
+    rows::in_snapshot(&mut connection, &path, |connection| {
+        let last = rows::epochs(connection)?.pop();
+        let currency = last.map(|last| last.epoch.rate.currency().to_owned());
+        read(connection, (None, currency.as_deref()), since, each)?;
+        Ok(currency)
+    })
+}
+
+/// Of requests, of one key or of all, in one currency or any, that were submitted at or after `since`; those of one
+/// request add up to what it was charged.
+pub(super) fn read(
     connection: &Connection,
-    key: Option<&str>,
+    (key, currency): (Option<&str>, Option<&str>),
     since: UnixNanos,
     mut each: impl FnMut(Charge),
 ) -> SqlResult<()> {
@@ -40,9 +62,9 @@ pub(super) fn charges(
          receipts.request_id
          FROM receipts JOIN receipt_lines ON receipt_lines.tx = receipts.tx
          WHERE receipts.finished_at >= ?1 AND receipts.submitted_at >= ?1 AND receipts.status <> 'error'
-         {of_key}"
+         {of_key} AND (?3 IS NULL OR receipts.currency = ?3)"
     ))?;
-    let mut rows = query.query(params![i64::try_from(since.0).unwrap_or(i64::MAX), key])?;
+    let mut rows = query.query(params![i64::try_from(since.0).unwrap_or(i64::MAX), key, currency])?;
     while let Some(row) = rows.next()? {
         let tags: String = row.get(2)?;
         let part = |column: usize| row.get::<_, i64>(column).map(i128::from);

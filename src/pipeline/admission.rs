@@ -297,7 +297,7 @@ fn name_of_budget(key: &Key) -> String {
 }
 
 /// The budget that a key has in its settings.
-fn budget_of(key: &Key) -> Option<Budget> {
+pub(super) fn budget_of(key: &Key) -> Option<Budget> {
     let settings = &key.settings;
     let window = settings.budget_duration.map_or(Window::Lifetime, |span| {
         let (count, since) = (u64::from(span.count()), key.created.0 / 1_000_000_000);

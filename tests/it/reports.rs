@@ -1,6 +1,7 @@
 //! Reports against a dumber model that adds receipts up, in random worlds; and what the formats say.
 
 pub(crate) mod focus_rules;
+mod forecasts;
 
 use std::collections::BTreeMap;
 use std::path::Path;
