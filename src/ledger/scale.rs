@@ -303,12 +303,12 @@ fn an_hour_that_grows_while_it_is_covered_is_covered_anew() {
     while added(dir.path()).1 {
         assert!(progress.step(store.connection_mut(), end).unwrap() < until);
         clearing += 1;
-        if clearing % 40 == 1 {
+        if clearing % 4 == 1 {
             reconciled(dir.path());
             equals_hourly(dir.path());
         }
     }
-    assert!(clearing > 20, "{clearing} steps");
+    assert!(clearing > 5, "{clearing} steps");
     while progress.step(store.connection_mut(), end).unwrap() < end {}
     reconciled(dir.path());
     equals_hourly(dir.path());

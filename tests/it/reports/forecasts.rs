@@ -33,8 +33,8 @@ fn outlook(dir: &std::path::Path, receipts: &[Receipt]) -> Outlook {
     let budgets = vec![
         budget("everything", Scope::All, None, "5", Window::Lifetime),
         budget("spent", Scope::All, None, "0.000000000001", Window::Month),
-        budget("months", Scope::All, None, "0.02", Window::Month),
-        budget("teams", Scope::Team, None, "0.01", Window::Week),
+        budget("months", Scope::All, None, "0.001", Window::Month),
+        budget("teams", Scope::Team, None, "0.0002", Window::Week),
         budget("nobody's", Scope::Key, Some("key_of_nobody"), "1", Window::Day),
     ];
     let asked = Asked { budgets, totals: vec![Scope::Team, Scope::Key], zone: TimeZone::UTC };
