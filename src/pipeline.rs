@@ -191,8 +191,8 @@ pub enum Piece {
     /// How likely more of a prompt's tokens were, from its second one on; before any text of the prompt's first choice,
     /// which this names.
     Prompt { choice: u32, scores: Vec<TokenLogprobs> },
-    /// A choice is complete, with the last of its text; each is exactly once.
-    Finished { choice: u32, text: String, scored: Vec<Scored>, finish: Finish },
+    /// A choice is complete, with the last of its text; each is exactly once. `stop`: the stop string that ended it.
+    Finished { choice: u32, text: String, scored: Vec<Scored>, finish: Finish, stop: Option<String> },
     /// The receipt is durable: the last piece of every complete answer.
     Settled(Arc<Receipt>),
 }
@@ -337,9 +337,10 @@ impl Driver {
                     Finish::Stop | Finish::Length => {}
                 }
                 let tail = state.finish();
+                let stop = state.stopped_by().map(str::to_owned);
                 // The engine may have reached the length before it heard of the stop string.
-                let finish = if state.stopped() && finish == Finish::Length { Finish::Stop } else { finish };
-                Some(Piece::Finished { choice, text: tail.text, scored: tail.scored, finish })
+                let finish = if stop.is_some() && finish == Finish::Length { Finish::Stop } else { finish };
+                Some(Piece::Finished { choice, text: tail.text, scored: tail.scored, finish, stop })
             }
         }
     }

@@ -34,6 +34,7 @@ pub(super) async fn envelope(
             ApiError::Bug.into_response()
         }
     };
+    response = error::in_paths_shape(response, &path, &id);
     let headers = response.headers_mut();
     put(headers, "x-request-id", &id.0);
     // An answer names the device that computes it.

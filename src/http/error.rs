@@ -1,6 +1,7 @@
-//! Errors as OpenAI's clients know them: the only place where status codes, `type` and `code` are made.
+//! Errors as OpenAI's clients know them, and on their paths Anthropic's: the only place where status codes, `type` and `code` are made.
 
 use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use super::fields::Invalid;
 use crate::control::limits::Exceeded;
 use crate::control::{ControlError, Denied};
 use crate::pipeline::Failure;
+use crate::units::RequestId;
 
 /// Everything a request can be refused with.
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl From<ControlError> for ApiError {
 }
 
 /// What goes over the wire for one error.
+#[derive(Debug, Clone)]
 struct Wire {
     status: StatusCode,
     kind: &'static str,
@@ -142,7 +145,8 @@ impl ApiError {
                     .about("id")
             }
             Self::KeyMissing => Wire::unauthorized(
-                "no API key was sent; send one as `Authorization: Bearer sk-obol-...`".into(),
+                "no API key was sent; send one as `Authorization: Bearer sk-obol-...`, or as `x-api-key`"
+                    .into(),
             ),
             Self::Denied(Denied::Unreadable(error)) => control(error),
             Self::Denied(denied) => Wire::unauthorized(denied.to_string()),
@@ -188,6 +192,11 @@ impl ApiError {
     /// The error object alone, as it is sent in the middle of a stream.
     pub(crate) fn into_object(self) -> Value {
         object(&self.wire())
+    }
+
+    /// The same in Anthropic's shape.
+    pub(crate) fn into_anthropic(self) -> Value {
+        anthropic(&self.wire()).1
     }
 }
 
@@ -290,6 +299,47 @@ pub(crate) fn in_our_shape(response: Response, method: &Method, path: &str) -> R
     shaped
 }
 
+/// Whether errors on this path are Anthropic's.
+fn is_anthropic(path: &str) -> bool {
+    path == "/v1/messages" || path.starts_with("/v1/messages/")
+}
+
+/// An error of ours as Anthropic's clients know them, on the paths that are theirs; other answers as they are.
+pub(crate) fn in_paths_shape(mut response: Response, path: &str, request: &RequestId) -> Response {
+    if !is_anthropic(path) {
+        return response;
+    }
+    let id = HeaderValue::from_str(&request.0).expect("a request's id is ASCII");
+    response.headers_mut().insert("request-id", id);
+    let Some(wire) = response.extensions_mut().remove::<Wire>() else { return response };
+    let (status, mut object) = anthropic(&wire);
+    object["request_id"] = json!(request.0);
+    *response.status_mut() = status;
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    *response.body_mut() = Body::from(object.to_string());
+    response
+}
+
+/// Status and body of an error in Anthropic's words.
+fn anthropic(wire: &Wire) -> (StatusCode, Value) {
+    // Their status for a server that cannot answer now.
+    let overloaded = || StatusCode::from_u16(529).expect("a status of three digits");
+    let status = if wire.status == StatusCode::SERVICE_UNAVAILABLE { overloaded() } else { wire.status };
+    let kind = match wire.status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::REQUEST_TIMEOUT => "timeout_error",
+        StatusCode::CONFLICT => "conflict_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+        status if status.is_server_error() => "api_error",
+        _ => "invalid_request_error",
+    };
+    (status, json!({"type": "error", "error": {"type": kind, "message": wire.message}}))
+}
+
 fn object(wire: &Wire) -> Value {
     json!({"error": {"message": wire.message, "type": wire.kind, "param": wire.param, "code": wire.code}})
 }
@@ -311,6 +361,8 @@ impl IntoResponse for ApiError {
             // The rest of the body is not wanted: the connection cannot be used again.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For paths that have another shape.
+        response.extensions_mut().insert(wire);
         response
     }
 }

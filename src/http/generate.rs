@@ -1,4 +1,4 @@
-//! The two generating endpoints: parse, run, answer whole or as a stream.
+//! The generating endpoints: parse, run, answer whole or as a stream, in the words of the API that was spoken.
 
 use std::sync::Arc;
 
@@ -11,13 +11,12 @@ use bytes::Bytes;
 use super::auth::Caller;
 use super::envelope::{DEVICE, put};
 use super::error::ApiError;
-use super::openai::{Choice, Delivery, Echo, Reply, Shape, best, parse_chat, parse_completion};
+use super::openai::{Chunks, Reply, Shape, parse_chat, parse_completion};
+use super::telling::{Teller, collect};
 use super::{Server, body, origin, sse};
 use crate::control::Key;
 use crate::control::limits::{Allotment, Left};
-use crate::ledger::Receipt;
-use crate::pipeline::{self, Answer, App, Ask, Failure, Piece};
-use crate::request::TokenLogprobs;
+use crate::pipeline::{self, App, Ask};
 use crate::units::RequestId;
 
 pub(super) async fn chat(
@@ -57,11 +56,14 @@ async fn generated(
         Shape::Chat => parse_chat(&bytes, &rules, asker("/v1/chat/completions")?)?,
         Shape::Completion => parse_completion(&bytes, &rules, asker("/v1/completions")?)?,
     };
-    answer(server, app, shape, ask, delivery, &head).await
+    let reply = Reply::new(app, shape, &ask.origin.request, delivery.scored);
+    let echo = delivery.echo.then(|| ask.prompts.iter().map(|prompt| app.text_of(prompt)).collect());
+    let teller = Chunks::new(reply, delivery, (ask.choices, ask.prompts.len()), echo);
+    answer(server, app, ask, teller, delivery.stream, &head).await
 }
 
 /// The error, with what is left of the limits of whoever asked: who is told to wait can see for what.
-fn refused(server: &Server, key: Option<&Key>, error: ApiError) -> Response {
+pub(super) fn refused(server: &Server, key: Option<&Key>, error: ApiError) -> Response {
     let mut response = error.into_response();
     if let (Ok(app), Some(key)) = (server.app(), key) {
         rate_limit_headers(response.headers_mut(), &app.admission().left(app, key));
@@ -69,7 +71,7 @@ fn refused(server: &Server, key: Option<&Key>, error: ApiError) -> Response {
     response
 }
 
-async fn received(server: &Server, request: Request) -> Result<(request::Parts, Bytes), ApiError> {
+pub(super) async fn received(server: &Server, request: Request) -> Result<(request::Parts, Bytes), ApiError> {
     let (head, body) = request.into_parts();
     // A server that cannot answer does not read megabytes first.
     server.app()?.check_accepting()?;
@@ -77,35 +79,25 @@ async fn received(server: &Server, request: Request) -> Result<(request::Parts, 
     Ok((head, bytes))
 }
 
-async fn answer(
+/// Runs what was asked and answers it in the teller's words, whole or as a stream.
+pub(super) async fn answer(
     server: &Server,
     app: &Arc<App>,
-    shape: Shape,
     ask: Ask,
-    delivery: Delivery,
+    mut teller: impl Teller,
+    stream: bool,
     head: &request::Parts,
 ) -> Result<Response, ApiError> {
-    let mut reply = Reply::new(app, shape, &ask.origin.request, delivery.scored);
-    let each = ask.choices;
-    let choices = each * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
-    let texts = delivery.echo.then(|| ask.prompts.iter().map(|prompt| app.text_of(prompt)).collect());
+    let choices = ask.choices * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
     let answer = pipeline::run(app, ask).await?;
-    if let Some(texts) = texts {
-        let prompts = answer.prompts().clone();
-        reply.echo(Echo { each: delivery.best.unwrap_or(each), texts, prompts, scores: Vec::new() });
-    }
+    teller.takes(answer.prompts());
     let device = answer.device().to_owned();
     let left = answer.left();
-    let mut response = if delivery.stream {
-        let keep_alive = server.config.keep_alive;
-        sse::response(answer, reply, delivery, choices, keep_alive, &head.headers)
+    let mut response = if stream {
+        sse::response(answer, teller, choices, server.config.keep_alive, &head.headers)
     } else {
-        let (mut choices, scores, receipt) = collect(answer, choices).await?;
-        reply.score(scores);
-        if let Some(shown) = delivery.best {
-            choices = best(choices, each, shown);
-        }
-        let mut response = Json(reply.body(choices, &receipt)).into_response();
+        let (whole, receipt) = collect(answer, choices).await?;
+        let mut response = Json(teller.whole(whole, &receipt)).into_response();
         response.headers_mut().extend(sse::cost_headers(&receipt));
         response
     };
@@ -129,31 +121,4 @@ fn rate_limit_headers(headers: &mut HeaderMap, left: &Left) {
     };
     say("requests", left.requests);
     say("tokens", left.tokens);
-}
-
-/// The choices, how likely each prompt's tokens were where that was asked for, and the receipt.
-type Collected = (Vec<Choice>, Vec<Vec<TokenLogprobs>>, Arc<Receipt>);
-
-/// The whole answer. Dropping this future (the client left) drops the answer, which cancels it.
-async fn collect(mut answer: Answer, choices: u32) -> Result<Collected, Failure> {
-    let mut whole: Vec<Choice> = (0..choices).map(|_| Choice::new(answer.form())).collect();
-    let prompts = answer.prompts().count();
-    let mut prompt_scores = vec![Vec::new(); prompts];
-    while let Some(piece) = answer.next().await {
-        match piece? {
-            Piece::Text { choice, text, scored } => {
-                whole[choice as usize].push(&text, scored);
-            }
-            Piece::Prompt { choice, scores } => {
-                prompt_scores[choice as usize * prompts / choices as usize].extend(scores);
-            }
-            Piece::Finished { choice, text, scored, finish } => {
-                let choice = &mut whole[choice as usize];
-                choice.push(&text, scored);
-                choice.finish(finish);
-            }
-            Piece::Settled(receipt) => return Ok((whole, prompt_scores, receipt)),
-        }
-    }
-    Err(Failure::LedgerUnavailable)
 }

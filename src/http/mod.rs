@@ -2,10 +2,11 @@
 //! costs it reads from the receipt.
 //!
 //! Invariants: every response carries `x-request-id`, `x-obol-device` and `x-obol-currency`; every error
-//! is OpenAI's error object, made in `error`; a body is never read past its limit; who asks is known (`auth`)
+//! is OpenAI's error object, or Anthropic's on its endpoints, made in `error`; a body is never read past its limit; who asks is known (`auth`)
 //! before anything else is looked at.
 
 mod admin;
+mod anthropic;
 mod auth;
 mod body;
 mod costs;
@@ -23,6 +24,7 @@ mod spend;
 mod spend_query;
 mod sse;
 mod tasks;
+mod telling;
 mod tokens;
 
 use std::future::Future;
@@ -116,6 +118,8 @@ pub fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completions))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/requests", get(receipts::list))

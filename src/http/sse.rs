@@ -1,7 +1,7 @@
-//! Answers as server-sent events: chunks as they come, the usage when it is durable, then `[DONE]` and,
-//! for clients that take them, the cost headers as trailers.
+//! Answers as server-sent events, and behind them, for clients that take them, the cost headers as trailers. What the
+//! events are is their API's.
 //!
-//! Invariant: `[DONE]` follows a durable receipt only; a stream that ends without it has failed.
+//! Invariant: an answer's last events follow a durable receipt only.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -16,47 +16,30 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use serde_json::{Map, Value};
 
 use super::envelope::{panic_message, put};
 use super::error::ApiError;
-use super::openai::{Delivery, Reply, usage, usage_so_far};
+use super::telling::{End, SoFar, Teller};
 use crate::ledger::Receipt;
-use crate::pipeline::{Answer, Failure, Piece, Scored};
-use crate::request::Finish;
-use crate::text::turn::{Part, TurnReader};
+use crate::pipeline::{Answer, Piece};
+use crate::text::turn::TurnReader;
 
 /// What `Receipt::headers` gives, announced before the receipt exists. The last one only in dollars.
 const COST_TRAILERS: &str = "x-obol-gpu-seconds, x-obol-kv-byte-seconds, x-obol-kv-peak-bytes, \
     x-obol-cached-tokens, x-obol-cost, server-timing, x-litellm-response-cost";
 
-const DONE: &str = "data: [DONE]\n\n";
-const KEEP_ALIVE: &str = ": keep-alive\n\n";
-
-/// The response that streams `answer`.
+/// The response in which `teller` streams `answer`.
 pub(super) fn response(
     answer: Answer,
-    reply: Reply,
-    delivery: Delivery,
+    teller: impl Teller,
     choices: u32,
     keep_alive: Duration,
     request: &HeaderMap,
 ) -> Response {
     let trailers = takes_trailers(request);
     let readers = (0..choices).map(|_| TurnReader::new(answer.form().clone())).collect();
-    let frames = Frames {
-        answer,
-        reply,
-        delivery,
-        trailers,
-        keep_alive,
-        readers,
-        started: vec![false; choices as usize],
-        running: choices,
-        last_finish: None,
-        ready: VecDeque::new(),
-        ended: false,
-    };
+    let frames =
+        Frames { answer, teller, trailers, keep_alive, readers, ready: VecDeque::new(), at: At::Beginning };
     let mut response = Response::new(Body::new(StreamBody::new(frames.into_stream())));
     let headers = response.headers_mut();
     put(headers, "content-type", "text/event-stream; charset=utf-8");
@@ -84,27 +67,29 @@ pub(super) fn cost_headers(receipt: &Receipt) -> HeaderMap {
     headers
 }
 
-struct Frames {
+struct Frames<T> {
     answer: Answer,
-    reply: Reply,
-    delivery: Delivery,
+    teller: T,
     trailers: bool,
     keep_alive: Duration,
     /// Of the choices.
     readers: Vec<TurnReader>,
-    /// Per choice: whether its first chunk is out.
-    started: Vec<bool>,
-    running: u32,
-    /// The chunk that ends the last choice waits here for the usage it carries.
-    last_finish: Option<Map<String, Value>>,
     ready: VecDeque<Frame<Bytes>>,
-    ended: bool,
+    at: At,
 }
 
-impl Frames {
+enum At {
+    Beginning,
+    Telling,
+    Ended,
+}
+
+impl<T: Teller> Frames<T> {
     fn into_stream(self) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
         let frames = stream::unfold(self, |mut frames| async move { Some((frames.next().await?, frames)) });
-        AssertUnwindSafe(frames).catch_unwind().map(|frame| Ok(frame.unwrap_or_else(|panic| bug(&*panic))))
+        AssertUnwindSafe(frames)
+            .catch_unwind()
+            .map(|frame| Ok(frame.unwrap_or_else(|panic| bug::<T>(&*panic))))
     }
 
     async fn next(&mut self) -> Option<Frame<Bytes>> {
@@ -112,100 +97,69 @@ impl Frames {
             if let Some(frame) = self.ready.pop_front() {
                 return Some(frame);
             }
-            if self.ended {
-                return None;
+            match self.at {
+                At::Ended => return None,
+                At::Beginning => {
+                    self.at = At::Telling;
+                    let told = self.teller.begins(self.so_far());
+                    self.send(told);
+                    continue;
+                }
+                At::Telling => {}
             }
             match tokio::time::timeout(self.keep_alive, self.answer.next()).await {
-                Err(_) => return Some(Frame::data(Bytes::from_static(KEEP_ALIVE.as_bytes()))),
-                Ok(None) => self.ended = true,
+                Err(_) => return Some(Frame::data(Bytes::from_static(T::KEEP_ALIVE.as_bytes()))),
+                Ok(None) => self.at = At::Ended,
                 Ok(Some(Ok(piece))) => self.take(piece),
-                Ok(Some(Err(failure))) => self.fail(failure),
+                Ok(Some(Err(failure))) => {
+                    let told = self.teller.fails(ApiError::from(failure));
+                    self.send(told);
+                    self.at = At::Ended;
+                }
             }
         }
     }
 
     fn take(&mut self, piece: Piece) {
+        let so_far = self.so_far();
         match piece {
             Piece::Text { choice, text, scored } => {
                 let parts = self.readers[choice as usize].push(&text);
-                self.parts(choice, parts, &scored);
+                let told = self.teller.parts(choice, parts, &scored, so_far);
+                self.send(told);
             }
-            Piece::Finished { choice, text, scored, finish } => {
-                self.running -= 1;
+            Piece::Finished { choice, text, scored, finish, stop } => {
                 let reader = &mut self.readers[choice as usize];
                 let mut parts = reader.push(&text);
                 parts.extend(reader.finish());
-                if !self.started[choice as usize] && parts.is_empty() {
-                    parts.push(Part::Text(String::new()));
-                }
-                self.parts(choice, parts, &scored);
-                self.finish(choice, finish);
+                let told = self.teller.parts(choice, parts, &scored, so_far);
+                self.send(told);
+                let told = self.teller.finishes(choice, End { finish, stop }, so_far);
+                self.send(told);
             }
             Piece::Prompt { .. } => unreachable!("prompts are not scored for streams"),
-            Piece::Settled(receipt) => self.settled(&receipt),
+            Piece::Settled(receipt) => {
+                let told = self.teller.ends(&receipt);
+                self.send(told);
+                if self.trailers {
+                    self.ready.push_back(Frame::trailers(cost_headers(&receipt)));
+                }
+                self.at = At::Ended;
+            }
         }
     }
 
-    /// The tokens of a text go with its first part, or with an empty one while its characters are held back.
-    fn parts(&mut self, choice: u32, mut parts: Vec<Part>, mut scored: &[Scored]) {
-        if parts.is_empty() && !scored.is_empty() {
-            parts.push(Part::Text(String::new()));
-        }
-        for part in &parts {
-            let first = !std::mem::replace(&mut self.started[choice as usize], true);
-            let chunk = self.reply.part_chunk(choice, first, part, std::mem::take(&mut scored));
-            self.send(chunk);
-        }
+    fn so_far(&self) -> SoFar {
+        SoFar { prompt: self.answer.prompt_tokens(), completion: self.answer.completion_tokens() }
     }
 
-    fn finish(&mut self, choice: u32, finish: Finish) {
-        if matches!(finish, Finish::Error | Finish::Cancelled) {
-            // No way to end that OpenAI's clients know: an error event follows.
-            return;
-        }
-        let called = self.readers[choice as usize].calls() > 0;
-        let chunk = self.reply.finish_chunk(choice, finish, called);
-        if self.running == 0 && !self.delivery.include_usage {
-            self.last_finish = Some(chunk);
-        } else {
-            self.send(chunk);
-        }
-    }
-
-    fn settled(&mut self, receipt: &Receipt) {
-        let mut chunk = self.last_finish.take().unwrap_or_else(|| self.reply.chunk(Vec::new()));
-        chunk.insert("usage".into(), usage(receipt));
-        self.ready.push_back(data(&Value::Object(chunk)));
-        self.ready.push_back(Frame::data(Bytes::from_static(DONE.as_bytes())));
-        if self.trailers {
-            self.ready.push_back(Frame::trailers(cost_headers(receipt)));
-        }
-        self.ended = true;
-    }
-
-    fn fail(&mut self, failure: Failure) {
-        self.ready.push_back(data(&ApiError::from(failure).into_object()));
-        self.ended = true;
-    }
-
-    /// A chunk that is not the last, with the usage that its place asks for.
-    fn send(&mut self, mut chunk: Map<String, Value>) {
-        if self.delivery.continuous_usage {
-            let so_far = usage_so_far(self.answer.prompt_tokens(), self.answer.completion_tokens());
-            chunk.insert("usage".into(), so_far);
-        } else if self.delivery.include_usage {
-            chunk.insert("usage".into(), Value::Null);
-        }
-        self.ready.push_back(data(&Value::Object(chunk)));
+    fn send(&mut self, told: Vec<Bytes>) {
+        self.ready.extend(told.into_iter().map(Frame::data));
     }
 }
 
-fn data(value: &Value) -> Frame<Bytes> {
-    Frame::data(Bytes::from(format!("data: {value}\n\n")))
-}
-
-/// The last event of a stream whose writer panicked.
-fn bug(panic: &(dyn Any + Send)) -> Frame<Bytes> {
+/// The last event of a stream whose teller panicked.
+fn bug<T: Teller>(panic: &(dyn Any + Send)) -> Frame<Bytes> {
     tracing::error!("a stream panicked: {}", panic_message(panic));
-    data(&ApiError::Bug.into_object())
+    Frame::data(T::broke())
 }

@@ -86,9 +86,9 @@ impl ChoiceText {
         self.release(released.text, released.stopped)
     }
 
-    /// Whether a stop string ended the text.
-    pub(super) fn stopped(&self) -> bool {
-        self.stopped
+    /// The stop string that ended the text.
+    pub(super) fn stopped_by(&self) -> Option<&str> {
+        self.stops.found()
     }
 
     fn release(&mut self, text: String, stopped: bool) -> Grown {

@@ -9,6 +9,8 @@ pub struct StopMatcher {
     stops: Vec<String>,
     /// The longest end of the text so far that begins a stop string.
     held: String,
+    /// Which stop string ended the text.
+    found: Option<usize>,
 }
 
 /// Text that is certain to be part of the answer.
@@ -24,15 +26,19 @@ impl StopMatcher {
     /// Empty stop strings are ignored.
     #[must_use]
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, held: String::new(), found: None }
     }
 
     /// Adds text to the answer.
     #[must_use]
     pub fn push(&mut self, text: &str) -> Released {
         self.held.push_str(text);
-        let found = |stop: &String| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start));
-        if let Some((_, start)) = self.stops.iter().filter_map(found).min() {
+        let found = |(which, stop): (usize, &String)| {
+            self.held.find(stop.as_str()).map(|start| (start + stop.len(), start, which))
+        };
+        if let Some((_, start, which)) = self.stops.iter().enumerate().filter_map(found).min() {
+            self.found = Some(which);
             self.held.truncate(start);
             return Released { text: std::mem::take(&mut self.held), stopped: true };
         }
@@ -45,6 +51,12 @@ impl StopMatcher {
     #[must_use]
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
+    }
+
+    /// The stop string that ended the text.
+    #[must_use]
+    pub fn found(&self) -> Option<&str> {
+        self.found.map(|which| self.stops[which].as_str())
     }
 
     /// Length of the longest proper beginning of `stop` that ends the held text.
@@ -92,6 +104,14 @@ mod tests {
         check(&["abcd", "bc"], &["abcd"], &["a!", ""]);
         check(&["abcd", "bc"], &["a", "b", "c", "d"], &["", "", "a!", ""]);
         check(&["bc", "abc"], &["xabc"], &["x!", ""]);
+    }
+
+    #[test]
+    fn the_stop_that_counted_is_named() {
+        let mut matcher = StopMatcher::new(&["never".into(), "bc".into(), "abc".into()]);
+        assert!(!matcher.push("xab").stopped && matcher.found().is_none());
+        assert!(matcher.push("c").stopped);
+        assert_eq!(matcher.found(), Some("abc"), "the longest of those that are complete at once");
     }
 
     #[test]

@@ -333,7 +333,8 @@ impl Attempt {
 }
 
 /// Neighbours of one kind as one part; empty ones left out.
-fn join(parts: Vec<Part>) -> Vec<Part> {
+#[must_use]
+pub fn join(parts: Vec<Part>) -> Vec<Part> {
     let mut joined: Vec<Part> = Vec::new();
     for part in parts {
         match (joined.last_mut(), part) {

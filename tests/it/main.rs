@@ -20,6 +20,7 @@ mod http_answers;
 mod http_budgets;
 mod http_errors;
 mod http_keys;
+mod http_messages;
 mod http_probes;
 mod http_replicas;
 mod http_sockets;

@@ -6,9 +6,13 @@ mod form;
 mod logprobs;
 mod params;
 mod reply;
+mod stream;
 mod tools;
 
 pub(super) use chat::{messages_of, parse as parse_chat};
 pub(super) use completions::{parse as parse_completion, tokens_at};
-pub(super) use params::{Delivery, Rules};
-pub(super) use reply::{Choice, Echo, Reply, Shape, best, usage, usage_so_far};
+pub(super) use params::{Common, Delivery, MaxTokens, Rules, metadata, strings_to_stop_at};
+use reply::{Echo, best, usage, usage_so_far};
+pub(super) use reply::{Reply, Shape, call_id};
+pub(super) use stream::Chunks;
+pub(super) use tools::{Choice as ToolChoice, Tools, decide as decide_tools, name_at as tool_name};

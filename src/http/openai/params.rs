@@ -48,7 +48,7 @@ pub(crate) struct Delivery {
     pub(crate) best: Option<u32>,
 }
 
-/// What both endpoints read in the same way.
+/// What all endpoints say of an answer, each in its own fields.
 pub(crate) struct Common {
     pub(crate) model: String,
     pub(crate) sampling: Sampling,
@@ -59,34 +59,47 @@ pub(crate) struct Common {
     ignore_eos: bool,
     stop_token_ids: Vec<u32>,
     form: Option<(Form, &'static str)>,
-    stop: Vec<String>,
-    user: Option<String>,
-    metadata: BTreeMap<String, String>,
+    pub(crate) stop: Vec<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl Common {
+    /// OpenAI's completions, of chats and of prompts.
     pub(crate) fn read(fields: &mut Fields, rules: &Rules) -> Result<Self, Invalid> {
-        let model = fields.string("model")?.ok_or_else(|| {
-            Invalid::new("model", "`model` is required: name a model that /v1/models lists")
-        })?;
+        let common = Self::read_core(fields, rules)?;
         let choices = fields.integer("n", 1..=i64::from(rules.choices_max))?.unwrap_or(1);
         fields.only("service_tier", &[json!("auto"), json!("default")], "there is one tier")?;
         fields.only("store", &[json!(false)], "answers are never stored")?;
-        let user = text_up_to(fields, "user", USER_CHARS_MAX)?;
-        let safety_identifier = text_up_to(fields, "safety_identifier", USER_CHARS_MAX)?;
+        Ok(Self {
+            delivery: delivery(fields, rules.unknown)?,
+            choices: u32::try_from(choices).expect("checked against choices_max"),
+            form: form::read(fields, rules.unknown)?,
+            stop: strings_to_stop_at(fields, "stop")?,
+            user: user(fields)?,
+            metadata: metadata(fields)?,
+            ..common
+        })
+    }
+
+    /// What has one name in every API; the rest as if nothing were said of it.
+    pub(crate) fn read_core(fields: &mut Fields, rules: &Rules) -> Result<Self, Invalid> {
+        let model = fields.string("model")?.ok_or_else(|| {
+            Invalid::new("model", "`model` is required: name a model that /v1/models lists")
+        })?;
         Ok(Self {
             model,
             sampling: sampling(fields, rules)?,
-            delivery: delivery(fields, rules.unknown)?,
-            choices: u32::try_from(choices).expect("checked against choices_max"),
+            delivery: Delivery::default(),
+            choices: 1,
             seed: seed(fields)?,
             min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             stop_token_ids: stop_token_ids(fields, rules)?,
-            form: form::read(fields, rules.unknown)?,
-            stop: stop(fields)?,
-            user: user.or(safety_identifier),
-            metadata: metadata(fields)?,
+            form: None,
+            stop: Vec::new(),
+            user: None,
+            metadata: BTreeMap::new(),
         })
     }
 
@@ -223,21 +236,27 @@ fn seed(fields: &mut Fields) -> Result<Option<u64>, Invalid> {
     }
 }
 
-fn stop(fields: &mut Fields) -> Result<Vec<String>, Invalid> {
-    let strings = match fields.take("stop") {
+/// Stop strings, in the field that the API has for them.
+pub(crate) fn strings_to_stop_at(fields: &mut Fields, name: &str) -> Result<Vec<String>, Invalid> {
+    let strings = match fields.take(name) {
         None => return Ok(Vec::new()),
         Some(Value::Array(items)) => {
             let strings = items.into_iter().enumerate();
-            strings.map(|(i, item)| string_at(&format!("stop[{i}]"), item)).collect::<Result<Vec<_>, _>>()?
+            strings
+                .map(|(i, item)| string_at(&format!("{name}[{i}]"), item))
+                .collect::<Result<Vec<_>, _>>()?
         }
         Some(Value::String(one)) => vec![one],
-        Some(_) => return Err(Invalid::new("stop", "`stop` must be a string or an array of strings")),
+        Some(_) => {
+            return Err(Invalid::new(name, format!("`{name}` must be a string or an array of strings")));
+        }
     };
     if strings.len() > STOP_STRINGS_MAX {
-        return Err(Invalid::new("stop", format!("`stop` takes at most {STOP_STRINGS_MAX} strings")));
+        return Err(Invalid::new(name, format!("`{name}` takes at most {STOP_STRINGS_MAX} strings")));
     }
     if strings.iter().any(|text| text.is_empty() || text.len() > STOP_STRING_BYTES_MAX) {
-        return Err(Invalid::new("stop", format!("a stop string has 1 to {STOP_STRING_BYTES_MAX} bytes")));
+        let message = format!("`{name}`: a stop string has 1 to {STOP_STRING_BYTES_MAX} bytes");
+        return Err(Invalid::new(name, message));
     }
     Ok(strings)
 }
@@ -272,7 +291,15 @@ fn delivery(fields: &mut Fields, unknown: UnknownFields) -> Result<Delivery, Inv
     Ok(Delivery { stream, include_usage, continuous_usage, ..Delivery::default() })
 }
 
-fn metadata(fields: &mut Fields) -> Result<BTreeMap<String, String>, Invalid> {
+/// Who the client asks for.
+pub(crate) fn user(fields: &mut Fields) -> Result<Option<String>, Invalid> {
+    let user = text_up_to(fields, "user", USER_CHARS_MAX)?;
+    let safety_identifier = text_up_to(fields, "safety_identifier", USER_CHARS_MAX)?;
+    Ok(user.or(safety_identifier))
+}
+
+/// Names and values to book the request under.
+pub(crate) fn metadata(fields: &mut Fields) -> Result<BTreeMap<String, String>, Invalid> {
     let Some(map) = fields.object("metadata")? else { return Ok(BTreeMap::new()) };
     let mut pairs = BTreeMap::new();
     for (path, value) in map.into_entries() {

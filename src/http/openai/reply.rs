@@ -5,10 +5,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::logprobs;
+use crate::http::telling::{Choice, SoFar};
 use crate::ledger::Receipt;
 use crate::pipeline::{App, Scored};
 use crate::request::{Finish, Prompts, TokenLogprobs};
-use crate::text::turn::{CallFormat, Part, TurnForm, TurnReader};
+use crate::text::turn::{CallFormat, Part};
 use crate::units::RequestId;
 
 /// Which of the two endpoints is answered.
@@ -18,47 +19,19 @@ pub(crate) enum Shape {
     Completion,
 }
 
-/// One choice, whole.
-#[derive(Debug)]
-pub(crate) struct Choice {
-    reader: TurnReader,
-    pub(crate) said: Said,
-    pub(crate) scored: Vec<Scored>,
-    pub(crate) finish: Option<Finish>,
-}
-
 /// What was said in a turn.
 #[derive(Debug, Default)]
-pub(crate) struct Said {
-    pub(crate) thought: Option<String>,
-    pub(crate) text: String,
-    pub(crate) calls: Vec<Called>,
+struct Said {
+    thought: Option<String>,
+    text: String,
+    calls: Vec<Called>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Called {
-    pub(crate) name: String,
+struct Called {
+    name: String,
     /// A JSON object's text, as the model wrote it.
-    pub(crate) arguments: String,
-}
-
-impl Choice {
-    pub(crate) fn new(form: &TurnForm) -> Self {
-        let reader = TurnReader::new(form.clone());
-        Self { reader, said: Said::default(), scored: Vec::new(), finish: None }
-    }
-
-    pub(crate) fn push(&mut self, text: &str, scored: Vec<Scored>) {
-        let parts = self.reader.push(text);
-        self.said.add(parts);
-        self.scored.extend(scored);
-    }
-
-    pub(crate) fn finish(&mut self, finish: Finish) {
-        let parts = self.reader.finish();
-        self.said.add(parts);
-        self.finish = Some(finish);
-    }
+    arguments: String,
 }
 
 /// Of each `each` choices the `shown` most likely ones, by the mean log-probability of their tokens, best first.
@@ -80,15 +53,17 @@ pub(crate) fn best(choices: Vec<Choice>, each: u32, shown: u32) -> Vec<Choice> {
 }
 
 impl Said {
-    fn add(&mut self, parts: Vec<Part>) {
+    fn of(parts: Vec<Part>) -> Self {
+        let mut said = Self::default();
         for part in parts {
             match part {
-                Part::Thought(more) => self.thought.get_or_insert_default().push_str(&more),
-                Part::Text(more) => self.text.push_str(&more),
-                Part::Call { name, .. } => self.calls.push(Called { name, arguments: String::new() }),
-                Part::Arguments { index, text } => self.calls[index as usize].arguments.push_str(&text),
+                Part::Thought(more) => said.thought.get_or_insert_default().push_str(&more),
+                Part::Text(more) => said.text.push_str(&more),
+                Part::Call { name, .. } => said.calls.push(Called { name, arguments: String::new() }),
+                Part::Arguments { index, text } => said.calls[index as usize].arguments.push_str(&text),
             }
         }
+        said
     }
 }
 
@@ -178,7 +153,7 @@ impl Reply {
             }
             _ => self.logprobs_of(&choice.scored),
         };
-        let Said { thought, text, calls } = choice.said;
+        let Said { thought, text, calls } = Said::of(choice.parts);
         let calls_made = !calls.is_empty();
         let mut value = match self.shape {
             Shape::Chat => {
@@ -203,17 +178,12 @@ impl Reply {
                 json!({"index": index, "text": self.echoed(index, &text), "logprobs": logprobs})
             }
         };
-        finish_of(&mut value, choice.finish, calls_made);
+        finish_of(&mut value, choice.end.map(|end| end.finish), calls_made);
         value
     }
 
-    /// Of call `at` of a choice; the same wherever it is named. Mistral's templates take nine letters and digits.
-    pub(crate) fn call_id(&self, choice: usize, at: usize) -> String {
-        let hash = blake3::hash(format!("{} {choice} {at}", self.request).as_bytes()).to_hex();
-        match self.app.dialect() {
-            Some(dialect) if dialect.calls == CallFormat::Mistral => hash[..9].to_owned(),
-            _ => format!("call_{}", &hash[..24]),
-        }
+    fn call_id(&self, choice: usize, at: usize) -> String {
+        call_id(&self.app, &self.request, "call_", choice, at)
     }
 
     /// A chunk with another part of a choice. The first of a chat's choice tells the role.
@@ -304,6 +274,15 @@ impl Reply {
     }
 }
 
+/// Of call `at` of a choice; the same wherever it is named. Mistral's templates take nine letters and digits.
+pub(crate) fn call_id(app: &App, request: &RequestId, prefix: &str, choice: usize, at: usize) -> String {
+    let hash = blake3::hash(format!("{request} {choice} {at}").as_bytes()).to_hex();
+    match app.dialect() {
+        Some(dialect) if dialect.calls == CallFormat::Mistral => hash[..9].to_owned(),
+        _ => format!("{prefix}{}", &hash[..24]),
+    }
+}
+
 /// Sets `finish_reason`, of a choice that made calls or did not. A budget's end is OpenAI's `length`; `stop_reason` tells it apart.
 fn finish_of(choice: &mut Value, finish: Option<Finish>, called: bool) {
     choice["finish_reason"] = match finish {
@@ -337,7 +316,8 @@ pub(crate) fn usage(receipt: &Receipt) -> Value {
 }
 
 /// Token counts so far, for `continuous_usage_stats`.
-pub(crate) fn usage_so_far(prompt: usize, completion: u64) -> Value {
+pub(super) fn usage_so_far(so_far: SoFar) -> Value {
+    let SoFar { prompt, completion } = so_far;
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,

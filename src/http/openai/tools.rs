@@ -25,7 +25,8 @@ pub(crate) struct Tools {
     pub(crate) form: Option<Form>,
 }
 
-enum Choice {
+/// What must be called.
+pub(crate) enum Choice {
     None,
     Auto,
     Required,
@@ -34,20 +35,32 @@ enum Choice {
 
 pub(crate) fn read(fields: &mut Fields, rules: &Rules) -> Result<Tools, Invalid> {
     let tools = fields.array("tools")?.unwrap_or_default();
-    if tools.len() > TOOLS_MAX {
-        return Err(Invalid::new("tools", format!("`tools` has over {TOOLS_MAX} tools")));
-    }
     let numbered = tools.into_iter().enumerate();
     let tools = numbered.map(|(i, tool)| tool_of(&format!("tools[{i}]"), tool, rules));
     let tools = tools.collect::<Result<Vec<_>, _>>()?;
+    let choice = choice(fields, rules)?;
+    let single = fields.boolean("parallel_tool_calls")? == Some(false);
+    decide(tools, "function.name", choice, single, rules)
+}
+
+/// What follows from tools in OpenAI's form and a choice, in whatever API they came; `name_path` is where that has a
+/// tool's name.
+pub(crate) fn decide(
+    tools: Vec<Value>,
+    name_path: &str,
+    choice: Choice,
+    single: bool,
+    rules: &Rules,
+) -> Result<Tools, Invalid> {
+    if tools.len() > TOOLS_MAX {
+        return Err(Invalid::new("tools", format!("`tools` has over {TOOLS_MAX} tools")));
+    }
     let mut names = BTreeSet::new();
     if let Some((i, tool)) = tools.iter().enumerate().find(|(_, tool)| !names.insert(name_of(tool))) {
-        let path = format!("tools[{i}].function.name");
+        let path = format!("tools[{i}].{name_path}");
         let message = format!("`{path}`: there are two tools {:?}", name_of(tool));
         return Err(Invalid::new(path, message));
     }
-    let choice = choice(fields, rules)?;
-    let single = fields.boolean("parallel_tool_calls")? == Some(false);
     let called: Vec<&Value> = match &choice {
         Choice::None => return Ok(Tools::default()),
         Choice::Auto => return Ok(Tools { tools, single, form: None }),
@@ -57,7 +70,7 @@ pub(crate) fn read(fields: &mut Fields, rules: &Rules) -> Result<Tools, Invalid>
     if called.is_empty() {
         let message = match choice {
             Choice::Named(name) => format!("`tool_choice` names {name:?}, which is not among `tools`"),
-            _ => "`tool_choice` is \"required\", but there are no `tools`".to_owned(),
+            _ => "`tool_choice` wants a call, but there are no `tools`".to_owned(),
         };
         return Err(Invalid::new("tool_choice", message));
     }
@@ -94,15 +107,7 @@ fn tool_of(path: &str, tool: Value, rules: &Rules) -> Result<Value, Invalid> {
 /// A function's name, description and parameters, as the template gets them.
 fn function_of(mut function: Fields, rules: &Rules) -> Result<Value, Invalid> {
     let mut described = Map::new();
-    let path = function.path("name");
-    let name = function.string("name")?;
-    let name = name.ok_or_else(|| Invalid::new(&path, format!("`{path}` is required")))?;
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.chars().all(fits) {
-        let message = format!("`{path}` has 1 to {NAME_CHARS_MAX} letters, digits, `_`, `-` and `.`");
-        return Err(Invalid::new(&path, message));
-    }
-    described.insert("name".into(), json!(name));
+    described.insert("name".into(), json!(name_at(&mut function)?));
     if let Some(description) = function.string("description")? {
         described.insert("description".into(), json!(description));
     }
@@ -115,6 +120,19 @@ fn function_of(mut function: Fields, rules: &Rules) -> Result<Value, Invalid> {
     function.boolean("strict")?;
     function.finish(rules.unknown)?;
     Ok(Value::Object(described))
+}
+
+/// The name of a tool.
+pub(crate) fn name_at(function: &mut Fields) -> Result<String, Invalid> {
+    let path = function.path("name");
+    let name = function.string("name")?;
+    let name = name.ok_or_else(|| Invalid::new(&path, format!("`{path}` is required")))?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.chars().all(fits) {
+        let message = format!("`{path}` has 1 to {NAME_CHARS_MAX} letters, digits, `_`, `-` and `.`");
+        return Err(Invalid::new(&path, message));
+    }
+    Ok(name)
 }
 
 fn choice(fields: &mut Fields, rules: &Rules) -> Result<Choice, Invalid> {

@@ -1,0 +1,122 @@
+//! What the generating endpoints share of telling an answer: a choice as it is put together, and what an API must
+//! be able to write. Knows no API's words.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::error::ApiError;
+use crate::ledger::Receipt;
+use crate::pipeline::{Answer, Failure, Piece, Scored};
+use crate::request::{Finish, Prompts, TokenLogprobs};
+use crate::text::turn::{Part, TurnForm, TurnReader, join};
+
+/// How a choice ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) finish: Finish,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
+}
+
+/// One choice, whole.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    reader: TurnReader,
+    /// In the order they were said.
+    pub(crate) parts: Vec<Part>,
+    pub(crate) scored: Vec<Scored>,
+    /// `None`: it has not ended.
+    pub(crate) end: Option<End>,
+}
+
+impl Choice {
+    pub(crate) fn new(form: &TurnForm) -> Self {
+        Self { reader: TurnReader::new(form.clone()), parts: Vec::new(), scored: Vec::new(), end: None }
+    }
+
+    fn push(&mut self, text: &str, scored: Vec<Scored>) {
+        self.parts.extend(self.reader.push(text));
+        self.scored.extend(scored);
+    }
+
+    fn finish(&mut self, end: End) {
+        self.parts.extend(self.reader.finish());
+        self.parts = join(std::mem::take(&mut self.parts));
+        self.end = Some(end);
+    }
+}
+
+/// An answer that is not streamed.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) choices: Vec<Choice>,
+    /// How likely each prompt's tokens were, where that was asked for.
+    pub(crate) prompt_scores: Vec<Vec<TokenLogprobs>>,
+}
+
+/// The whole answer. Dropping this future (the client left) drops the answer, which cancels it.
+pub(super) async fn collect(mut answer: Answer, choices: u32) -> Result<(Whole, Arc<Receipt>), Failure> {
+    let prompts = answer.prompts().count();
+    let mut whole = Whole {
+        choices: (0..choices).map(|_| Choice::new(answer.form())).collect(),
+        prompt_scores: vec![Vec::new(); prompts],
+    };
+    while let Some(piece) = answer.next().await {
+        match piece? {
+            Piece::Text { choice, text, scored } => {
+                whole.choices[choice as usize].push(&text, scored);
+            }
+            Piece::Prompt { choice, scores } => {
+                whole.prompt_scores[choice as usize * prompts / choices as usize].extend(scores);
+            }
+            Piece::Finished { choice, text, scored, finish, stop } => {
+                let choice = &mut whole.choices[choice as usize];
+                choice.push(&text, scored);
+                choice.finish(End { finish, stop });
+            }
+            Piece::Settled(receipt) => return Ok((whole, receipt)),
+        }
+    }
+    Err(Failure::LedgerUnavailable)
+}
+
+/// Tokens of an answer up to now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SoFar {
+    pub(crate) prompt: usize,
+    /// Of all choices.
+    pub(crate) completion: u64,
+}
+
+/// An API's words for one answer. What its methods return are events as they go over the wire, in order; of a stream
+/// `begins` comes first, `ends` or `fails` last, and each choice has its `parts` and then one `finishes`.
+pub(super) trait Teller: Send + Sized + 'static {
+    /// Sent while nothing else is, so that proxies keep the stream open.
+    const KEEP_ALIVE: &'static str;
+
+    /// What is continued, before anything else.
+    fn takes(&mut self, _prompts: &Prompts) {}
+
+    /// The body of an answer that is not streamed.
+    fn whole(self, whole: Whole, receipt: &Receipt) -> Value;
+
+    /// Before anything was said.
+    fn begins(&mut self, so_far: SoFar) -> Vec<Bytes>;
+
+    /// More of a choice; `scored` are the tokens of these parts, where log-probabilities were asked for.
+    fn parts(&mut self, choice: u32, parts: Vec<Part>, scored: &[Scored], so_far: SoFar) -> Vec<Bytes>;
+
+    /// A choice is complete.
+    fn finishes(&mut self, choice: u32, end: End, so_far: SoFar) -> Vec<Bytes>;
+
+    /// All is said, and the receipt is durable.
+    fn ends(&mut self, receipt: &Receipt) -> Vec<Bytes>;
+
+    /// The answer will not be complete.
+    fn fails(&mut self, error: ApiError) -> Vec<Bytes>;
+
+    /// As `fails`, of a stream whose teller panicked.
+    fn broke() -> Bytes;
+}
