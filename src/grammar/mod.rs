@@ -23,6 +23,9 @@ use masks::Masks;
 /// Longest grammar, schema or pattern, in bytes of its text.
 const BYTES_MAX: usize = 256 << 10;
 
+/// States that one answer's lexer may have.
+const LEXER_STATES_MAX: usize = 50_000;
+
 /// What an answer's text must look like, as requests say it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Form {
@@ -139,7 +142,10 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, String> {
     let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
     let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
     factory.quiet();
-    factory.limits_mut().verbose_errors = false;
+    let limits = factory.limits_mut();
+    limits.verbose_errors = false;
+    // Up to two kilobytes each.
+    limits.max_lexer_states = LEXER_STATES_MAX;
     Ok(factory)
 }
 
