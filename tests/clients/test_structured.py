@@ -5,6 +5,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import harness
 import jsonschema
 import openai
 import pydantic
@@ -33,7 +34,7 @@ def test_pydantic_models_are_parsed(client, name):
 
 
 def test_json_objects(client, name):
-    choice = ask(client, name, response_format={"type": "json_object"}, max_tokens=400)
+    choice = ask(client, name, response_format={"type": "json_object"}, max_tokens=harness.long(400))
     if choice.finish_reason == "stop":
         assert isinstance(json.loads(choice.message.content), dict)
     else:
