@@ -351,15 +351,13 @@ impl Driver {
 /// # Errors
 /// `Invalid` when the template refuses the messages, or there is none.
 pub async fn tokenize(app: &Arc<App>, prompt: Prompt) -> Result<Vec<u32>, Failure> {
-    if let Prompt::Tokens(tokens) = prompt {
-        return Ok(tokens);
-    }
-    on_a_worker(app, move |app| app.tokens_of(prompt)).await
+    let mut tokens = tokenize_all(app, vec![prompt]).await?;
+    Ok(tokens.pop().expect("one prompt has one list of tokens"))
 }
 
-/// The tokens of several prompts, in one go.
+/// As [`tokenize`], of several prompts in one go.
 async fn tokenize_all(app: &Arc<App>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Failure> {
-    if let [Prompt::Tokens(_)] = prompts[..] {
+    if prompts.iter().all(|prompt| matches!(prompt, Prompt::Tokens(_))) {
         return prompts.into_iter().map(|prompt| app.tokens_of(prompt)).collect();
     }
     on_a_worker(app, move |app| prompts.into_iter().map(|prompt| app.tokens_of(prompt)).collect()).await

@@ -121,12 +121,6 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Whether the template's own text has this in it.
-    #[must_use]
-    pub fn mentions(&self, text: &str) -> bool {
-        self.source.contains(text)
-    }
-
     /// Not from the model's file.
     #[must_use]
     pub fn is_built_in(&self) -> bool {

@@ -15,15 +15,27 @@ pub(super) struct Masks {
     jobs: Sender<Job>,
 }
 
-/// Where a text stands, and the token that it goes on with; none before the first.
+/// Before a text's first token.
+pub(super) struct Start {
+    pub(super) matcher: Matcher,
+    pub(super) allowed: SimpleVob,
+}
+
+/// Where a text stands.
+enum Place {
+    Start(Arc<Start>),
+    Within(Box<Matcher>),
+}
+
+/// The token that a text goes on with.
 struct Job {
-    matcher: Matcher,
-    drawn: Option<u32>,
+    place: Place,
+    drawn: u32,
     done: Sender<Done>,
 }
 
 struct Done {
-    matcher: Matcher,
+    matcher: Box<Matcher>,
     allowed: Result<SimpleVob, GuideError>,
 }
 
@@ -41,11 +53,9 @@ impl Masks {
         Self { jobs }
     }
 
-    /// A guide for a text that has not begun, whose first set is looked for at once.
-    pub(super) fn guide(&self, matcher: Matcher) -> MaskGuide {
-        let mut guide = MaskGuide { masks: self.clone(), state: State::Failed(gone()) };
-        guide.look(matcher, None);
-        guide
+    /// A guide for a text that has not begun.
+    pub(super) fn guide(&self, start: Arc<Start>) -> MaskGuide {
+        MaskGuide { masks: self.clone(), state: State::Beginning(start) }
     }
 }
 
@@ -53,9 +63,12 @@ fn work(inbox: &Mutex<Receiver<Job>>) {
     loop {
         // Nobody panics with the lock held.
         let job = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { mut matcher, drawn, done }) = job else { return };
-        let allowed = drawn.map_or(Ok(()), |token| matcher.consume_token(token));
-        let allowed = allowed.and_then(|()| matcher.compute_mask_or_eos());
+        let Ok(Job { place, drawn, done }) = job else { return };
+        let mut matcher = match place {
+            Place::Start(start) => Box::new(start.matcher.deep_clone()),
+            Place::Within(matcher) => matcher,
+        };
+        let allowed = matcher.consume_token(drawn).and_then(|()| matcher.compute_mask_or_eos());
         let allowed = match allowed {
             Ok(allowed) if allowed.is_zero() => Err(GuideError("no token may come next".to_owned())),
             Ok(allowed) => Ok(allowed),
@@ -77,6 +90,7 @@ pub(super) struct MaskGuide {
 }
 
 enum State {
+    Beginning(Arc<Start>),
     /// A thread is at it.
     Looking(Receiver<Done>),
     Known(Box<Matcher>, SimpleVob),
@@ -84,9 +98,9 @@ enum State {
 }
 
 impl MaskGuide {
-    fn look(&mut self, matcher: Matcher, drawn: Option<u32>) {
+    fn look(&mut self, place: Place, drawn: u32) {
         let (done, outcome) = channel();
-        let sent = self.masks.jobs.send(Job { matcher, drawn, done });
+        let sent = self.masks.jobs.send(Job { place, drawn, done });
         self.state = sent.map_or_else(|_| State::Failed(gone()), |()| State::Looking(outcome));
     }
 }
@@ -101,12 +115,13 @@ impl Guide for MaskGuide {
     fn allowed(&mut self) -> Result<&[u32], GuideError> {
         if let State::Looking(outcome) = &self.state {
             self.state = match outcome.recv() {
-                Ok(Done { matcher, allowed: Ok(allowed) }) => State::Known(Box::new(matcher), allowed),
+                Ok(Done { matcher, allowed: Ok(allowed) }) => State::Known(matcher, allowed),
                 Ok(Done { allowed: Err(error), .. }) => State::Failed(error),
                 Err(_) => State::Failed(gone()),
             };
         }
         match &self.state {
+            State::Beginning(start) => Ok(start.allowed.as_slice()),
             State::Known(_, allowed) => Ok(allowed.as_slice()),
             State::Failed(error) => Err(error.clone()),
             State::Looking(_) => unreachable!("it was waited for"),
@@ -115,7 +130,8 @@ impl Guide for MaskGuide {
 
     fn drew(&mut self, token: u32) {
         match std::mem::replace(&mut self.state, State::Failed(gone())) {
-            State::Known(matcher, _) => self.look(*matcher, Some(token)),
+            State::Beginning(start) => self.look(Place::Start(start), token),
+            State::Known(matcher, _) => self.look(Place::Within(matcher), token),
             // Nothing is drawn before it is known what may be.
             other => self.state = other,
         }

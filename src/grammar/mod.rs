@@ -18,7 +18,7 @@ use obol_models::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::request::{Grammar, Guide};
-use masks::Masks;
+use masks::{Masks, Start};
 
 /// Longest grammar, schema or pattern, in bytes of its text.
 const BYTES_MAX: usize = 256 << 10;
@@ -105,17 +105,17 @@ impl Grammars {
             .map_err(|error| impossible(&error))?;
         let mut matcher = Matcher::new(Ok(parser));
         // What no text can look like allows no first token.
-        let first = matcher.compute_mask_or_eos().map_err(|error| impossible(&error))?;
-        if first.is_zero() {
+        let allowed = matcher.compute_mask_or_eos().map_err(|error| impossible(&error))?;
+        if allowed.is_zero() {
             return Err(FormError::Impossible("no text can look like it".to_owned()));
         }
-        Ok(Arc::new(Compiled { matcher: matcher.deep_clone(), masks: self.masks.clone() }))
+        Ok(Arc::new(Compiled { start: Arc::new(Start { matcher, allowed }), masks: self.masks.clone() }))
     }
 }
 
 /// A form that was understood.
 struct Compiled {
-    matcher: Matcher,
+    start: Arc<Start>,
     masks: Masks,
 }
 
@@ -127,7 +127,7 @@ impl fmt::Debug for Compiled {
 
 impl Grammar for Compiled {
     fn guide(&self) -> Box<dyn Guide> {
-        Box::new(self.masks.guide(self.matcher.deep_clone()))
+        Box::new(self.masks.guide(Arc::clone(&self.start)))
     }
 }
 

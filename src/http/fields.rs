@@ -132,11 +132,12 @@ impl Fields {
         }
     }
 
-    /// The object as it is, nothing taken out.
+    /// What is left of the object, as a value.
     pub(crate) fn into_value(self) -> Value {
         Value::Object(self.left)
     }
 
+    /// What is left of the object.
     pub(crate) fn into_map(self) -> Map<String, Value> {
         self.left
     }

@@ -46,12 +46,13 @@ pub struct Dialect {
 impl Dialect {
     #[must_use]
     pub fn of(template: &ChatTemplate) -> Self {
-        let calls = if template.mentions("[TOOL_CALLS]") {
+        let source = template.source();
+        let calls = if source.contains("[TOOL_CALLS]") {
             CallFormat::Mistral
-        } else if template.mentions("<tool_call>") {
+        } else if source.contains("<tool_call>") {
             CallFormat::Hermes
-        } else if template.mentions("<|python_tag|>")
-            || (template.mentions("<|start_header_id|>") && template.mentions("\"parameters\""))
+        } else if source.contains("<|python_tag|>")
+            || (source.contains("<|start_header_id|>") && source.contains("\"parameters\""))
         {
             CallFormat::Llama3
         } else {
@@ -69,7 +70,7 @@ impl Dialect {
         let shows = |text: Result<String, _>| text.is_ok_and(|text| text.contains("obol_probe"));
         Self {
             calls,
-            thinks: template.mentions("</think>"),
+            thinks: source.contains("</think>"),
             knows_tools: shows(with_tools),
             knows_calls: shows(with_calls),
             knows_system: shows(with_system),

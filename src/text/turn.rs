@@ -361,7 +361,8 @@ fn is_beginning(text: &str, mark: &str) -> bool {
 /// From where on `text` may be the beginning of a mark; with `spaces`, from the spaces before that.
 fn held_from(text: &str, marks: &[&str], spaces: bool) -> usize {
     let mut from = text.len();
-    for (at, _) in text.char_indices().rev().take(THOUGHT_ENDS.len().max(16)) {
+    let longest = marks.iter().map(|mark| mark.len()).max().unwrap_or(0);
+    for (at, _) in text.char_indices().rev().take(longest) {
         if marks.iter().any(|mark| is_beginning(&text[at..], mark)) {
             from = at;
         }
