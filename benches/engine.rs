@@ -17,7 +17,7 @@ use obol::meter::share::Coefficients;
 use obol::request::{CacheSalt, NewRequest, Sampling, Stops};
 use obol::units::{RequestId, Ticket};
 use obol::usage::MeterReport;
-use obol_models::batch::{Batch, CausalLm, EachSpan, ForwardError};
+use obol_models::batch::{Batch, CausalLm, EachSpan, ForwardError, SpanOutput};
 use obol_models::queue::{Draw, Step, StepOutput, StepQueue, StepTime};
 
 const COST: Coefficients =
@@ -91,7 +91,7 @@ impl CausalLm for Instantly {
         self.steps.fetch_add(1, Ordering::Release);
         for span in 0..batch.spans.len() {
             if !batch.logits_of(span).is_empty() {
-                each(0, span, &self.logits);
+                each(0, span, SpanOutput::Logits(&self.logits));
             }
         }
         Ok(())
@@ -140,6 +140,7 @@ fn submit(engine: &EngineHandle, index: usize, tenant: &str, tokens: usize) -> E
         allowance: None,
         grammar: None,
         score_prompts: false,
+        vectors: None,
         tenant: tenant.into(),
         throttled: false,
         id: RequestId(format!("r{index}")),

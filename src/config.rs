@@ -6,9 +6,10 @@ mod alerts;
 mod budgets;
 mod decimal;
 mod limits;
+mod rates;
 mod scheduling;
+mod vectors;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,18 +26,16 @@ use alerts::AlertsFile;
 pub use alerts::{AlertsText, DailyText, WebhookText};
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
-use decimal::Decimal;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
+use rates::RatesFile;
+pub use rates::{DEFAULT_CURRENCY, DEFAULT_DEVICE_HOUR, DEFAULT_KV_SHARE, DeviceRate, Rates};
 use scheduling::SchedulingFile;
 pub use scheduling::{Scheduling, Weight, Weights};
+pub use vectors::Pooling;
 
 use crate::request::Tag;
 
-/// The price of a CPU device when the configuration names none, per hour.
-pub const DEFAULT_DEVICE_HOUR: &str = "0.10";
-pub const DEFAULT_KV_SHARE: &str = "0.20";
-pub const DEFAULT_CURRENCY: &str = "USD";
 pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +180,9 @@ pub struct ServeFlags {
     /// Whose request is next: that of the tenant charged least by its weight, or who came first [default: fair]
     #[arg(long, env = "OBOL_SCHEDULING")]
     pub scheduling: Option<Scheduling>,
+    /// Hidden states that an embedding is made of: last, of the input's last token, or mean, of all [default: last]
+    #[arg(long, env = "OBOL_POOLING")]
+    pub pooling: Option<Pooling>,
     /// Largest request body, like 8MiB [default: 8MiB]
     #[arg(long, env = "OBOL_MAX_BODY", value_name = "BYTES")]
     pub max_body: Option<String>,
@@ -229,77 +231,6 @@ struct File {
     alerts: AlertsFile,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RatesFile {
-    device_hour: Option<Decimal>,
-    kv_share: Option<Decimal>,
-    currency: Option<String>,
-    /// By the device's name.
-    #[serde(default)]
-    devices: BTreeMap<String, DeviceRateFile>,
-}
-
-/// What one device differs in from the others.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DeviceRateFile {
-    device_hour: Option<Decimal>,
-    kv_share: Option<Decimal>,
-}
-
-/// The rate card's text; the ledger parses it exactly.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rates {
-    pub device_hour: String,
-    pub kv_share: String,
-    pub currency: String,
-    /// Nobody configured a price: the default for a CPU device is used.
-    pub is_default: bool,
-    /// Of devices with a price of their own.
-    pub devices: Vec<(DeviceId, DeviceRate)>,
-}
-
-/// One device's price, in the currency of all.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceRate {
-    pub device_hour: String,
-    pub kv_share: String,
-}
-
-impl Rates {
-    fn resolve(file: RatesFile) -> Result<Self, ConfigError> {
-        let is_default = file.device_hour.is_none() && file.devices.is_empty();
-        let device_hour = file.device_hour.map_or_else(|| DEFAULT_DEVICE_HOUR.into(), Decimal::text);
-        let kv_share = file.kv_share.map_or_else(|| DEFAULT_KV_SHARE.into(), Decimal::text);
-        let mut devices: Vec<(DeviceId, DeviceRate)> = Vec::new();
-        for (name, rate) in file.devices {
-            let wrong = |problem| ConfigError::Value { name: "rates.devices", problem };
-            let device = name.parse().map_err(wrong)?;
-            if devices.iter().any(|(known, _)| *known == device) {
-                return Err(wrong(format!("{device} is priced twice")));
-            }
-            let rate = DeviceRate {
-                device_hour: rate.device_hour.map_or_else(|| device_hour.clone(), Decimal::text),
-                kv_share: rate.kv_share.map_or_else(|| kv_share.clone(), Decimal::text),
-            };
-            devices.push((device, rate));
-        }
-        let currency = file.currency.unwrap_or_else(|| DEFAULT_CURRENCY.into());
-        Ok(Self { device_hour, kv_share, currency, is_default, devices })
-    }
-
-    /// What a device costs: its own price, or everybody's.
-    #[must_use]
-    pub fn of(&self, device: DeviceId) -> DeviceRate {
-        let own = self.devices.iter().find(|(known, _)| *known == device).map(|(_, rate)| rate.clone());
-        own.unwrap_or_else(|| DeviceRate {
-            device_hour: self.device_hour.clone(),
-            kv_share: self.kv_share.clone(),
-        })
-    }
-}
-
 /// Everything resolved.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -330,6 +261,7 @@ pub struct Config {
     pub scheduling: Scheduling,
     /// Of tenants, for fair scheduling.
     pub weights: Weights,
+    pub pooling: Pooling,
     pub max_body: usize,
     pub unknown_fields: UnknownFields,
     pub drain_timeout: Duration,
@@ -398,6 +330,7 @@ impl Config {
             speculative: flags.speculative.or(serve.speculative).unwrap_or(Speculative::Ngram),
             scheduling: flags.scheduling.or(serve.scheduling).unwrap_or(Scheduling::Fair),
             weights: file.scheduling.weights()?,
+            pooling: flags.pooling.or(serve.pooling).unwrap_or_default(),
             max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),
             unknown_fields: flags.unknown_fields.or(serve.unknown_fields).unwrap_or(UnknownFields::Reject),
             drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),

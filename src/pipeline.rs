@@ -35,6 +35,7 @@ use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
 use crate::request::{
     Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Prompts, Sampling, Stops, TokenLogprobs,
+    Vectors,
 };
 use crate::text::turn::TurnForm;
 use crate::units::RequestId;
@@ -54,13 +55,16 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let key = ask.origin.key.as_deref();
     app.check_allowed(key, &ask.model)?;
     let choices = ask.choices * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
-    let ceiling = ask.length.ceiling(key, choices)?;
+    let ceiling = match ask.vectors_of {
+        Some(_) => app.vector_size().map(|_| None)?,
+        None => ask.length.ceiling(key, choices)?,
+    };
     let seat = app.engines().reserve()?;
     if ask.score_prompts && !app.engines().each().iter().all(|replica| replica.engine.scores_prompts()) {
         let message = "`echo` with `logprobs`: this device draws its tokens itself and cannot score prompts";
         return Err(Failure::invalid("echo", message));
     }
-    let param = ask.prompts[0].param();
+    let param = ask.vectors_of.unwrap_or_else(|| ask.prompts[0].param());
     let mut form = match &ask.prompts[0] {
         Prompt::Chat(chat) => app.turn_form(chat),
         Prompt::Text { .. } | Prompt::Tokens(_) => TurnForm::default(),
@@ -70,7 +74,11 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     form.thinks = form.thinks.filter(|_| ask.form.is_none()).map(|_| app.ends_in_thought(&prompts[0]));
     let shown = app.shown_tokens(&form);
     let grammar = compile(app, ask.form).await?;
-    let max_tokens = ask.length.resolve(param, &prompts, app.served().context_length, ceiling)?;
+    let context = app.served().context_length;
+    let max_tokens = match ask.vectors_of {
+        Some(_) => ask::check_inputs(param, &prompts, context).map(|()| 0)?,
+        None => ask.length.resolve(param, &prompts, context, ceiling)?,
+    };
     let tenant = ask.origin.tenant.as_bytes();
     let salt = CacheSalt(blake3::derive_key("obol prefix cache salt, from the tenant", tenant));
     let placed = seat.place(salt, &prompts, choices, max_tokens)?;
@@ -101,6 +109,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         },
         grammar,
         score_prompts: ask.score_prompts,
+        vectors: ask.vectors_of.map(|_| Vectors::Pooled(app.served().pooling)),
         salt,
         id,
         tenant,
@@ -191,6 +200,8 @@ pub enum Piece {
     /// How likely more of a prompt's tokens were, from its second one on; before any text of the prompt's first choice,
     /// which this names.
     Prompt { choice: u32, scores: Vec<TokenLogprobs> },
+    /// What an input has become, in place of text.
+    Vector { input: u32, vector: Vec<f32> },
     /// A choice is complete, with the last of its text; each is exactly once. `stop`: the stop string that ended it.
     Finished { choice: u32, text: String, scored: Vec<Scored>, finish: Finish, stop: Option<String> },
     /// The receipt is durable: the last piece of every complete answer.
@@ -308,8 +319,10 @@ impl Driver {
     }
 
     fn piece_of(&mut self, event: Event) -> Option<Piece> {
-        let (Event::Token { choice, .. } | Event::Prompt { choice, .. } | Event::Finished { choice, .. }) =
-            event;
+        let (Event::Token { choice, .. }
+        | Event::Prompt { choice, .. }
+        | Event::Vector { choice, .. }
+        | Event::Finished { choice, .. }) = event;
         let state = self.choices.get_mut(choice as usize).expect("the engine reports our choices only");
         match event {
             Event::Token { token, logprobs, .. } => {
@@ -320,6 +333,7 @@ impl Driver {
                 }
                 (!grown.is_empty()).then_some(Piece::Text { choice, text: grown.text, scored: grown.scored })
             }
+            Event::Vector { vector, .. } => Some(Piece::Vector { input: choice, vector }),
             Event::Prompt { scores, .. } => Some(Piece::Prompt { choice, scores }),
             Event::Finished { finish, .. } => {
                 self.running -= 1;

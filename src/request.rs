@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Pooling;
 use crate::units::{BlockNanos, DeviceNanos, RequestId, Ticket};
 
 /// How the next token is drawn from a row of logits.
@@ -161,6 +162,14 @@ impl FromIterator<u32> for Prompts {
     }
 }
 
+/// How a prompt becomes one vector of length 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vectors {
+    /// Of the hidden states behind the model's last norm. Only for engines that
+    /// [can](crate::engine::EngineHandle::hidden_size).
+    Pooled(Pooling),
+}
+
 /// What the engine is asked to run. One request has `choices` sequences, as many over each of its prompts.
 #[derive(Debug, Clone)]
 pub struct NewRequest {
@@ -179,6 +188,9 @@ pub struct NewRequest {
     /// Report how likely each prompt's tokens were, as `sampling.logprobs` says: by [`Event::Prompt`]. Only for engines
     /// that [can](crate::engine::EngineHandle::scores_prompts).
     pub score_prompts: bool,
+    /// Nothing is generated: each prompt is computed, and reported by [`Event::Vector`]. Comes with `max_tokens` 0, a
+    /// choice over each prompt, and without a grammar or scores.
+    pub vectors: Option<Vectors>,
     /// Whose share of the device it uses.
     pub tenant: Arc<str>,
     /// A budget is spent: it runs when nobody else waits.
@@ -251,6 +263,8 @@ pub enum Event {
     /// How likely more of a prompt's tokens were, from its second one on. Comes with the first of its choices, before
     /// that one's tokens.
     Prompt { choice: u32, scores: Vec<TokenLogprobs> },
+    /// What the choice's prompt comes to; before its end.
+    Vector { choice: u32, vector: Vec<f32> },
     /// The choice has ended; each choice ends exactly once.
     Finished { choice: u32, finish: Finish },
 }

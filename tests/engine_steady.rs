@@ -219,6 +219,7 @@ fn steady(depth: Option<usize>) {
             allowance: None,
             grammar: None,
             score_prompts: false,
+            vectors: None,
             tenant: "anonymous".into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),

@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             spans: vec![Span { rows: 0..input.len(), table: 0..blocks }],
             block_tables: (0..blocks as u32).collect(),
             logit_rows: vec![input.len().checked_sub(1).ok_or("give token ids to begin with")?],
+            hidden_rows: Vec::new(),
             tokens: input,
         };
         let logits = model.forward(&batch)?;

@@ -18,6 +18,8 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<usize>,
+    /// Rows whose hidden states, behind the last norm, are wanted, ascending; of spans that want no logits.
+    pub hidden_rows: Vec<usize>,
 }
 
 impl Batch {
@@ -27,33 +29,52 @@ impl Batch {
         self.spans.clear();
         self.block_tables.clear();
         self.logit_rows.clear();
+        self.hidden_rows.clear();
     }
 
     /// Becomes equal to `other`, in the memory that it has.
     pub fn copy_from(&mut self, other: &Self) {
-        let Self { tokens, positions, spans, block_tables, logit_rows } = other;
+        let Self { tokens, positions, spans, block_tables, logit_rows, hidden_rows } = other;
         self.tokens.clone_from(tokens);
         self.positions.clone_from(positions);
         self.spans.clone_from(spans);
         self.block_tables.clone_from(block_tables);
         self.logit_rows.clone_from(logit_rows);
+        self.hidden_rows.clone_from(hidden_rows);
     }
 
     /// Which of the logits' rows belong to a span, as indices into `logit_rows`.
     pub fn logits_of(&self, span: usize) -> Range<usize> {
-        let rows = &self.spans[span].rows;
-        let first = self.logit_rows.partition_point(|row| *row < rows.start);
-        first..first + self.logit_rows[first..].partition_point(|row| *row < rows.end)
+        self.places(&self.logit_rows, span)
     }
 
-    /// Gives `each`, as worker 0, the logits of each span that asked for some, out of (`logit_rows.len()`, vocab).
-    pub fn give_each(&self, logits: &[f32], vocab: usize, each: EachSpan<'_>) {
-        for span in 0..self.spans.len() {
-            let rows = self.logits_of(span);
-            if !rows.is_empty() {
-                each(0, span, &logits[rows.start * vocab..rows.end * vocab]);
-            }
+    /// Which of the hidden states' rows belong to a span, as indices into `hidden_rows`.
+    pub fn hidden_of(&self, span: usize) -> Range<usize> {
+        self.places(&self.hidden_rows, span)
+    }
+
+    fn places(&self, wanted: &[usize], span: usize) -> Range<usize> {
+        let rows = &self.spans[span].rows;
+        let first = wanted.partition_point(|row| *row < rows.start);
+        first..first + wanted[first..].partition_point(|row| *row < rows.end)
+    }
+
+    /// Gives `each`, as `worker`, what the span asked for, if it did.
+    pub fn give(&self, worker: usize, span: usize, made: Made<'_>, each: EachSpan<'_>) {
+        let (logits, hidden) = (self.logits_of(span), self.hidden_of(span));
+        if !logits.is_empty() {
+            let rows = &made.logits[logits.start * made.vocab..logits.end * made.vocab];
+            each(worker, span, SpanOutput::Logits(rows));
         }
+        if !hidden.is_empty() {
+            let rows = &made.hidden[hidden.start * made.width..hidden.end * made.width];
+            each(worker, span, SpanOutput::Hidden(rows));
+        }
+    }
+
+    /// Gives `each`, as worker 0, what each span asked for.
+    pub fn give_each(&self, made: Made<'_>, each: EachSpan<'_>) {
+        (0..self.spans.len()).for_each(|span| self.give(0, span, made, each));
     }
 
     /// Whether a model with these limits can run this batch.
@@ -101,6 +122,14 @@ impl Batch {
         if !ascending || self.logit_rows.last().is_some_and(|&row| row >= self.tokens.len()) {
             return fail(format!("logit rows {:?} of {}", self.logit_rows, self.tokens.len()));
         }
+        let ascending = self.hidden_rows.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascending || self.hidden_rows.last().is_some_and(|&row| row >= self.tokens.len()) {
+            return fail(format!("hidden rows {:?} of {}", self.hidden_rows, self.tokens.len()));
+        }
+        let both = |span: &usize| !self.logits_of(*span).is_empty() && !self.hidden_of(*span).is_empty();
+        if let Some(span) = (0..self.spans.len()).find(both) {
+            return fail(format!("span {span} wants logits and hidden states"));
+        }
         Ok(())
     }
 }
@@ -119,8 +148,28 @@ pub struct BatchLimits {
 #[error("forward pass failed: {0}")]
 pub struct ForwardError(pub String);
 
-/// Takes the logits of one span: (worker, index of the span, logits (rows that it asked for, vocab)).
-pub type EachSpan<'a> = &'a (dyn Fn(usize, usize, &[f32]) + Sync);
+/// What a step made of one span's rows, those that it asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SpanOutput<'a> {
+    /// (rows, vocab)
+    Logits(&'a [f32]),
+    /// (rows, hidden), behind the last norm
+    Hidden(&'a [f32]),
+}
+
+/// What a step made of all rows that were asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Made<'a> {
+    /// (`logit_rows.len()`, vocab)
+    pub logits: &'a [f32],
+    pub vocab: usize,
+    /// (`hidden_rows.len()`, width)
+    pub hidden: &'a [f32],
+    pub width: usize,
+}
+
+/// Takes what was made of one span: (worker, index of the span, its rows).
+pub type EachSpan<'a> = &'a (dyn Fn(usize, usize, SpanOutput<'_>) + Sync);
 
 /// Memory of a device of its own, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +204,11 @@ pub trait CausalLm: Send {
     /// Size of a logits row.
     fn vocab_size(&self) -> usize;
 
+    /// Size of a row's hidden state; none where [`CausalLm::forward_each`] cannot give them.
+    fn hidden_size(&self) -> Option<usize> {
+        None
+    }
+
     /// Largest number of positions in a sequence.
     fn context_length(&self) -> usize;
 
@@ -187,8 +241,8 @@ pub trait CausalLm: Send {
         false
     }
 
-    /// As [`CausalLm::forward`], but each span's logits are given to `each`, on the model's own threads and
-    /// in any order; spans that asked for none are left out.
+    /// As [`CausalLm::forward`], but each span's logits or hidden states are given to `each`, on the model's own
+    /// threads and in any order; spans that asked for neither are left out.
     ///
     /// `meanwhile` is called on the calling thread, at most once, when the device has been given its work: a
     /// model that [overlaps](CausalLm::overlaps) always calls it, unless it fails before that.
@@ -201,9 +255,13 @@ pub trait CausalLm: Send {
         meanwhile: &mut dyn FnMut(),
         each: EachSpan<'_>,
     ) -> Result<(), ForwardError> {
+        if !batch.hidden_rows.is_empty() {
+            return Err(ForwardError("this model does not give its hidden states".into()));
+        }
         meanwhile();
         let vocab = self.vocab_size();
-        batch.give_each(self.forward(batch)?, vocab, each);
+        let logits = self.forward(batch)?;
+        batch.give_each(Made { logits, vocab, hidden: &[], width: 0 }, each);
         Ok(())
     }
 }

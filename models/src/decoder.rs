@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use obol_kernels::{Activations, Attention, Cpu, Place, Pool, Qkv, RopeTable, Rows};
 
-use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
+use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError, Made};
 use crate::communicator::{Aborted, Communicator};
 use crate::cut::Rank;
 use crate::error::LoadError;
@@ -76,6 +76,10 @@ struct Work {
     logits_part: Vec<f32>,
     /// (logit rows, vocab)
     logits: Vec<f32>,
+    /// Rows that are computed to their end: logit rows and hidden rows, ascending.
+    kept: Vec<usize>,
+    /// (hidden rows, hidden)
+    hidden: Vec<f32>,
 }
 
 impl Member {
@@ -143,7 +147,7 @@ impl Decoder {
         }
     }
 
-    /// The residual of the logit rows after all layers, but for the last addition, which is left in `delta`.
+    /// The residual of the kept rows after all layers, but for the last addition, which is left in `delta`.
     fn run_layers(&mut self, batch: &Batch) -> Result<(), Aborted> {
         let Self { spec, cpu, weights, member, kv, work, ropes, .. } = self;
         let layers = &weights.ranks[member.rank.index];
@@ -176,7 +180,7 @@ impl Decoder {
                 &batch.positions,
                 &batch.block_tables,
             );
-            if index == last && batch.logit_rows.is_empty() {
+            if index == last && work.kept.is_empty() {
                 return Ok(());
             }
             let mut attended = fit(&mut work.attended, rows * spec.q_width());
@@ -185,9 +189,9 @@ impl Decoder {
             let (mut residual, mut delta) = (residual, delta);
             if index == last {
                 // What follows keeps rows apart, so only those that are asked for need it.
-                rows = batch.logit_rows.len();
-                attended = keep_rows(attended, &batch.logit_rows, spec.q_width());
-                residual = keep_rows(residual, &batch.logit_rows, spec.hidden);
+                rows = work.kept.len();
+                attended = keep_rows(attended, &work.kept, spec.q_width());
+                residual = keep_rows(residual, &work.kept, spec.hidden);
                 delta = &mut delta[..rows * spec.hidden];
             }
             layer.attention_out.forward(cpu, attended, &mut work.quantized, delta);
@@ -203,14 +207,34 @@ impl Decoder {
         Ok(())
     }
 
-    /// Logits of the batch's logit rows, from what [`Decoder::run_layers`] left; only the first rank has them.
+    /// The last norm of the kept rows, from what [`Decoder::run_layers`] left: hidden rows are then in `hidden`, logit
+    /// rows in `normed`.
+    fn run_norm(&mut self, batch: &Batch) {
+        let Self { spec, cpu, weights, work, .. } = self;
+        let kept = work.kept.len();
+        let normed = fit(&mut work.normed, kept * spec.hidden);
+        let residual = fit(&mut work.residual, kept * spec.hidden);
+        let delta = fit(&mut work.delta, kept * spec.hidden);
+        weights.final_norm.add_and_apply(cpu, residual, delta, normed);
+        let mut hidden =
+            fit(&mut work.hidden, batch.hidden_rows.len() * spec.hidden).chunks_exact_mut(spec.hidden);
+        let mut logits = 0;
+        for (at, row) in work.kept.iter().enumerate() {
+            let from = at * spec.hidden..(at + 1) * spec.hidden;
+            if batch.hidden_rows.binary_search(row).is_ok() {
+                hidden.next().expect("as many as hidden rows").copy_from_slice(&normed[from]);
+            } else {
+                normed.copy_within(from, logits * spec.hidden);
+                logits += 1;
+            }
+        }
+    }
+
+    /// Logits of the batch's logit rows, from what [`Decoder::run_norm`] left; only the first rank has them.
     fn run_head(&mut self, batch: &Batch) -> Result<&[f32], Aborted> {
         let Self { spec, cpu, weights, member, work, .. } = self;
         let rows = batch.logit_rows.len();
         let normed = fit(&mut work.normed, rows * spec.hidden);
-        let residual = fit(&mut work.residual, rows * spec.hidden);
-        let delta = fit(&mut work.delta, rows * spec.hidden);
-        weights.final_norm.add_and_apply(cpu, residual, delta, normed);
         let head = weights.head().part(member.rank.index);
         let Some(others) = &member.others else {
             let logits = fit(&mut work.logits, rows * spec.vocab);
@@ -225,15 +249,12 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Gives `each` the logits of each span of the batch that was run last.
+    /// Gives `each` what each span asked for of the batch that was run last.
     fn give_each(&self, batch: &Batch, each: EachSpan<'_>) {
-        let (vocab, logits) = (self.spec.vocab, &self.work.logits);
-        self.cpu.pool().run_indexed(batch.spans.len(), &|worker, span| {
-            let rows = batch.logits_of(span);
-            if !rows.is_empty() {
-                each(worker, span, &logits[rows.start * vocab..rows.end * vocab]);
-            }
-        });
+        let Work { logits, hidden, .. } = &self.work;
+        let made = Made { logits, vocab: self.spec.vocab, hidden, width: self.spec.hidden };
+        let give = |worker: usize, span: usize| batch.give(worker, span, made, each);
+        self.cpu.pool().run_indexed(batch.spans.len(), &give);
     }
 
     fn limits(&self) -> BatchLimits {
@@ -369,6 +390,10 @@ impl CausalLm for Decoder {
         self.spec.vocab
     }
 
+    fn hidden_size(&self) -> Option<usize> {
+        Some(self.spec.hidden)
+    }
+
     fn context_length(&self) -> usize {
         self.spec.context
     }
@@ -389,8 +414,17 @@ impl CausalLm for Decoder {
         if batch.tokens.is_empty() {
             return Ok(&[]);
         }
+        let kept = &mut self.work.kept;
+        kept.clear();
+        kept.extend_from_slice(&batch.logit_rows);
+        kept.extend_from_slice(&batch.hidden_rows);
+        kept.sort_unstable();
         self.embed(batch);
         self.run_layers(batch)?;
+        if self.work.kept.is_empty() {
+            return Ok(&[]);
+        }
+        self.run_norm(batch);
         if batch.logit_rows.is_empty() {
             return Ok(&[]);
         }

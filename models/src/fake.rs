@@ -7,7 +7,7 @@
 
 mod queue;
 
-use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError};
+use crate::batch::{Batch, BatchLimits, CausalLm, EachSpan, ForwardError, Made};
 use crate::queue::StepQueue;
 
 pub use queue::{DrawnRow, FakeDevice};
@@ -16,6 +16,9 @@ use queue::Queued;
 
 /// What a slot holds before anything was written to it; no token has this id.
 const UNWRITTEN: u32 = u32::MAX;
+
+/// Size of its hidden states.
+const HIDDEN: usize = 4;
 
 type OnForward = Box<dyn FnMut(&Batch) + Send>;
 
@@ -30,6 +33,7 @@ pub struct FakeModel {
     /// (blocks * block_size) the token written at each slot.
     slots: Vec<u32>,
     logits: Vec<f32>,
+    hidden: Vec<f32>,
     forwards: u64,
     fail_at: Option<u64>,
     fail_from: Option<u64>,
@@ -50,6 +54,7 @@ impl FakeModel {
             block_size: 1,
             slots: Vec::new(),
             logits: Vec::new(),
+            hidden: Vec::new(),
             forwards: 0,
             fail_at: None,
             fail_from: None,
@@ -97,9 +102,18 @@ impl FakeModel {
 
     /// The logits after `prefix`, computed without a pool: a test's oracle.
     pub fn logits_after(&self, prefix: &[u32]) -> Vec<f32> {
-        let forgotten = prefix.len().saturating_sub(self.memory);
-        let state = prefix[forgotten..].iter().fold(self.seed, |state, &token| absorb(state, token));
+        let state = self.state_after(prefix);
         (0..self.vocab).map(|token| logit(state, token)).collect()
+    }
+
+    /// The hidden state after `prefix`, computed without a pool: a test's oracle.
+    pub fn hidden_after(&self, prefix: &[u32]) -> Vec<f32> {
+        hidden(self.state_after(prefix)).collect()
+    }
+
+    fn state_after(&self, prefix: &[u32]) -> u64 {
+        let forgotten = prefix.len().saturating_sub(self.memory);
+        prefix[forgotten..].iter().fold(self.seed, |state, &token| absorb(state, token))
     }
 
     fn blocks(&self) -> usize {
@@ -136,7 +150,7 @@ impl FakeModel {
         }
     }
 
-    /// Writes the batch's tokens, then makes its logits from what its tables lead to.
+    /// Writes the batch's tokens, then makes its logits and hidden states from what its tables lead to.
     fn compute(&mut self, batch: &Batch) {
         for span in &batch.spans {
             let table = &batch.block_tables[span.table.clone()];
@@ -146,15 +160,25 @@ impl FakeModel {
             }
         }
         self.logits.clear();
+        self.hidden.clear();
         for (index, span) in batch.spans.iter().enumerate() {
             let table = &batch.block_tables[span.table.clone()];
             for &row in &batch.logit_rows[batch.logits_of(index)] {
-                let length = batch.positions[row] as usize + 1;
-                let state = (length.saturating_sub(self.memory)..length)
-                    .fold(self.seed, |state, position| absorb(state, self.slots[self.slot(table, position)]));
+                let state = self.state_at(table, batch.positions[row]);
                 self.logits.extend((0..self.vocab).map(|token| logit(state, token)));
             }
+            for &row in &batch.hidden_rows[batch.hidden_of(index)] {
+                let state = self.state_at(table, batch.positions[row]);
+                self.hidden.extend(hidden(state));
+            }
         }
+    }
+
+    /// What was written up to a position.
+    fn state_at(&self, table: &[u32], position: u32) -> u64 {
+        let length = position as usize + 1;
+        (length.saturating_sub(self.memory)..length)
+            .fold(self.seed, |state, position| absorb(state, self.slots[self.slot(table, position)]))
     }
 }
 
@@ -165,6 +189,10 @@ impl CausalLm for FakeModel {
 
     fn vocab_size(&self) -> usize {
         self.vocab
+    }
+
+    fn hidden_size(&self) -> Option<usize> {
+        self.queued.is_none().then_some(HIDDEN)
     }
 
     fn context_length(&self) -> usize {
@@ -208,13 +236,20 @@ impl CausalLm for FakeModel {
         self.begin(batch)?;
         meanwhile();
         self.compute(batch);
-        batch.give_each(&self.logits, self.vocab, each);
+        let Self { logits, vocab, hidden, .. } = &*self;
+        batch.give_each(Made { logits, vocab: *vocab, hidden, width: HIDDEN }, each);
         Ok(())
     }
 }
 
 fn absorb(state: u64, token: u32) -> u64 {
     mix(state ^ (u64::from(token) + 1))
+}
+
+/// Between -8 and 8, as a logit is.
+fn hidden(state: u64) -> impl Iterator<Item = f32> {
+    let state = mix(!state);
+    (0..HIDDEN).map(move |at| logit(state, at))
 }
 
 /// Between -8 and 8: a spread like a trained model's, so that temperature and top-p have something to do.
@@ -234,7 +269,7 @@ fn mix(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Span;
+    use crate::batch::{Span, SpanOutput};
 
     /// One step of one sequence: `tokens` from `start` on, the last row's logits.
     fn step(model: &mut FakeModel, tokens: &[u32], start: u32, table: &[u32]) -> Vec<f32> {
@@ -244,6 +279,7 @@ mod tests {
             spans: vec![Span { rows: 0..tokens.len(), table: 0..table.len() }],
             block_tables: table.to_vec(),
             logit_rows: vec![tokens.len() - 1],
+            hidden_rows: Vec::new(),
         };
         model.forward(&batch).expect("forward").to_vec()
     }
@@ -294,21 +330,30 @@ mod tests {
                 .map(|rows| Span { table: rows.end - 1..rows.end, rows })
                 .collect(),
             block_tables: vec![9, 0, 1, 2],
-            logit_rows: vec![0, 1, 3],
+            logit_rows: vec![0, 1],
+            hidden_rows: vec![3],
         };
-        let expected: Vec<Vec<f32>> = [[1].as_slice(), &[1, 2], &[4]].map(|t| model().logits_after(t)).into();
-        let models: [Box<dyn CausalLm>; 2] = [Box::new(model()), Box::new(Plain(model()))];
-        for mut model in models {
+        let expected = [[1].as_slice(), &[1, 2]].map(|prefix| model().logits_after(prefix)).concat();
+        let expected = [(0, Some(expected), None), (2, None, Some(model().hidden_after(&[4])))];
+        let without = Batch { hidden_rows: Vec::new(), ..batch.clone() };
+        let models: [(Box<dyn CausalLm>, &Batch, usize); 2] =
+            [(Box::new(model()), &batch, 2), (Box::new(Plain(model())), &without, 1)];
+        for (mut model, batch, spans) in models {
             let got = std::sync::Mutex::new(Vec::new());
             let mut calls = 0;
-            let each = |worker: usize, span: usize, logits: &[f32]| {
+            let each = |worker: usize, span: usize, made: SpanOutput<'_>| {
                 assert_eq!(worker, 0);
-                got.lock().unwrap().push((span, logits.to_vec()));
+                got.lock().unwrap().push(match made {
+                    SpanOutput::Logits(rows) => (span, Some(rows.to_vec()), None),
+                    SpanOutput::Hidden(rows) => (span, None, Some(rows.to_vec())),
+                });
             };
-            model.forward_each(&batch, &mut || calls += 1, &each).expect("forward");
+            model.forward_each(batch, &mut || calls += 1, &each).expect("forward");
             assert_eq!((calls, model.workers()), (1, 1));
-            assert_eq!(got.into_inner().unwrap(), [(0, expected[..2].concat()), (2, expected[2].clone())]);
+            assert_eq!(got.into_inner().unwrap(), expected[..spans]);
         }
+        let refused = Plain(model()).forward_each(&batch, &mut || {}, &|_, _, _| {});
+        assert!(refused.expect_err("it has none to give").0.contains("hidden states"));
     }
 
     /// A model that says no more than it must.
@@ -346,6 +391,7 @@ mod tests {
             spans: vec![Span { rows: 0..1, table: 0..1 }],
             block_tables: vec![0],
             logit_rows: vec![0],
+            hidden_rows: Vec::new(),
         };
         model.forward(&batch).expect("the first");
         model.forward(&batch).expect_err("the second");
@@ -363,6 +409,7 @@ mod tests {
             spans: vec![Span { rows: 0..2, table: 0..2 }],
             block_tables: vec![0, 1],
             logit_rows: vec![1],
+            hidden_rows: Vec::new(),
         };
         let check = |what: &str, change: fn(&mut Batch)| {
             let mut batch = good.clone();
@@ -382,5 +429,8 @@ mod tests {
         check("belong to no span", |batch| batch.spans[0].rows = 0..1);
         check("logit rows", |batch| batch.logit_rows = vec![2]);
         check("logit rows", |batch| batch.logit_rows = vec![1, 0]);
+        check("hidden rows", |batch| batch.hidden_rows = vec![2]);
+        check("hidden rows", |batch| batch.hidden_rows = vec![1, 0]);
+        check("wants logits and hidden states", |batch| batch.hidden_rows = vec![0]);
     }
 }

@@ -72,6 +72,9 @@ impl Step {
     pub fn check(&self, limits: BatchLimits, ahead: Option<usize>) -> Result<(), ForwardError> {
         self.batch.check(limits)?;
         let fail = |what: String| Err(ForwardError(format!("inconsistent step: {what}")));
+        if !self.batch.hidden_rows.is_empty() {
+            return fail(format!("{} hidden rows, which are never read", self.batch.hidden_rows.len()));
+        }
         if self.draws.len() != self.batch.logit_rows.len() {
             return fail(format!("{} draws, {} logit rows", self.draws.len(), self.batch.logit_rows.len()));
         }

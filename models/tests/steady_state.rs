@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use obol_kernels::Cpu;
-use obol_models::batch::{Batch, CausalLm, Span};
+use obol_models::batch::{Batch, CausalLm, Span, SpanOutput};
 use obol_models::load::LoadOptions;
 use obol_models::quant::Quant;
 use obol_models::{Decoder, ModelFiles, TensorParallel, Weights};
@@ -33,6 +33,7 @@ fn check(what: &str, model: &mut dyn CausalLm, allocations: &dyn Fn() -> usize) 
         spans: vec![Span { rows: 0..rows, table: 0..8 }],
         block_tables: (0..8).collect(),
         logit_rows: (0..rows).collect(),
+        hidden_rows: Vec::new(),
     };
     let batches: Vec<Batch> = [100, 1, 17, 64, 100].into_iter().map(batch).collect();
     // Twice, as what devices exchange lies in one of two places by turns.
@@ -43,8 +44,10 @@ fn check(what: &str, model: &mut dyn CausalLm, allocations: &dyn Fn() -> usize) 
     let before = allocations();
     for batch in &batches {
         model.forward(batch).expect("forward");
-        let each = |_: usize, _: usize, logits: &[f32]| {
-            seen.fetch_add(logits.len(), Relaxed);
+        let each = |_: usize, _: usize, made: SpanOutput<'_>| {
+            if let SpanOutput::Logits(logits) = made {
+                seen.fetch_add(logits.len(), Relaxed);
+            }
         };
         model.forward_each(batch, &mut || meanwhile += 1, &each).expect("forward");
     }

@@ -344,6 +344,7 @@ impl Starting {
             precision: info.precision,
             device: devices::label(&self.metered.concat()),
             context_length: engines.config().max_model_len,
+            pooling: config.pooling,
             row_invariant: true,
             fingerprint: info.fingerprint[..12].to_owned(),
             id,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::Decimal;
+use super::decimal::Decimal;
 
 /// What alerts are raised about and who hears of them, as written.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Decimal;
+use super::decimal::Decimal;
 
 /// One budget, as written; what its words mean the budgets themselves know.
 #[derive(Debug, Clone, PartialEq, Eq)]

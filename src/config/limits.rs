@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{ConfigError, Decimal};
+use super::ConfigError;
+use super::decimal::Decimal;
 
 /// What one caller may do; `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

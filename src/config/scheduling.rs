@@ -6,7 +6,8 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use super::{ConfigError, Decimal};
+use super::ConfigError;
+use super::decimal::Decimal;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]

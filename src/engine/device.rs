@@ -111,6 +111,7 @@ fn add_rows(batch: &mut Batch, sequence: &Sequence) {
     batch.positions.extend(positions.map(|p| p as u32));
     batch.block_tables.extend(sequence.lease.ids());
     batch.logit_rows.extend(rows.end - sequence.logits()..rows.end);
+    batch.hidden_rows.extend(sequence.to_pool().map(|position| rows.start + position - start));
     batch.spans.push(Span { rows, table });
 }
 
@@ -120,4 +121,5 @@ fn reserve(batch: &mut Batch, config: &EngineConfig) {
     batch.tokens.reserve(config.step_tokens);
     batch.positions.reserve(config.step_tokens);
     batch.logit_rows.reserve(config.step_tokens);
+    batch.hidden_rows.reserve(config.step_tokens);
 }

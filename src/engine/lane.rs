@@ -13,6 +13,7 @@ use obol_models::queue::{self, RowDraw, Step};
 use crate::request::{Guide, GuideError, NewRequest, TokenLogprobs};
 
 use super::draft::DRAFTS_MAX;
+use super::pool::Pool;
 use super::sampler::{self, Bars, Draw, History, Scratch};
 
 /// A worker's own space to sample in.
@@ -37,6 +38,10 @@ pub(super) struct Lane {
     asked: Range<usize>,
     /// How likely they were.
     pub(super) scores: Vec<TokenLogprobs>,
+    /// Rows whose hidden states the step gives.
+    pooled: usize,
+    /// What those came to so far.
+    pool: Pool,
     /// Tokens drawn in this step, in order.
     pub(super) drawn: Vec<Drawn>,
     /// Of the request's grammar.
@@ -53,6 +58,8 @@ pub(super) enum Broken {
     /// Of those that may be drawn.
     #[error("the model's logits are not numbers")]
     Logits,
+    #[error("the model's hidden states have no direction")]
+    Hidden,
     #[error("the grammar cannot be followed: {0}")]
     Guide(#[from] GuideError),
 }
@@ -75,12 +82,29 @@ impl Lane {
             drafts: Vec::new(),
             asked: 0..0,
             scores: Vec::new(),
+            pooled: 0,
+            pool: Pool::default(),
             drawn: Vec::with_capacity(1),
             guide: new.grammar.as_ref().map(|grammar| grammar.guide()),
             astray: None,
             broken: None,
             new: new.clone(),
         }
+    }
+
+    /// Before a step that gives the hidden states of `rows` rows.
+    pub(super) fn begin_pooling(&mut self, rows: usize) {
+        self.pooled = rows;
+    }
+
+    /// Takes in the hidden states (rows, hidden).
+    pub(super) fn pool(&mut self, rows: &[f32]) {
+        self.pool.add(rows, self.pooled);
+    }
+
+    /// The vector of all rows that were pooled.
+    pub(super) fn vector(&mut self) -> Result<Vec<f32>, Broken> {
+        self.pool.finish().map_err(|_| Broken::Hidden)
     }
 
     /// Before a step that scores the prompt's tokens at these positions, and then verifies `drafts`.

@@ -11,6 +11,7 @@ mod fair;
 mod flight;
 mod lane;
 mod lines;
+mod pool;
 pub mod prefix;
 pub mod sampler;
 pub mod scheduler;
@@ -163,6 +164,7 @@ pub struct EngineHandle {
     shared: Arc<Shared>,
     config: Arc<EngineConfig>,
     scores_prompts: bool,
+    hidden_size: Option<usize>,
     clock: Arc<dyn Clock>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -180,12 +182,14 @@ impl EngineHandle {
         let clock = parts.clock.clone();
         // A device that draws itself keeps its logits.
         let scores_prompts = parts.model.queue().is_none();
+        let hidden_size = parts.model.hidden_size().filter(|_| scores_prompts);
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || step::run(parts, inbox, for_thread))
             .expect("a thread for the engine");
-        Self { commands, shared, config, scores_prompts, clock, thread: Arc::new(Mutex::new(Some(thread))) }
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Self { commands, shared, config, scores_prompts, hidden_size, clock, thread }
     }
 
     #[must_use]
@@ -197,6 +201,12 @@ impl EngineHandle {
     #[must_use]
     pub fn scores_prompts(&self) -> bool {
         self.scores_prompts
+    }
+
+    /// Size of the vectors that it makes of prompts; none: it makes none, as its device keeps the hidden states.
+    #[must_use]
+    pub fn hidden_size(&self) -> Option<usize> {
+        self.hidden_size
     }
 
     /// Takes a place in the queue.

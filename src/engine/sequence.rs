@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::config::Pooling;
 use crate::meter::calibration::Calibration;
 use crate::meter::energy::Share;
 use crate::meter::share::{Coefficients, Work, split_recompute};
-use crate::request::{Event, Finish, NewRequest, TokenLogprobs};
+use crate::request::{Event, Finish, NewRequest, TokenLogprobs, Vectors};
 use crate::units::{BlockNanos, DeviceNanos, UnixNanos};
 use crate::usage::{Accrual, TokenCounts, Usage};
 
@@ -238,6 +239,8 @@ pub(super) struct Sequence {
     pub(super) prompt: usize,
     /// Tokens of the prompt that are scored, or need not be.
     pub(super) scored: usize,
+    /// Rows of the prompt that its vector is made of and has, or that it needs not.
+    pooled: usize,
     /// Tokens whose KV is in the lease's blocks, as far as steps were read.
     pub(super) computed: usize,
     /// The most it ever was: computing below it again is our doing (a preemption).
@@ -311,6 +314,11 @@ impl Sequence {
                 1
             } else {
                 prompt.len()
+            },
+            pooled: match new.vectors {
+                Some(Vectors::Pooled(Pooling::Mean)) => 0,
+                Some(Vectors::Pooled(Pooling::Last)) => prompt.len() - 1,
+                None => prompt.len(),
             },
             computed: 0,
             high_water: 0,
@@ -397,6 +405,9 @@ impl Sequence {
     /// Rows of logits in the step that is being made ready: those that score the prompt, then those that are drawn
     /// from.
     pub(super) fn logits(&self) -> usize {
+        if self.new.vectors.is_some() {
+            return 0;
+        }
         let drafts = self.drafts.len();
         let drawn = if self.start() + self.rows - drafts == self.length() { 1 + drafts } else { 0 };
         self.to_score().len() + drawn
@@ -413,9 +424,24 @@ impl Sequence {
         self.scored < self.prompt
     }
 
-    /// Whether only its last token is to be computed.
+    /// Positions whose hidden states the step gives for its vector.
+    pub(super) fn to_pool(&self) -> Range<usize> {
+        let from = self.pooled.max(self.start());
+        from..(self.start() + self.rows).min(self.prompt).max(from)
+    }
+
+    /// Its vector, when the step that was read gave the last row of it.
+    pub(super) fn take_vector(&mut self) -> Option<Result<Vec<f32>, Broken>> {
+        if self.pooled == self.prompt {
+            return None;
+        }
+        self.pooled = self.to_pool().end;
+        (self.pooled == self.prompt).then(|| lock(&self.lane).vector())
+    }
+
+    /// Whether only its last token is to be computed, and another one to be drawn.
     pub(super) fn decodes(&self) -> bool {
-        self.length() - self.start() == 1
+        self.length() - self.start() == 1 && self.new.vectors.is_none()
     }
 
     /// Tokens that it has in the end, at most.
@@ -468,7 +494,9 @@ impl Sequence {
         if self.scores() {
             return &[];
         }
-        &self.keys[..self.keys.len().min((self.tokens.len() - 1) / block_size)]
+        // So must what is to be pooled.
+        let known = if self.new.vectors.is_some() { self.pooled } else { self.tokens.len() };
+        &self.keys[..self.keys.len().min(known.min(self.tokens.len() - 1) / block_size)]
     }
 
     pub(super) fn generated(&self) -> usize {

@@ -135,6 +135,11 @@ enum Post {
         choice: u32,
         scores: Vec<TokenLogprobs>,
     },
+    Vector {
+        request: RequestKey,
+        choice: u32,
+        vector: Vec<f32>,
+    },
     /// The choice's sequence is gone already.
     End {
         request: RequestKey,

@@ -43,6 +43,8 @@ pub(crate) enum ApiError {
     TaskNotFound {
         id: String,
     },
+    /// A budget was spent before all vectors were made.
+    VectorsOverBudget,
     BodyTooLarge {
         bytes_max: usize,
     },
@@ -166,6 +168,16 @@ impl ApiError {
             Self::TaskNotFound { id } => {
                 Wire::invalid(StatusCode::NOT_FOUND, None, format!("no task with the id `{id}`")).about("id")
             }
+            Self::VectorsOverBudget => Wire {
+                is_final: true,
+                ..Wire::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "insufficient_quota",
+                    Some("budget_exceeded"),
+                    "the budget was spent before all inputs were computed; what was computed is charged"
+                        .into(),
+                )
+            },
             Self::BodyTooLarge { bytes_max } => Wire::invalid(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Some("request_too_large"),
@@ -229,7 +241,9 @@ fn failed(failure: Failure) -> Wire {
             Wire::invalid(StatusCode::NOT_FOUND, Some("model_not_found"), message).about("model")
         }
         Failure::Invalid { param, .. } => Wire::invalid(StatusCode::BAD_REQUEST, None, message).about(param),
-        Failure::PromptTooLong { param, .. } | Failure::AnswerTooLong { param, .. } => {
+        Failure::PromptTooLong { param, .. }
+        | Failure::AnswerTooLong { param, .. }
+        | Failure::InputTooLong { param, .. } => {
             Wire::invalid(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message).about(param)
         }
         Failure::IdempotencyKeyReused { .. } => {

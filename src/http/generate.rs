@@ -7,15 +7,17 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, request};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::auth::Caller;
 use super::envelope::{DEVICE, put};
 use super::error::ApiError;
 use super::openai::{Chunks, Reply, Shape, parse_chat, parse_completion};
-use super::telling::{Teller, collect};
+use super::telling::{Teller, collect, collect_vectors};
 use super::{Server, body, origin, sse};
 use crate::control::Key;
 use crate::control::limits::{Allotment, Left};
+use crate::ledger::Receipt;
 use crate::pipeline::{self, App, Ask};
 use crate::units::RequestId;
 
@@ -101,6 +103,22 @@ pub(super) async fn answer(
         response.headers_mut().extend(sse::cost_headers(&receipt));
         response
     };
+    put(response.headers_mut(), DEVICE, &device);
+    rate_limit_headers(response.headers_mut(), &left);
+    Ok(response)
+}
+
+/// Makes the vectors that were asked for, and answers what `tell` makes of them.
+pub(super) async fn answer_vectors(
+    app: &Arc<App>,
+    ask: Ask,
+    tell: impl FnOnce(Vec<Vec<f32>>, &Receipt) -> Value,
+) -> Result<Response, ApiError> {
+    let answer = pipeline::run(app, ask).await?;
+    let (device, left) = (answer.device().to_owned(), answer.left());
+    let (vectors, receipt) = collect_vectors(answer).await?;
+    let mut response = Json(tell(vectors, &receipt)).into_response();
+    response.headers_mut().extend(sse::cost_headers(&receipt));
     put(response.headers_mut(), DEVICE, &device);
     rate_limit_headers(response.headers_mut(), &left);
     Ok(response)

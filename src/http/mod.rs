@@ -10,6 +10,7 @@ mod anthropic;
 mod auth;
 mod body;
 mod costs;
+mod embeddings;
 mod envelope;
 mod error;
 mod fields;
@@ -20,6 +21,7 @@ mod openai;
 mod origin;
 mod receipts;
 mod scrape;
+mod similarity;
 mod spend;
 mod spend_query;
 mod sse;
@@ -120,6 +122,9 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/completions", post(generate::completions))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(similarity::rerank))
+        .route("/v1/score", post(similarity::score))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/requests", get(receipts::list))

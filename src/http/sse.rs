@@ -138,6 +138,7 @@ impl<T: Teller> Frames<T> {
                 self.send(told);
             }
             Piece::Prompt { .. } => unreachable!("prompts are not scored for streams"),
+            Piece::Vector { .. } => unreachable!("vectors are not streamed"),
             Piece::Settled(receipt) => {
                 let told = self.teller.ends(&receipt);
                 self.send(told);

@@ -71,6 +71,7 @@ pub(super) async fn collect(mut answer: Answer, choices: u32) -> Result<(Whole, 
             Piece::Prompt { choice, scores } => {
                 whole.prompt_scores[choice as usize * prompts / choices as usize].extend(scores);
             }
+            Piece::Vector { .. } => unreachable!("vectors are no answer's text"),
             Piece::Finished { choice, text, scored, finish, stop } => {
                 let choice = &mut whole.choices[choice as usize];
                 choice.push(&text, scored);
@@ -80,6 +81,23 @@ pub(super) async fn collect(mut answer: Answer, choices: u32) -> Result<(Whole, 
         }
     }
     Err(Failure::LedgerUnavailable)
+}
+
+/// The vectors of all inputs, in their order. Dropping this future cancels what still runs.
+pub(super) async fn collect_vectors(mut answer: Answer) -> Result<(Vec<Vec<f32>>, Arc<Receipt>), ApiError> {
+    let mut vectors = vec![Vec::new(); answer.prompts().count()];
+    let mut spent = false;
+    while let Some(piece) = answer.next().await {
+        match piece? {
+            Piece::Vector { input, vector } => vectors[input as usize] = vector,
+            Piece::Finished { finish, .. } => spent |= finish == Finish::Budget,
+            // A budget that ends a text leaves a part of it; of a vector there is none.
+            Piece::Settled(_) if spent => return Err(ApiError::VectorsOverBudget),
+            Piece::Settled(receipt) => return Ok((vectors, receipt)),
+            Piece::Text { .. } | Piece::Prompt { .. } => unreachable!("inputs are not continued"),
+        }
+    }
+    Err(Failure::LedgerUnavailable.into())
 }
 
 /// Tokens of an answer up to now.

@@ -59,6 +59,7 @@ pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option
         allowance: None,
         grammar: None,
         score_prompts: false,
+        vectors: None,
         tenant: "anonymous".into(),
         throttled: false,
         ticket: Ticket(0),
@@ -101,7 +102,7 @@ pub async fn answer(seat: Seat, request: NewRequest) -> Result<Answer, NoAnswer>
                 answer.tokens.push(token);
             }
             // Nobody asks for these here.
-            Some(Event::Prompt { .. }) => {}
+            Some(Event::Prompt { .. } | Event::Vector { .. }) => {}
             Some(Event::Finished { finish: Finish::Stop | Finish::Length, .. }) => return Ok(answer),
             Some(Event::Finished { .. }) | None => {
                 return Err(NoAnswer("the engine failed; the log says why".into()));

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{Admission, Failure, Prompt, Replicas};
 use crate::alerting::Alerting;
 use crate::clock::Clock;
+use crate::config::Pooling;
 use crate::control::Key;
 use crate::engine;
 use crate::grammar::{Form, Grammars};
@@ -36,6 +37,8 @@ pub struct Served {
     pub device: String,
     /// Tokens that prompt and answer may have together.
     pub context_length: usize,
+    /// How an input becomes a vector.
+    pub pooling: Pooling,
     /// Whether an answer is the same, bit for bit, whatever shares its batch.
     pub row_invariant: bool,
     /// Changes when the model's file does; becomes `system_fingerprint`.
@@ -165,6 +168,19 @@ impl App {
     #[must_use]
     pub fn served(&self) -> &Served {
         &self.parts.served
+    }
+
+    /// Size of the vectors that the model makes of inputs.
+    ///
+    /// # Errors
+    /// When its device makes none.
+    pub fn vector_size(&self) -> Result<usize, Failure> {
+        let sizes = self.engines().each().iter().map(|replica| replica.engine.hidden_size());
+        sizes.min().flatten().ok_or_else(|| {
+            let message = "this device draws its tokens itself and keeps the model's hidden states: there are no \
+                           embeddings of it; serve the model with --device cpu";
+            Failure::invalid("model", message)
+        })
     }
 
     #[must_use]

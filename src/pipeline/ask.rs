@@ -13,7 +13,7 @@ use crate::request::Sampling;
 use crate::text::dialect::Chat;
 use crate::units::RequestId;
 
-/// One generation to run and to answer.
+/// One generation to run and to answer, or inputs to make vectors of.
 #[derive(Debug, Clone)]
 pub struct Ask {
     /// The `model` as the client wrote it.
@@ -24,6 +24,8 @@ pub struct Ask {
     pub choices: u32,
     /// Say how likely each prompt's tokens were, too.
     pub score_prompts: bool,
+    /// Nothing is generated: each prompt, out of the request field of this name, becomes a vector. See [`Ask::vectors`].
+    pub vectors_of: Option<&'static str>,
     /// `sampling.seed` counts only after `seed` has been resolved.
     pub sampling: Sampling,
     /// `None`: one is drawn and recorded in the receipt.
@@ -37,6 +39,47 @@ pub struct Ask {
     /// Non-empty strings; the first match in a choice's text ends that choice before it.
     pub stop: Vec<String>,
     pub origin: Origin,
+}
+
+impl Ask {
+    /// A vector for each of `inputs`, which stand in the request field `param`.
+    #[must_use]
+    pub fn vectors(model: String, inputs: Vec<Prompt>, param: &'static str, origin: Origin) -> Self {
+        Self {
+            model,
+            prompts: inputs,
+            choices: 1,
+            score_prompts: false,
+            vectors_of: Some(param),
+            sampling: Sampling::default(),
+            seed: None,
+            length: Length { max_tokens: Some(0), max_tokens_param: param, min_tokens: 0 },
+            ignore_eos: false,
+            stop_token_ids: Vec::new(),
+            form: None,
+            stop: Vec::new(),
+            origin,
+        }
+    }
+}
+
+/// Whether the inputs can be computed, each by itself.
+///
+/// # Errors
+/// When one comes to no tokens, or to more than the context has.
+pub(super) fn check_inputs(param: &'static str, inputs: &[Vec<u32>], context: usize) -> Result<(), Failure> {
+    for (at, tokens) in inputs.iter().map(Vec::len).enumerate() {
+        if tokens == 0 {
+            return Err(Failure::invalid(
+                param,
+                format!("`{param}`: number {at} is empty: it comes to no tokens"),
+            ));
+        }
+        if tokens > context {
+            return Err(Failure::InputTooLong { param, at, tokens, context });
+        }
+    }
+    Ok(())
 }
 
 /// How long an answer may be and must be, as the client said.

@@ -30,6 +30,11 @@ pub enum Failure {
         *prompt as u64 + u64::from(*answer), context - prompt
     )]
     AnswerTooLong { param: &'static str, prompt: usize, answer: u32, context: usize },
+    #[error(
+        "This model takes inputs of at most {context} tokens, but number {at} of `{param}` (from 0) has {tokens}. \
+         Shorten it, or cut it into several."
+    )]
+    InputTooLong { param: &'static str, at: usize, tokens: usize, context: usize },
     #[error("this idempotency key was used by request {request}; its receipt is at /v1/requests/{request}")]
     IdempotencyKeyReused { request: RequestId },
     #[error("the queue is full, {waiting} requests are waiting; retry later")]

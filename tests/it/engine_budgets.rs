@@ -82,6 +82,7 @@ fn random_worlds(on: On) {
                     allowance: limits.clone().map(|limits| limits as Arc<dyn Allowance>),
                     grammar: grammar_of(&sampling, &stops),
                     score_prompts: false,
+                    vectors: None,
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),

@@ -67,6 +67,7 @@ impl Stage {
             allowance: None,
             grammar: None,
             score_prompts: false,
+            vectors: None,
         });
         self.streams.lock().unwrap().push(stream);
     }

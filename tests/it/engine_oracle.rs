@@ -70,6 +70,7 @@ pub(crate) async fn read_scored(
                 assert!(out[choice as usize].0.is_empty(), "the prompt is scored first");
                 scored[choice as usize].extend(scores);
             }
+            Event::Vector { .. } => unreachable!("no vector is asked for"),
             Event::Finished { choice, finish } => {
                 assert!(out[choice as usize].1.replace(finish).is_none(), "a choice ends once");
             }

@@ -51,6 +51,7 @@ fn each_choice_continues_its_own_prompt() {
                         allowance: None,
                         grammar: grammar_of(&sampling, &stops),
                         score_prompts: score,
+                        vectors: None,
                         tenant: "anonymous".into(),
                         throttled: false,
                         id: RequestId(format!("r{ticket}")),

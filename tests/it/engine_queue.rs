@@ -205,7 +205,7 @@ async fn follow(mut stream: EventStream, choices: u32, client: &Client) -> Vec<(
     let mut heard = 0;
     while let Some(event) = stream.next().await {
         match event {
-            Event::Prompt { .. } => unreachable!("no prompt is scored here"),
+            Event::Prompt { .. } | Event::Vector { .. } => unreachable!("prompts are only continued here"),
             Event::Token { choice, token, .. } => {
                 out[choice as usize].0.push(token);
                 heard += 1;

@@ -21,7 +21,7 @@ pub(crate) use crate::engine_oracle::{oracle, read};
 use crate::fake_device::{Beside, Quirks};
 use crate::fake_grammar::grammar_of;
 
-const COST: Coefficients =
+pub(crate) const COST: Coefficients =
     Coefficients { step: 5_000_000, token: 1_000_000, attention: 3_000, logits: 200_000 };
 
 pub(crate) struct Rng(pub(crate) u64);
@@ -209,6 +209,7 @@ impl World {
             allowance: None,
             grammar: grammar_of(&sampling, &stops),
             score_prompts: false,
+            vectors: None,
             tenant: format!("t{tenant}").into(),
             throttled: false,
             id: RequestId(format!("r{ticket}")),
@@ -478,6 +479,7 @@ fn a_device_that_is_lost_ends_the_engine_and_every_request_is_settled() {
                     allowance: None,
                     grammar: None,
                     score_prompts: false,
+                    vectors: None,
                     tenant: "anonymous".into(),
                     throttled: false,
                     id: RequestId(format!("r{ticket}")),
@@ -522,7 +524,9 @@ fn stop_string(on: On) {
         let mut ends = Vec::new();
         while let Some(event) = stream.next().await {
             match event {
-                Event::Prompt { .. } => unreachable!("no prompt is scored here"),
+                Event::Prompt { .. } | Event::Vector { .. } => {
+                    unreachable!("prompts are only continued here")
+                }
                 Event::Token { choice: 1, .. } if go.is_some() => {
                     stream.stop_choice(1);
                     go = None;

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use obol::alerting::{self, Alerting, Webhook};
 use obol::clock::{Clock, SystemClock};
-use obol::config::{Speculative, Weights};
+use obol::config::{Pooling, Speculative, Weights};
 use obol::control::alerts::rules::Rules;
 use obol::control::{ConfiguredKey, Control};
 use obol::engine::{self, EngineConfig, EngineHandle};
@@ -160,6 +160,7 @@ pub(crate) fn world_with(options: Options) -> World {
             precision: "Q4_1".into(),
             device: devices.join(","),
             context_length: CONTEXT,
+            pooling: Pooling::Last,
             row_invariant: true,
             fingerprint: "0123456789abcdef".into(),
         },

@@ -82,6 +82,10 @@ impl CausalLm for TensorParallel {
         self.first.vocab_size()
     }
 
+    fn hidden_size(&self) -> Option<usize> {
+        self.first.hidden_size()
+    }
+
     fn context_length(&self) -> usize {
         self.first.context_length()
     }

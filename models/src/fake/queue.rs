@@ -199,6 +199,7 @@ mod tests {
                 spans: vec![Span { rows: 0..tokens.len(), table: 0..2 }],
                 block_tables: vec![1, 0],
                 logit_rows: vec![tokens.len() - 1],
+                hidden_rows: Vec::new(),
             },
             feeds: feeds.to_vec(),
             draws: vec![RowDraw::GREEDY],

@@ -108,6 +108,7 @@ fn try_model(path: &Path, random: &mut Random) -> String {
         spans: vec![Span { rows: 0..rows, table: 0..3 }],
         block_tables: vec![2, 0, 1],
         logit_rows: vec![rows - 1],
+        hidden_rows: Vec::new(),
     };
     match model.forward(&batch) {
         Ok(logits) => assert_eq!(logits.len(), vocab, "a row of logits"),

@@ -60,6 +60,7 @@ fn queued(model: &mut dyn CausalLm, start: &[u32], count: usize) -> Vec<u32> {
                 spans: vec![Span { rows: 0..rows, table: 0..POOL }],
                 block_tables: (0..POOL as u32).collect(),
                 logit_rows: vec![rows - 1],
+                hidden_rows: Vec::new(),
             },
             feeds: if fed { vec![Feed { row: 0, draw: 0 }] } else { Vec::new() },
             draws: vec![RowDraw { position: (first + rows) as u64, ..RowDraw::GREEDY }],
@@ -113,6 +114,7 @@ fn what_two_cuda_devices_refuse_leaves_them_ready() {
         spans: vec![Span { rows: 0..1, table: 0..1 }],
         block_tables: vec![POOL as u32],
         logit_rows: vec![0],
+        hidden_rows: Vec::new(),
     };
     assert!(two.forward(&batch).is_err(), "no such block");
     let step = Step { batch, ..Step::default() };

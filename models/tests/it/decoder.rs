@@ -124,6 +124,7 @@ fn logits_come_for_the_wanted_rows_only() {
         spans: vec![obol_models::batch::Span { rows: 0..20, table: 0..2 }],
         block_tables: vec![0, 1],
         logit_rows: vec![0, 7, 19],
+        hidden_rows: Vec::new(),
     };
     let some = model.forward(&batch).expect("forward").to_vec();
     let expected: Vec<f32> =
@@ -132,6 +133,55 @@ fn logits_come_for_the_wanted_rows_only() {
     batch.logit_rows.clear();
     assert!(model.forward(&batch).expect("forward").is_empty());
     assert!(model.forward(&Batch::default()).expect("an empty batch").is_empty());
+}
+
+/// Hidden states come for the wanted rows, whatever else the batch has, and the logits beside them stay as they are.
+#[test]
+fn hidden_states_come_beside_logits_and_depend_on_their_own_sequence() {
+    use obol_models::batch::{Span, SpanOutput};
+    for name in ["llama_mixed", "llama_tied"] {
+        let mut model = load(name, 2, Isa::detect(), 4);
+        let width = model.hidden_size().expect("the CPU gives them");
+        let tokens: Vec<u32> = (0..20).collect();
+        let all = alone(&mut model, &tokens);
+        let mut run = |from: usize, hidden: &[usize]| {
+            // The second sequence asks for logits, in other blocks.
+            let batch = Batch {
+                tokens: [&tokens[from..], &tokens[..3]].concat(),
+                positions: (from as u32..20).chain(0..3).collect(),
+                spans: vec![
+                    Span { rows: 0..20 - from, table: 0..2 },
+                    Span { rows: 20 - from..23 - from, table: 2..3 },
+                ],
+                block_tables: vec![0, 1, 2],
+                logit_rows: vec![21 - from, 22 - from],
+                hidden_rows: hidden.iter().map(|position| position - from).collect(),
+            };
+            let given = std::sync::Mutex::new((Vec::new(), Vec::new()));
+            let each = |_: usize, span: usize, made: SpanOutput<'_>| {
+                let mut given = given.lock().expect("no panic");
+                match (span, made) {
+                    (0, SpanOutput::Hidden(rows)) => given.0 = rows.to_vec(),
+                    (1, SpanOutput::Logits(rows)) => given.1 = rows.to_vec(),
+                    other => panic!("nobody asked for this: {other:?}"),
+                }
+            };
+            model.forward_each(&batch, &mut || {}, &each).expect("forward");
+            let (hidden, logits) = given.into_inner().expect("no panic");
+            let bits: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
+            assert!(bits == [&*all[1], &all[2]].concat(), "{name}: the neighbour's logits");
+            hidden
+        };
+        let whole = run(0, &(0..20).collect::<Vec<_>>());
+        assert_eq!(whole.len(), 20 * width);
+        assert!(whole.iter().all(|value| value.is_finite()));
+        assert!(
+            run(0, &[0, 7, 19])
+                == [&whole[..width], &whole[7 * width..8 * width], &whole[19 * width..]].concat()
+        );
+        // In another chunk.
+        assert!(run(13, &[13, 19]) == [&whole[13 * width..14 * width], &whole[19 * width..]].concat());
+    }
 }
 
 #[test]
@@ -148,6 +198,7 @@ fn pools_that_cannot_be_had_are_errors() {
         spans: vec![obol_models::batch::Span { rows: 0..1, table: 0..1 }],
         block_tables: vec![0],
         logit_rows: vec![0],
+        hidden_rows: Vec::new(),
     });
     assert!(empty.is_err(), "no blocks are left after a failed allocation");
 }

@@ -203,6 +203,7 @@ fn rows_that_nobody_asks_for_change_nothing() {
             spans: vec![Span { rows: 0..tokens.len(), table: 0..POOL }],
             block_tables: (0..POOL as u32).collect(),
             logit_rows: vec![3, 20, tokens.len() - 1],
+            hidden_rows: Vec::new(),
             tokens,
         };
         let some: Vec<u32> =

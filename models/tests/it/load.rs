@@ -123,6 +123,7 @@ fn the_real_model_runs() {
             spans: vec![Span { rows: 0..rows, table: 0..4 }],
             block_tables: vec![0, 1, 2, 3],
             logit_rows: vec![rows - 1],
+            hidden_rows: Vec::new(),
         };
         let logits = loaded.model.forward(&batch).expect("forward");
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a logit");

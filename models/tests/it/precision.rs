@@ -106,6 +106,7 @@ fn the_real_model_is_as_large_and_as_good_as_its_precision() {
             spans: vec![Span { rows: 0..5, table: 0..1 }],
             block_tables: vec![0],
             logit_rows: vec![4],
+            hidden_rows: Vec::new(),
         };
         let logits = loaded.model.forward(&batch).expect("forward").to_vec();
         if quant == Quant::F32 {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use obol_kernels::{Cpu, KvDtype};
-use obol_models::batch::{Batch, CausalLm, Span};
+use obol_models::batch::{Batch, CausalLm, Span, SpanOutput};
 use obol_models::load::{LoadOptions, ModelInfo, load};
 use obol_models::quant::Quant;
 use obol_models::{ModelFiles, TensorParallel, Weights};
@@ -167,13 +167,16 @@ fn spans_are_given_their_logits_and_the_caller_its_time() {
         spans: vec![Span { rows: 0..3, table: 0..1 }, Span { rows: 3..5, table: 1..2 }],
         block_tables: vec![0, 1],
         logit_rows: vec![2, 4],
+        hidden_rows: Vec::new(),
     };
     let vocab = several.vocab_size();
     let expected = several.forward(&batch).expect("forward").to_vec();
     let given = std::sync::Mutex::new(vec![Vec::new(); 2]);
     let mut times = 0;
-    let each =
-        |_: usize, span: usize, logits: &[f32]| given.lock().expect("no panic")[span] = logits.to_vec();
+    let each = |_: usize, span: usize, made: SpanOutput<'_>| {
+        let SpanOutput::Logits(logits) = made else { panic!("hidden states that nobody asked for") };
+        given.lock().expect("no panic")[span] = logits.to_vec();
+    };
     several.forward_each(&batch, &mut || times += 1, &each).expect("forward");
     assert_eq!(times, 1);
     assert!(given.into_inner().expect("no panic").concat() == expected && expected.len() == 2 * vocab);
@@ -197,6 +200,7 @@ fn a_batch_or_a_pool_that_cannot_be_is_an_error_and_the_next_step_works() {
         spans: vec![Span { rows: 0..1, table: 0..1 }],
         block_tables: vec![POOL as u32],
         logit_rows: vec![0],
+        hidden_rows: Vec::new(),
     };
     assert!(several.forward(&batch).is_err(), "no such block");
     assert!(several.forward(&Batch::default()).expect("an empty batch").is_empty());

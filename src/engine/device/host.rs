@@ -1,8 +1,8 @@
-//! The host's own cores: a batch, and a lane for each sequence in it, sampled on the model's threads.
+//! The host's own cores: a batch, and a lane for each sequence in it, sampled or pooled on the model's threads.
 
 use std::sync::Mutex;
 
-use obol_models::batch::{Batch, CausalLm, ForwardError};
+use obol_models::batch::{Batch, CausalLm, ForwardError, SpanOutput};
 
 use crate::engine::EngineConfig;
 use crate::engine::lane::{Desk, SharedLane, lock};
@@ -38,7 +38,10 @@ impl Host {
 
     pub(super) fn add(&mut self, sequence: &Sequence) -> Option<usize> {
         super::add_rows(&mut self.batch, sequence);
-        lock(&sequence.lane).begin(sequence.to_score(), &sequence.drafts);
+        let mut lane = lock(&sequence.lane);
+        lane.begin(sequence.to_score(), &sequence.drafts);
+        lane.begin_pooling(sequence.to_pool().len());
+        drop(lane);
         self.lanes.push(sequence.lane.clone());
         (sequence.logits() > 0).then_some(self.lanes.len() - 1)
     }
@@ -47,8 +50,12 @@ impl Host {
     pub(super) fn run(&mut self, meanwhile: &mut dyn FnMut()) -> Result<(), ForwardError> {
         let Self { model, batch, lanes, desks, end_tokens } = self;
         let vocab = model.vocab_size();
-        model.forward_each(batch, meanwhile, &|worker, span, logits| {
-            lock(&lanes[span]).sample(logits, vocab, end_tokens, &mut lock(&desks[worker]));
+        model.forward_each(batch, meanwhile, &|worker, span, made| {
+            let mut lane = lock(&lanes[span]);
+            match made {
+                SpanOutput::Logits(rows) => lane.sample(rows, vocab, end_tokens, &mut lock(&desks[worker])),
+                SpanOutput::Hidden(rows) => lane.pool(rows),
+            }
         })
     }
 }

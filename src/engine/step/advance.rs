@@ -90,8 +90,16 @@ impl Engine {
                     outbox.push(Post::Prompt { request: key, choice, scores });
                 }
             }
-            let (mut drawn, broken) = sequence.take_drawn();
+            let (mut drawn, mut broken) = sequence.take_drawn();
             let (generated, mut end) = (drawn.len() as u64, None);
+            match sequence.take_vector() {
+                Some(Ok(vector)) => {
+                    outbox.push(Post::Vector { request: key, choice, vector });
+                    end = Some(Finish::Stop);
+                }
+                Some(Err(why)) => broken = Some(why),
+                None => {}
+            }
             for (token, logprobs) in drawn.drain(..) {
                 sequence.tokens.push(token);
                 let stops = &request.new.stops;

@@ -32,7 +32,8 @@ fn times(time: DeviceNanos, steps: u64) -> DeviceNanos {
 }
 
 impl Engine {
-    /// Whether the line's head may begin: it has begun before, or there is enough for its prompt and a token.
+    /// Whether the line's head may begin: it has begun before, or there is enough for its prompt and a token, if one is
+    /// drawn.
     pub(super) fn may_begin(&self, line: Line) -> bool {
         let Self { waiting, requests, calibration, config, blocks, .. } = self;
         let head = waiting.get(line, 0).expect("the plan admits waiting sequences");
@@ -48,7 +49,10 @@ impl Engine {
         let (prompt, cached) = (head.tokens.len() as u64, cached as u64);
         let prefill = Work { tokens: prompt - cached, context: cached, logits: 1 };
         let prefill = calibration.prefill.alone(prefill);
-        let step = calibration.decode.alone(Work { tokens: 1, context: prompt, logits: 1 });
+        let step = match request.new.vectors {
+            Some(_) => DeviceNanos::ZERO,
+            None => calibration.decode.alone(Work { tokens: 1, context: prompt, logits: 1 }),
+        };
         let blocks = head.tokens.len() / config.block_size + 1;
         let first = |steps: u64| {
             let device = prefill + times(step, steps);

@@ -69,6 +69,12 @@ impl Engine {
                         self.gone.push(request);
                     }
                 }
+                Post::Vector { request, choice, vector } => {
+                    let events = &self.requests[&request].events;
+                    if events.send(Event::Vector { choice, vector }).is_err() {
+                        self.gone.push(request);
+                    }
+                }
                 Post::End { request: key, choice, finish, at } => {
                     let request = self.requests.get_mut(&key).expect("a request lives until its last end");
                     request.end_choice(choice, finish);

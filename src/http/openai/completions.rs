@@ -19,7 +19,7 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, De
     common.sampling.logprobs = logprobs.map(|top| u32::try_from(top).expect("checked against its range"));
     let limit = MaxTokens::read(&mut fields)?;
     let prompt = fields.take("prompt").ok_or_else(|| Invalid::new("prompt", "`prompt` is required"))?;
-    let prompts = prompts_of(prompt, rules)?;
+    let prompts = prompts_of("prompt", prompt, PROMPTS_MAX, rules.vocab_size)?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let score = echo && logprobs.is_some();
     if score && common.delivery.stream {
@@ -54,34 +54,37 @@ fn best_of(fields: &mut Fields, common: &mut Common, rules: &Rules) -> Result<Op
     Ok(Some(shown))
 }
 
-/// A string, token ids, or a list of either. Several prompts are one request, with one receipt.
-fn prompts_of(value: Value, rules: &Rules) -> Result<Vec<Prompt>, Invalid> {
+/// A string, token ids, or a list of either, of which at most `most`. Several are one request, with one receipt.
+pub(crate) fn prompts_of(
+    name: &str,
+    value: Value,
+    most: usize,
+    vocab_size: usize,
+) -> Result<Vec<Prompt>, Invalid> {
     let items = match value {
         Value::String(text) => return Ok(vec![Prompt::Text { text, add_special: true }]),
         Value::Array(items) => items,
-        other => return Err(wrong_type("prompt", "a string or an array", &other)),
+        other => return Err(wrong_type(name, "a string or an array", &other)),
     };
     match items.first() {
-        None => return Err(Invalid::new("prompt", "`prompt` is empty")),
+        None => return Err(Invalid::new(name, format!("`{name}` is empty"))),
         Some(first) if first.is_number() => {
-            return Ok(vec![Prompt::Tokens(tokens_at("prompt", &items, rules.vocab_size)?)]);
+            return Ok(vec![Prompt::Tokens(tokens_at(name, &items, vocab_size)?)]);
         }
         Some(_) => {}
     }
-    if items.len() > PROMPTS_MAX {
-        return Err(Invalid::new(
-            "prompt",
-            format!("`prompt` has {} prompts; at most {PROMPTS_MAX} are taken", items.len()),
-        ));
+    if items.len() > most {
+        let message = format!("`{name}` has {} entries; at most {most} are taken", items.len());
+        return Err(Invalid::new(name, message));
     }
     let numbered = items.into_iter().enumerate();
-    numbered.map(|(at, item)| prompt_at(&format!("prompt[{at}]"), item, rules)).collect()
+    numbered.map(|(at, item)| prompt_at(&format!("{name}[{at}]"), item, vocab_size)).collect()
 }
 
-fn prompt_at(path: &str, item: Value, rules: &Rules) -> Result<Prompt, Invalid> {
+fn prompt_at(path: &str, item: Value, vocab_size: usize) -> Result<Prompt, Invalid> {
     match item {
         Value::Array(ids) if ids.is_empty() => Err(Invalid::new(path, format!("`{path}` is empty"))),
-        Value::Array(ids) => Ok(Prompt::Tokens(tokens_at(path, &ids, rules.vocab_size)?)),
+        Value::Array(ids) => Ok(Prompt::Tokens(tokens_at(path, &ids, vocab_size)?)),
         text => Ok(Prompt::Text { text: string_at(path, text)?, add_special: true }),
     }
 }

@@ -148,6 +148,7 @@ impl Common {
             stop_token_ids: self.stop_token_ids,
             form: self.form,
             score_prompts: false,
+            vectors_of: None,
             stop: self.stop,
             origin: asker.origin(self.user, self.metadata)?,
         })

@@ -315,6 +315,18 @@ pub(crate) fn usage(receipt: &Receipt) -> Value {
     })
 }
 
+/// The receipt as `usage` where nothing is generated.
+pub(crate) fn usage_of_inputs(receipt: &Receipt) -> Value {
+    let tokens = &receipt.usage.tokens;
+    json!({
+        "prompt_tokens": tokens.prompt,
+        "total_tokens": tokens.prompt,
+        "prompt_tokens_details": {"cached_tokens": tokens.cached},
+        "cost": receipt.total().as_f64(),
+        "obol": receipt.to_json(),
+    })
+}
+
 /// Token counts so far, for `continuous_usage_stats`.
 pub(super) fn usage_so_far(so_far: SoFar) -> Value {
     let SoFar { prompt, completion } = so_far;
