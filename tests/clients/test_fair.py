@@ -80,19 +80,36 @@ async def until(condition, *crowds: Crowd) -> None:
         crowd.still_asks()
 
 
+def in_engine(own: harness.Server) -> float:
+    metrics = own.metrics()
+    return metrics.total("vllm:num_requests_running") + metrics.total("vllm:num_requests_waiting")
+
+
 @pytest.mark.parametrize(("weight", "share"), [("1", 1 / 2), ("3", 3 / 4)])
 def test_device_time_follows_the_weights_while_both_wait(tmp_path, say, weight, share):
-    own = start(tmp_path, f"[scheduling.weights]\nsearch = {weight}\n", "--drain-timeout", "0")
-    keys = {team: key(own, team) for team in ("search", "nightly")}
+    weights = f"[scheduling.weights]\nsearch = {weight}\nfirst = 1000\n"
+    own = start(tmp_path, weights, "--drain-timeout", "0")
+    keys = {team: key(own, team) for team in ("first", "search", "nightly")}
 
     async def both() -> None:
-        # They ask for different things, and each for more than it can have before both hang up.
+        # Who weighs so much keeps every place until both wait with all that they ask for: so they begin at once,
+        # however long a crowd takes to come.
+        first = Crowd(own, keys["first"]["key"], 3)
+        for _ in range(8 * LANES):
+            first.ask(4, 500)
+        await until(lambda: first.begun >= LANES, first)
+        # They ask for different things, and each for more than it can have before both are cut off.
         search = Crowd(own, keys["search"]["key"], 1)
         nightly = Crowd(own, keys["nightly"]["key"], 2)
-        for number in range(360):
-            search.ask(8 + number % 9, 6 + number % 5)
-            nightly.ask(18 + number % 12, 2 + number % 5)
-        await until(lambda: search.done + nightly.done >= 280, search, nightly)
+        asked = len(first.tasks)
+        for number in range(180):
+            search.ask(4 + number % 5, 3 + number % 3)
+            nightly.ask(9 + number % 6, 1 + number % 3)
+        asked += len(search.tasks) + len(nightly.tasks)
+        await until(lambda: in_engine(own) >= asked - first.done, first, search, nightly)
+        assert search.begun == nightly.begun == 0, "they came while every place was taken"
+        await first.hang_up()
+        await until(lambda: search.done + nightly.done >= 160, search, nightly)
         # All of it ends in one step, where hanging up takes a while in which only one of them is left.
         assert await asyncio.to_thread(own.stop) == 0
         await asyncio.gather(search.hang_up(), nightly.hang_up())
@@ -100,8 +117,8 @@ def test_device_time_follows_the_weights_while_both_wait(tmp_path, say, weight, 
     asyncio.run(both())
     own.start()
     charged = {}
-    for team, made in keys.items():
-        receipts = receipts_of(own, made["key_id"])
+    for team in ("search", "nightly"):
+        receipts = receipts_of(own, keys[team]["key_id"])
         assert {receipt["tenant"] for receipt in receipts} == {team}
         assert sum(receipt["steps"] == 0 for receipt in receipts) > 10, "it waited to the end"
         charged[team] = sum(int(receipt["device_ns"]["total"]) for receipt in receipts)
