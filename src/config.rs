@@ -7,7 +7,9 @@ mod budgets;
 mod decimal;
 mod limits;
 mod rates;
+mod responses;
 mod scheduling;
+mod size;
 mod vectors;
 
 use std::fs;
@@ -30,8 +32,11 @@ pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
 use rates::RatesFile;
 pub use rates::{DEFAULT_CURRENCY, DEFAULT_DEVICE_HOUR, DEFAULT_KV_SHARE, DeviceRate, Rates};
+use responses::ResponsesFile;
+pub use responses::Retention;
 use scheduling::SchedulingFile;
 pub use scheduling::{Scheduling, Weight, Weights};
+use size::bytes;
 pub use vectors::Pooling;
 
 use crate::request::Tag;
@@ -229,6 +234,8 @@ struct File {
     tasks: TasksFile,
     #[serde(default)]
     alerts: AlertsFile,
+    #[serde(default)]
+    responses: ResponsesFile,
 }
 
 /// Everything resolved.
@@ -271,6 +278,7 @@ pub struct Config {
     pub limits: LimitSets,
     pub tasks: TaskCeilings,
     pub alerts: AlertsText,
+    pub responses: Retention,
 }
 
 /// The ledger's directory for commands that only read it.
@@ -340,6 +348,7 @@ impl Config {
             limits: file.limits.resolve()?,
             tasks: file.tasks.into(),
             alerts: file.alerts.into(),
+            responses: file.responses.resolve()?,
         };
         config.check()?;
         Ok(config)
@@ -412,31 +421,6 @@ fn read_file(path: Option<&Path>) -> Result<File, ConfigError> {
         Err(source) => return Err(ConfigError::Read { path: path.into(), source }),
     };
     toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })
-}
-
-/// `512MiB`, `4GiB`, `1.5GB`, `1048576`.
-fn bytes(name: &'static str, text: Option<String>) -> Result<Option<u64>, ConfigError> {
-    let Some(text) = text else { return Ok(None) };
-    let trimmed = text.trim();
-    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
-    let (number, unit) = trimmed.split_at(digits);
-    let scale: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1048576.0,
-        "g" | "gib" => 1073741824.0,
-        _ => f64::NAN,
-    };
-    match number.parse::<f64>().map(|n| n * scale) {
-        Ok(value) if (1.0..1e15).contains(&value) => Ok(Some(value as u64)),
-        _ => Err(ConfigError::Value {
-            name,
-            problem: format!("`{text}` is not a size; write a number with KiB, MiB, GiB, KB, MB or GB"),
-        }),
-    }
 }
 
 #[cfg(test)]

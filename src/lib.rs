@@ -9,6 +9,7 @@ pub mod request;
 pub mod units;
 pub mod usage;
 
+pub mod archive;
 pub mod control;
 pub mod grammar;
 pub mod ledger;

@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::alerting::{self, Alerting, Webhook};
+use crate::archive::Archive;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags, WebhookText};
 use crate::control::alerts::rules::Rules as AlertRules;
@@ -165,9 +166,10 @@ async fn serve(
             currency: config.rates.currency.clone(),
             tuning: alerting::Tuning::default(),
         });
-        Ok((access, admission, alerting.map_err(Failure::failed)?))
+        let archive = Archive::open(&config.data_dir, config.responses, clock.clone());
+        Ok((access, admission, alerting.map_err(Failure::failed)?, archive.map_err(Failure::failed)?))
     });
-    let (access, admission, alerting) = match ready {
+    let (access, admission, alerting, archive) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             earlies().into_iter().for_each(Early::give_up);
@@ -181,7 +183,7 @@ async fn serve(
     http_config.unknown_fields = config.unknown_fields;
     http_config.body_bytes_max = config.max_body;
     let control = access.control.clone();
-    let server = Server::loading(http_config, access, ledger.clone());
+    let server = Server::loading(http_config, access, ledger.clone(), archive);
     let (close, closed) = oneshot::channel::<()>();
     let serving = tokio::spawn(http::serve(listener, server.clone(), async {
         // Dropped or sent: either way it is time to close.

@@ -68,6 +68,15 @@ impl Caller {
         }
     }
 
+    /// Whose what it has kept is: nobody else's, not even the administrator's.
+    pub(crate) fn owner(&self) -> String {
+        match self {
+            Self::Anybody => ANONYMOUS.to_owned(),
+            Self::Key(key) => format!("key:{}", key.id.0),
+            Self::Admin(_) => ADMIN.to_owned(),
+        }
+    }
+
     /// What it sees of what was spent.
     fn viewer(&self) -> Viewer {
         match self {

@@ -56,6 +56,17 @@ pub(crate) enum ApiError {
     EngineSilent,
     /// The ledger's database cannot be read.
     LedgerUnreadable,
+    /// There is no such response, or it is not the asker's.
+    ResponseNotFound {
+        id: String,
+    },
+    /// The answer is there and charged, but could not be kept, as was asked for.
+    NotKept {
+        request: RequestId,
+        disk_full: bool,
+    },
+    /// What is kept cannot be read or removed.
+    ArchiveUnreadable,
     /// A handler panicked: a bug, already logged.
     Bug,
 }
@@ -194,6 +205,22 @@ impl ApiError {
             Self::EngineSilent => Wire::unavailable("engine_down", "the engine does not answer".into(), 5),
             Self::LedgerUnreadable => {
                 Wire::unavailable("ledger_unavailable", "the ledger cannot be read".into(), 5)
+            }
+            Self::ResponseNotFound { id } => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, format!("no response with the id `{id}`"))
+                    .about("id")
+            }
+            Self::NotKept { request, disk_full } => {
+                let why = if disk_full { "the disk is full" } else { "they cannot be written" };
+                let message = format!(
+                    "the response is complete and charged (its receipt is at /v1/requests/{request}), but                      responses cannot be kept at the moment: {why}. Ask with `store: false`"
+                );
+                let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, Some("response_not_stored"));
+                Wire { is_final: true, ..Wire::new(status, "server_error", code, message) }
+            }
+            Self::ArchiveUnreadable => {
+                let message = "responses cannot be read or changed at the moment; nothing was changed";
+                Wire::unavailable("responses_unavailable", message.into(), 5)
             }
             Self::Bug => {
                 Wire::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, "internal error".into())

@@ -77,6 +77,17 @@ impl Fields {
         self.left.get(name).is_some_and(Value::is_null)
     }
 
+    /// A field that is there and not null, left where it is.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.left.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A string that must be there.
+    pub(crate) fn needed(&mut self, name: &str) -> Result<String, Invalid> {
+        let path = self.path(name);
+        self.string(name)?.ok_or_else(|| required(&path))
+    }
+
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, Invalid> {
         match self.take(name) {
             None => Ok(None),
@@ -174,6 +185,10 @@ impl Fields {
             _ => Ok(()),
         }
     }
+}
+
+pub(crate) fn required(path: &str) -> Invalid {
+    Invalid::new(path, format!("`{path}` is required"))
 }
 
 /// A string at `path`.

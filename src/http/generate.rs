@@ -99,7 +99,9 @@ pub(super) async fn answer(
         sse::response(answer, teller, choices, server.config.keep_alive, &head.headers)
     } else {
         let (whole, receipt) = collect(answer, choices).await?;
-        let mut response = Json(teller.whole(whole, &receipt)).into_response();
+        let body = teller.whole(whole, &receipt);
+        teller.keep(&receipt).await?;
+        let mut response = Json(body).into_response();
         response.headers_mut().extend(sse::cost_headers(&receipt));
         response
     };

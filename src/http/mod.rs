@@ -20,6 +20,7 @@ mod models;
 mod openai;
 mod origin;
 mod receipts;
+mod responses;
 mod scrape;
 mod similarity;
 mod spend;
@@ -39,6 +40,7 @@ use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
+use crate::archive::Archive;
 use crate::config::UnknownFields;
 use crate::ledger::Ledger;
 use crate::pipeline::App;
@@ -83,14 +85,15 @@ pub struct Server {
     config: HttpConfig,
     access: Access,
     ledger: Ledger,
+    archive: Archive,
     app: OnceLock<Arc<App>>,
 }
 
 impl Server {
     /// Answers probes, and what keys and the books are enough for; everything else is 503 `loading` until `ready`.
     #[must_use]
-    pub fn loading(config: HttpConfig, access: Access, ledger: Ledger) -> Arc<Self> {
-        Arc::new(Self { config, access, ledger, app: OnceLock::new() })
+    pub fn loading(config: HttpConfig, access: Access, ledger: Ledger, archive: Archive) -> Arc<Self> {
+        Arc::new(Self { config, access, ledger, archive, app: OnceLock::new() })
     }
 
     /// From now on requests are served.
@@ -120,6 +123,11 @@ pub fn router(server: Arc<Server>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
+        .route("/v1/responses/{id}", get(responses::one).delete(responses::delete))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/embeddings", post(embeddings::embeddings))

@@ -118,7 +118,7 @@ pub(super) fn decoded(text: &str) -> Option<String> {
 
 /// The ids of answers are made from the request's: either finds the receipt.
 pub(super) fn bare_id(id: &str) -> RequestId {
-    let bare = id.strip_prefix("chatcmpl-").or_else(|| id.strip_prefix("cmpl-"));
+    let bare = ["chatcmpl-", "cmpl-", "resp_", "msg_"].into_iter().find_map(|prefix| id.strip_prefix(prefix));
     RequestId(bare.unwrap_or(id).to_owned())
 }
 

@@ -1,7 +1,7 @@
 //! Answers as server-sent events, and behind them, for clients that take them, the cost headers as trailers. What the
 //! events are is their API's.
 //!
-//! Invariant: an answer's last events follow a durable receipt only.
+//! Invariant: an answer's last events follow a durable receipt only, and whatever else its API keeps.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -110,7 +110,7 @@ impl<T: Teller> Frames<T> {
             match tokio::time::timeout(self.keep_alive, self.answer.next()).await {
                 Err(_) => return Some(Frame::data(Bytes::from_static(T::KEEP_ALIVE.as_bytes()))),
                 Ok(None) => self.at = At::Ended,
-                Ok(Some(Ok(piece))) => self.take(piece),
+                Ok(Some(Ok(piece))) => self.take(piece).await,
                 Ok(Some(Err(failure))) => {
                     let told = self.teller.fails(ApiError::from(failure));
                     self.send(told);
@@ -120,7 +120,7 @@ impl<T: Teller> Frames<T> {
         }
     }
 
-    fn take(&mut self, piece: Piece) {
+    async fn take(&mut self, piece: Piece) {
         let so_far = self.so_far();
         match piece {
             Piece::Text { choice, text, scored } => {
@@ -140,7 +140,10 @@ impl<T: Teller> Frames<T> {
             Piece::Prompt { .. } => unreachable!("prompts are not scored for streams"),
             Piece::Vector { .. } => unreachable!("vectors are not streamed"),
             Piece::Settled(receipt) => {
-                let told = self.teller.ends(&receipt);
+                let told = match self.teller.keep(&receipt).await {
+                    Ok(()) => self.teller.ends(&receipt),
+                    Err(error) => self.teller.fails(error),
+                };
                 self.send(told);
                 if self.trailers {
                     self.ready.push_back(Frame::trailers(cost_headers(&receipt)));

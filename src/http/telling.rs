@@ -118,7 +118,15 @@ pub(super) trait Teller: Send + Sized + 'static {
     fn takes(&mut self, _prompts: &Prompts) {}
 
     /// The body of an answer that is not streamed.
-    fn whole(self, whole: Whole, receipt: &Receipt) -> Value;
+    fn whole(&mut self, whole: Whole, receipt: &Receipt) -> Value;
+
+    /// Makes durable what this API keeps of an answer: once all is said, before it is told that all is said.
+    ///
+    /// # Errors
+    /// When that is not possible: the answer fails with it.
+    fn keep(&mut self, _receipt: &Receipt) -> impl Future<Output = Result<(), ApiError>> + Send {
+        std::future::ready(Ok(()))
+    }
 
     /// Before anything was said.
     fn begins(&mut self, so_far: SoFar) -> Vec<Bytes>;
@@ -129,7 +137,7 @@ pub(super) trait Teller: Send + Sized + 'static {
     /// A choice is complete.
     fn finishes(&mut self, choice: u32, end: End, so_far: SoFar) -> Vec<Bytes>;
 
-    /// All is said, and the receipt is durable.
+    /// All is said, and the receipt and what is kept are durable.
     fn ends(&mut self, receipt: &Receipt) -> Vec<Bytes>;
 
     /// The answer will not be complete.

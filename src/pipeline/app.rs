@@ -296,12 +296,13 @@ impl App {
             Prompt::Tokens(tokens) => Ok(tokens),
             Prompt::Text { text, add_special } => Ok(encode(self.tokenizer(), &text, add_special)),
             Prompt::Chat(chat) => {
+                let param = chat.param;
                 let template = self.parts.template.as_ref().ok_or_else(|| {
-                    Failure::invalid("messages", "this model has no chat template; use /v1/completions")
+                    Failure::invalid(param, "this model has no chat template; use /v1/completions")
                 })?;
                 let dialect = self.dialect().expect("a model with a template has a dialect");
                 of_chat(template, dialect, self.tokenizer(), chat)
-                    .map_err(|error| Failure::invalid("messages", error.to_string()))
+                    .map_err(|error| Failure::invalid(param, error.to_string()))
             }
         }
     }

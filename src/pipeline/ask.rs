@@ -157,7 +157,7 @@ impl Prompt {
     #[must_use]
     pub fn param(&self) -> &'static str {
         match self {
-            Self::Chat(_) => "messages",
+            Self::Chat(chat) => chat.param,
             Self::Text { .. } | Self::Tokens(_) => "prompt",
         }
     }

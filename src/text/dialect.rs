@@ -7,8 +7,10 @@ use serde_json::{Map, Value, json};
 use super::turn::CallFormat;
 
 /// A chat as a client gave it.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Chat {
+    /// The request field that it came in, for error messages.
+    pub param: &'static str,
     /// In the shape that chat templates take: `[{"role", "content", ..}]`, content as text.
     pub messages: Value,
     /// Tools that may be called, in OpenAI's form.
@@ -19,6 +21,19 @@ pub struct Chat {
     pub continues: bool,
     /// Further names for the template.
     pub template: Map<String, Value>,
+}
+
+impl Default for Chat {
+    fn default() -> Self {
+        Self {
+            param: "messages",
+            messages: Value::Null,
+            tools: Vec::new(),
+            single: false,
+            continues: false,
+            template: Map::new(),
+        }
+    }
 }
 
 impl Chat {

@@ -13,8 +13,9 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use obol::alerting::{self, Alerting, Webhook};
+use obol::archive::Archive;
 use obol::clock::{Clock, SystemClock};
-use obol::config::{Pooling, Speculative, Weights};
+use obol::config::{Pooling, Retention, Speculative, Weights};
 use obol::control::alerts::rules::Rules;
 use obol::control::{ConfiguredKey, Control};
 use obol::engine::{self, EngineConfig, EngineHandle};
@@ -51,6 +52,7 @@ pub(crate) struct Options {
     pub(crate) http: HttpConfig,
     /// With keys of its own data directory, whatever it says of them.
     pub(crate) access: Access,
+    pub(crate) retention: Retention,
 }
 
 impl Default for Options {
@@ -67,6 +69,7 @@ impl Default for Options {
             webhooks: Vec::new(),
             http: HttpConfig::new("cpu", "USD"),
             access: Access::default(),
+            retention: Retention { days: 30, bytes: 1 << 20 },
         }
     }
 }
@@ -170,8 +173,9 @@ pub(crate) fn world_with(options: Options) -> World {
         tokenizing_max: 2,
     });
     let access = Access { control: Some(control.clone()), ..options.access };
-    let server =
-        Server::loading(HttpConfig { device: devices.join(","), ..options.http }, access, ledger.clone());
+    let archive = Archive::open(data_dir.path(), options.retention, Arc::clone(&clock)).expect("an archive");
+    let http = HttpConfig { device: devices.join(","), ..options.http };
+    let server = Server::loading(http, access, ledger.clone(), archive);
     if !options.loading {
         server.ready(Arc::clone(&app));
     }

@@ -24,6 +24,7 @@ mod http_keys;
 mod http_messages;
 mod http_probes;
 mod http_replicas;
+mod http_responses;
 mod http_sockets;
 mod http_spend;
 mod http_tokens;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::UnknownFields;
 use crate::grammar::Form;
-use crate::http::fields::{Fields, Invalid, wrong_type};
+use crate::http::fields::{Fields, Invalid, required, wrong_type};
 use crate::http::openai::{
     Common, MaxTokens, Rules, ToolChoice, Tools, decide_tools, metadata, strings_to_stop_at, tool_name,
 };
@@ -81,13 +81,10 @@ impl Asked {
             form = Some((Form::JsonSchema(schema), "output_config.format"));
         }
         refuse_what_is_not_honoured(fields)?;
-        let chat = Chat { messages: Value::Array(messages), tools, single, continues, template };
+        let messages = Value::Array(messages);
+        let chat = Chat { messages, tools, single, continues, template, ..Chat::default() };
         Ok(Self { chat, form })
     }
-}
-
-fn required(path: &str) -> Invalid {
-    Invalid::new(path, format!("`{path}` is required"))
 }
 
 /// Marks of what should be cached: all prefixes are.
@@ -142,8 +139,7 @@ fn texts(path: &str, content: Value, unknown: UnknownFields) -> Result<String, I
 }
 
 fn kind(block: &mut Fields) -> Result<String, Invalid> {
-    let path = block.path("type");
-    block.string("type")?.ok_or_else(|| required(&path))
+    block.needed("type")
 }
 
 fn not_read(block: &Fields, kind: &str, read: &str) -> Invalid {
@@ -153,17 +149,11 @@ fn not_read(block: &Fields, kind: &str, read: &str) -> Invalid {
 }
 
 fn text_block(mut block: Fields, unknown: UnknownFields) -> Result<String, Invalid> {
-    let text = string(&mut block, "text")?;
+    let text = block.needed("text")?;
     cache_control(&mut block, unknown)?;
     block.only("citations", &[json!([])], "there are no citations")?;
     block.finish(unknown)?;
     Ok(text)
-}
-
-/// A field that must be there.
-fn string(fields: &mut Fields, name: &str) -> Result<String, Invalid> {
-    let path = fields.path(name);
-    fields.string(name)?.ok_or_else(|| required(&path))
 }
 
 /// Adds what a message says to those for the template; what a tool gave is a message of its own there.
@@ -175,7 +165,7 @@ fn read_message(
 ) -> Result<(), Invalid> {
     let mut message = Fields::of(path, value)?;
     let role_path = message.path("role");
-    let role = string(&mut message, "role")?;
+    let role = message.needed("role")?;
     let content_path = message.path("content");
     let content = message.take("content").ok_or_else(|| required(&content_path))?;
     message.finish(unknown)?;
@@ -229,7 +219,7 @@ fn user_blocks(
 
 /// Templates have no word for a tool that failed, so the text says it.
 fn tool_result(mut block: Fields, unknown: UnknownFields) -> Result<Value, Invalid> {
-    let id = string(&mut block, "tool_use_id")?;
+    let id = block.needed("tool_use_id")?;
     let path = block.path("content");
     let text = match block.take("content") {
         Some(content) => texts(&path, content, unknown)?,
@@ -254,7 +244,7 @@ fn assistant_blocks(
         match kind(&mut block)?.as_str() {
             "text" => said.push(text_block(block, unknown)?),
             "thinking" => {
-                thoughts.push(string(&mut block, "thinking")?);
+                thoughts.push(block.needed("thinking")?);
                 // Of no use here: thoughts are not kept from the client.
                 block.string("signature")?;
                 block.finish(unknown)?;
@@ -280,8 +270,8 @@ fn assistant_blocks(
 }
 
 fn tool_use(mut block: Fields, unknown: UnknownFields) -> Result<Value, Invalid> {
-    let id = string(&mut block, "id")?;
-    let name = string(&mut block, "name")?;
+    let id = block.needed("id")?;
+    let name = block.needed("name")?;
     let path = block.path("input");
     let input = block.object("input")?.ok_or_else(|| required(&path))?.into_value();
     cache_control(&mut block, unknown)?;
@@ -323,7 +313,7 @@ fn tools(fields: &mut Fields, rules: &Rules) -> Result<Tools, Invalid> {
                 "auto" => ToolChoice::Auto,
                 "any" => ToolChoice::Required,
                 "none" => ToolChoice::None,
-                "tool" => ToolChoice::Named(string(&mut choice, "name")?),
+                "tool" => ToolChoice::Named(choice.needed("name")?),
                 other => {
                     let message = format!("`tool_choice.type` = {other:?}: use auto, any, tool or none");
                     return Err(Invalid::new("tool_choice.type", message));

@@ -130,7 +130,7 @@ impl Message {
 impl Teller for Message {
     const KEEP_ALIVE: &'static str = "event: ping\ndata: {\"type\":\"ping\"}\n\n";
 
-    fn whole(mut self, whole: Whole, receipt: &Receipt) -> Value {
+    fn whole(&mut self, whole: Whole, receipt: &Receipt) -> Value {
         let choice = whole.choices.into_iter().next().expect("a message is one choice");
         let content = self.content(choice.parts);
         self.message(content, choice.end.as_ref(), usage(receipt))

@@ -2,16 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::params::{Common, Delivery, MaxTokens, Rules};
+use super::params::{Common, Delivery, MaxTokens, Rules, TOP_LOGPROBS_MAX};
 use super::tools::{self, Tools};
 use crate::config::UnknownFields;
 use crate::http::fields::{Fields, Invalid, string_at, wrong_type};
 use crate::http::origin::Asker;
 use crate::pipeline::{Ask, Prompt};
 use crate::text::dialect::Chat;
-
-/// Most alternatives a position may report, as in OpenAI's API.
-const TOP_LOGPROBS_MAX: i64 = 20;
 
 pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, Delivery), Invalid> {
     let mut fields = Fields::parse(body)?;
@@ -36,7 +33,7 @@ pub(crate) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, De
     refuse_what_is_not_honoured(&mut fields)?;
     fields.finish(rules.unknown)?;
     let delivery = Delivery { scored: common.sampling.logprobs.is_some(), ..common.delivery };
-    let chat = Chat { messages, tools, single, continues, template };
+    let chat = Chat { messages, tools, single, continues, template, ..Chat::default() };
     Ok((common.ask(vec![Prompt::Chat(chat)], limit, asker)?, delivery))
 }
 

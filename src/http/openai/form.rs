@@ -42,10 +42,18 @@ enum Kind {
 
 /// The form that the request asks for, and the field that says so.
 pub(super) fn read(fields: &mut Fields, unknown: UnknownFields) -> Result<Option<Named>, Invalid> {
-    let mut found: Vec<Named> = Vec::new();
-    if let Some(format) = fields.object("response_format")? {
-        found.extend(response_format(format, unknown)?.map(|form| (form, "response_format")));
-    }
+    let format = fields.object("response_format")?;
+    let format = format.map_or(Ok(None), |format| response_format(format, unknown))?;
+    read_beside(format.map(|form| (form, "response_format")), fields, unknown)
+}
+
+/// The form that an API's own field asks for, or that one of the names does which other servers' clients use.
+pub(crate) fn read_beside(
+    own: Option<Named>,
+    fields: &mut Fields,
+    unknown: UnknownFields,
+) -> Result<Option<Named>, Invalid> {
+    let mut found: Vec<Named> = own.into_iter().collect();
     if let Some(mut structured) = fields.object("structured_outputs")? {
         let before = found.len();
         for (name, kind) in STRUCTURED {
@@ -107,7 +115,7 @@ fn response_format(mut format: Fields, unknown: UnknownFields) -> Result<Option<
 }
 
 /// A schema, as an object or `true`.
-fn schema_at(fields: &mut Fields, name: &str) -> Result<Option<Form>, Invalid> {
+pub(crate) fn schema_at(fields: &mut Fields, name: &str) -> Result<Option<Form>, Invalid> {
     match fields.take(name) {
         None => Ok(None),
         Some(schema @ (Value::Object(_) | Value::Bool(_))) => Ok(Some(Form::JsonSchema(schema))),

@@ -7,7 +7,7 @@ use crate::request::TokenLogprobs;
 use obol_models::tokenizer::Tokenizer;
 
 /// Chat: one object per token, alternatives as a list.
-pub(super) fn chat(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
+pub(crate) fn chat(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
     let entry = |token: u32, logprob: f32| {
         json!({
             "token": tokenizer.token_text(token),

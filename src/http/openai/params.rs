@@ -23,6 +23,8 @@ pub(crate) struct Rules {
     pub(crate) dialect: Option<Dialect>,
 }
 
+/// Most alternatives a position may report, as in OpenAI's API.
+pub(crate) const TOP_LOGPROBS_MAX: i64 = 20;
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_STRING_BYTES_MAX: usize = 1024;
 const STOP_TOKEN_IDS_MAX: usize = 256;

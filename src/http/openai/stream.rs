@@ -69,7 +69,7 @@ impl Teller for Chunks {
         }
     }
 
-    fn whole(mut self, whole: Whole, receipt: &Receipt) -> Value {
+    fn whole(&mut self, whole: Whole, receipt: &Receipt) -> Value {
         let Whole { mut choices, prompt_scores } = whole;
         self.reply.score(prompt_scores);
         if let Some(shown) = self.delivery.best {

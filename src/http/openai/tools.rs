@@ -105,7 +105,7 @@ fn tool_of(path: &str, tool: Value, rules: &Rules) -> Result<Value, Invalid> {
 }
 
 /// A function's name, description and parameters, as the template gets them.
-fn function_of(mut function: Fields, rules: &Rules) -> Result<Value, Invalid> {
+pub(crate) fn function_of(mut function: Fields, rules: &Rules) -> Result<Value, Invalid> {
     let mut described = Map::new();
     described.insert("name".into(), json!(name_at(&mut function)?));
     if let Some(description) = function.string("description")? {
