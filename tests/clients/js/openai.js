@@ -1,0 +1,144 @@
+// One case of test_javascript.py through the `openai` package: `node openai.js CASE` asks the server at OBOL_URL and
+// prints what came back as JSON. What is right is decided there.
+
+import OpenAI from "openai";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { z } from "zod";
+
+const client = new OpenAI({
+  baseURL: `${process.env.OBOL_URL}/v1`,
+  apiKey: process.env.OBOL_KEY ?? "any",
+  maxRetries: 0,
+});
+const hello = [{ role: "user", content: "What is the capital of France?" }];
+const greedy = { model: "default", temperature: 0, max_tokens: 24 };
+
+const weather = {
+  type: "function",
+  function: {
+    name: "get_weather",
+    description: "The weather in a city.",
+    parameters: {
+      type: "object",
+      properties: { city: { type: "string", maxLength: 20 }, unit: { enum: ["celsius", "fahrenheit"] } },
+      required: ["city", "unit"],
+      additionalProperties: false,
+    },
+  },
+};
+const named = { type: "function", function: { name: "get_weather" } };
+
+/** Reads a stream to its end: its text and its last usage. */
+async function whole(stream) {
+  let text = "";
+  let usage = null;
+  for await (const chunk of stream) {
+    text += chunk.choices[0]?.delta?.content ?? "";
+    usage = chunk.usage ?? usage;
+  }
+  return { text, usage };
+}
+
+/** What the promise was refused with. */
+async function refusal(promise) {
+  try {
+    await promise;
+  } catch (error) {
+    return { name: error.constructor.name, status: error.status, code: error.code, param: error.param };
+  }
+  throw new Error("it was not refused");
+}
+
+const cases = {
+  async models() {
+    const ids = [];
+    for await (const model of client.models.list()) ids.push(model.id);
+    return ids;
+  },
+
+  async chat() {
+    const asked = client.chat.completions.create({ ...greedy, messages: hello });
+    const { data, response, request_id } = await asked.withResponse();
+    return { answer: data, cost: response.headers.get("x-obol-cost"), request_id };
+  },
+
+  async stream() {
+    const asked = { ...greedy, messages: hello, stream: true, stream_options: { include_usage: true } };
+    const plain = await whole(await client.chat.completions.create(asked));
+    const helper = client.chat.completions.stream(asked);
+    let deltas = 0;
+    helper.on("content", () => (deltas += 1));
+    return { ...plain, helper: await helper.finalContent(), deltas };
+  },
+
+  async completion() {
+    const answer = await client.completions.create({ ...greedy, prompt: "Once upon a time" });
+    const streamed = await client.completions.create({ ...greedy, prompt: "Once upon a time", stream: true });
+    let text = "";
+    for await (const chunk of streamed) text += chunk.choices[0]?.text ?? "";
+    return { answer, streamed: text };
+  },
+
+  async tools() {
+    const asked = { ...greedy, max_tokens: 200, messages: hello, tools: [weather], tool_choice: named };
+    const answer = await client.chat.completions.create(asked);
+    const helper = client.chat.completions.stream(asked);
+    const streamed = await helper.finalMessage();
+    return { answer, streamed };
+  },
+
+  async runner() {
+    const called = [];
+    const tool = structuredClone(weather);
+    tool.function.parse = JSON.parse;
+    tool.function.function = (read) => {
+      called.push(read);
+      return "18 degrees";
+    };
+    const runner = client.chat.completions.runTools({
+      ...greedy,
+      max_tokens: 200,
+      messages: hello,
+      tools: [tool],
+      tool_choice: named,
+    });
+    await runner.done();
+    return { called, gave: runner.messages.at(-1), usage: await runner.totalUsage() };
+  },
+
+  async structured() {
+    const person = z.strictObject({
+      name: z.string().max(20),
+      age: z.int().min(0).max(120),
+      mood: z.enum(["good", "bad"]),
+    });
+    const messages = [{ role: "user", content: "Describe a person who lives in Paris." }];
+    const form = zodResponseFormat(person, "person");
+    const asked = { ...greedy, max_tokens: 200, messages, response_format: form };
+    const answer = await client.chat.completions.parse(asked);
+    const streamed = await client.chat.completions.stream(asked).finalChatCompletion();
+    return { parsed: answer.choices[0].message.parsed, streamed: streamed.choices[0].message.parsed };
+  },
+
+  async abort() {
+    const asked = { ...greedy, max_tokens: 1500, messages: hello, stream: true, ignore_eos: true };
+    const { data: stream, request_id } = await client.chat.completions.create(asked).withResponse();
+    let seen = 0;
+    for await (const chunk of stream) {
+      seen += chunk.choices.length;
+      if (seen === 4) stream.controller.abort();
+    }
+    return { seen, request_id };
+  },
+
+  async errors() {
+    const create = (more) => client.chat.completions.create({ ...greedy, messages: hello, ...more });
+    return {
+      bad: await refusal(create({ temperature: -1 })),
+      missing: await refusal(create({ model: "no-such-model" })),
+    };
+  },
+};
+
+const [name] = process.argv.slice(2);
+console.log(JSON.stringify(await cases[name]()));
