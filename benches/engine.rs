@@ -14,7 +14,7 @@ use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
 use obol::meter::share::Coefficients;
-use obol::request::{CacheSalt, NewRequest, Sampling, Stops};
+use obol::request::{CacheSalt, NewRequest, Sampling, Stops, Tier};
 use obol::units::{RequestId, Ticket};
 use obol::usage::MeterReport;
 use obol_models::batch::{Batch, CausalLm, EachSpan, ForwardError, SpanOutput};
@@ -142,7 +142,7 @@ fn submit(engine: &EngineHandle, index: usize, tenant: &str, tokens: usize) -> E
         score_prompts: false,
         vectors: None,
         tenant: tenant.into(),
-        throttled: false,
+        tier: Tier::Default,
         id: RequestId(format!("r{index}")),
         ticket: Ticket(index as u64),
         prompt: [1, 2, 3, 1].into(),

@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use obol::ledger::{DeviceInfo, Ledger, OpenOptions, RateCard, RequestContext};
-use obol::request::Finish;
+use obol::request::{Finish, Tier};
 use obol::units::{BlockNanos, DeviceNanos, RequestId, UnixNanos};
 use obol::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
 
@@ -24,6 +24,7 @@ fn context() -> RequestContext {
         model: "small".to_owned(),
         precision: "Q4_1".to_owned(),
         endpoint: "/v1/chat/completions",
+        tier: Tier::Default,
         purse: None,
     }
 }

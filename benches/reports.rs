@@ -11,10 +11,10 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use obol::ledger::{
-    By, Calendar, DeviceInfo, Ledger, OpenOptions, RateCard, ReportQuery, RequestContext, audit, report,
-    spent_by_keys,
+    By, Calendar, DeviceInfo, Ledger, OpenOptions, RateCard, ReportQuery, RequestContext, Tuning, audit,
+    report, spent_by_keys,
 };
-use obol::request::Finish;
+use obol::request::{Finish, Tier};
 use obol::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use obol::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
 
@@ -69,6 +69,7 @@ fn context(random: &mut Random, number: u64) -> RequestContext {
         model: "qwen3-8b".to_owned(),
         precision: "int8".to_owned(),
         endpoint: "/v1/chat/completions",
+        tier: Tier::Default,
         purse: None,
     }
 }
@@ -122,7 +123,10 @@ impl Books {
         let rate = RateCard::parse("2.5", "0.2", "USD", None).expect("a rate");
         let device = DeviceInfo { id: "cuda:0".into(), kind: "cuda".into(), name: "a card".into() };
         let options = OpenOptions::one(device, rate, UnixNanos(START), "boot".into());
-        let (ledger, meter) = Ledger::open(dir, &options).expect("a ledger");
+        // What a slow disk costs is told by the waits; it should not end the measurement.
+        let tuning = Tuning { patience: Duration::from_secs(120), ..Tuning::default() };
+        let (ledger, mut meters) = Ledger::open_tuned(dir, &options, tuning).expect("a ledger");
+        let meter = meters.remove(0);
         let pool = PoolInfo { blocks: BLOCKS, bytes_per_block: 1 << 20, since: DeviceNanos(0) };
         let at = Snapshot {
             now: DeviceNanos(0),

@@ -31,7 +31,7 @@ pub use budgets::BudgetText;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
 use rates::RatesFile;
-pub use rates::{DEFAULT_CURRENCY, DEFAULT_DEVICE_HOUR, DEFAULT_KV_SHARE, DeviceRate, Rates};
+pub use rates::{DEFAULT_DEVICE_HOUR, DeviceRate, Rates};
 use responses::ResponsesFile;
 pub use responses::Retention;
 use scheduling::SchedulingFile;
@@ -269,6 +269,8 @@ pub struct Config {
     /// Of tenants, for fair scheduling.
     pub weights: Weights,
     pub pooling: Pooling,
+    /// The tenants that may ask for the tier `priority`; `None`: all.
+    pub priority: Option<Vec<String>>,
     pub max_body: usize,
     pub unknown_fields: UnknownFields,
     pub drain_timeout: Duration,
@@ -337,6 +339,7 @@ impl Config {
             prefix_caching: flags.prefix_caching.or(serve.prefix_caching).unwrap_or(true),
             speculative: flags.speculative.or(serve.speculative).unwrap_or(Speculative::Ngram),
             scheduling: flags.scheduling.or(serve.scheduling).unwrap_or(Scheduling::Fair),
+            priority: file.scheduling.priority.clone(),
             weights: file.scheduling.weights()?,
             pooling: flags.pooling.or(serve.pooling).unwrap_or_default(),
             max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),

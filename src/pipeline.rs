@@ -34,7 +34,7 @@ use crate::grammar::Form;
 use crate::ledger::{LedgerUnavailable, Receipt, ReceiptWaiter, RequestContext};
 use crate::metrics::Metrics;
 use crate::request::{
-    Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Prompts, Sampling, Stops, TokenLogprobs,
+    Allowance, CacheSalt, Event, Finish, Grammar, NewRequest, Prompts, Sampling, Stops, Tier, TokenLogprobs,
     Vectors,
 };
 use crate::text::turn::TurnForm;
@@ -90,8 +90,10 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let Admitted { called, budgeted, pass, left } =
         app.admission().admit(app, &ask.origin, &prompts, placed.prices())?;
     let tenant = ask.origin.tenant.as_str().into();
+    let throttled = budgeted.as_ref().is_some_and(|budgeted| budgeted.is_throttled());
     let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
-    let (ticket, receipt) = app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin) })?;
+    let (ticket, receipt) =
+        app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin, ask.tier) })?;
     called.into_iter().for_each(Called::stands);
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
@@ -113,7 +115,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         salt,
         id,
         tenant,
-        throttled: budgeted.as_ref().is_some_and(|budgeted| budgeted.is_throttled()),
+        tier: if throttled { Tier::Batch } else { ask.tier },
         allowance: budgeted.clone().map(|budgeted| budgeted as Arc<dyn Allowance>),
     });
     let (settled, receipt_durable) = oneshot::channel();
@@ -405,11 +407,12 @@ async fn on_a_worker<T: Send + 'static>(
     }
 }
 
-fn context_of(app: &App, origin: Origin) -> RequestContext {
+fn context_of(app: &App, origin: Origin, tier: Tier) -> RequestContext {
     RequestContext {
         request: origin.request,
         client_request_id: origin.client_request_id,
         idempotency_key: origin.idempotency_key,
+        tier,
         key_id: origin.key.map(|key| key.id.0.clone()),
         tenant: origin.tenant,
         user: origin.user,

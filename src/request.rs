@@ -113,6 +113,42 @@ pub trait Guide: std::fmt::Debug + Send {
 #[error("{0}")]
 pub struct GuideError(pub String);
 
+/// How soon a request wants to run, and at which price: what APIs call its service tier. In the order in which those
+/// that wait are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Before all others.
+    Priority,
+    #[default]
+    Default,
+    /// When nobody of the tiers before it waits.
+    Flex,
+    /// When the device would be idle. Its sequences make room for all others, and take no part in steps that compute
+    /// others' prompts.
+    Batch,
+}
+
+impl Tier {
+    pub const ALL: [Self; 4] = [Self::Priority, Self::Default, Self::Flex, Self::Batch];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Priority => "priority",
+            Self::Default => "default",
+            Self::Flex => "flex",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// By its name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|tier| tier.as_str() == name)
+    }
+}
+
 /// What is to be continued: one prompt or several, none of them empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts(Arc<[Arc<[u32]>]>);
@@ -193,8 +229,8 @@ pub struct NewRequest {
     pub vectors: Option<Vectors>,
     /// Whose share of the device it uses.
     pub tenant: Arc<str>,
-    /// A budget is spent: it runs when nobody else waits.
-    pub throttled: bool,
+    /// A budget that is spent makes it `Batch`, whatever it asked for.
+    pub tier: Tier,
     /// `None`: no budget bounds what it uses.
     pub allowance: Option<Arc<dyn Allowance>>,
 }

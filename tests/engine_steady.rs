@@ -20,7 +20,7 @@ use obol::engine::{EngineConfig, EngineHandle, EventStream, Parts};
 use obol::meter::calibration::Calibration;
 use obol::meter::partition::Partition;
 use obol::meter::share::Coefficients;
-use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops, Tier};
 use obol::units::{DeviceNanos, RequestId, Ticket, UnixNanos};
 use obol_models::batch::{Batch, CausalLm, EachSpan, ForwardError};
 use obol_models::fake::FakeModel;
@@ -221,7 +221,7 @@ fn steady(depth: Option<usize>) {
             score_prompts: false,
             vectors: None,
             tenant: "anonymous".into(),
-            throttled: false,
+            tier: Tier::Default,
             id: RequestId(format!("r{ticket}")),
             ticket: Ticket(ticket as u64),
             prompt: (0..9).map(|i| i * 5 % 16).collect(),

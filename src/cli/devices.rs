@@ -122,6 +122,7 @@ pub(super) fn metered(engines: &Engines, config: &Config) -> Result<Vec<Vec<Mete
     let metered = |&device: &DeviceId| {
         let rate = config.rates.of(device);
         let rate = RateCard::parse(&rate.device_hour, &rate.kv_share, &config.rates.currency, None)
+            .and_then(|card| card.with_tiers(config.rates.tiers()))
             .map_err(|error| Failure::usage(format!("rates: {error}")))?;
         let (kind, id) = match device {
             DeviceId::Cpu(_) if alone => ("cpu", "cpu".to_owned()),

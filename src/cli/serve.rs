@@ -99,7 +99,13 @@ fn access(
     if admin.is_none() && !control.keys().map_err(Failure::failed)?.is_empty() {
         tracing::warn!("there are keys but no admin key: who sends none is served too; see --admin-key-file");
     }
-    Ok(Access { control: Some(control), admin, metrics, require_tags: config.require_tags.clone().into() })
+    Ok(Access {
+        control: Some(control),
+        admin,
+        metrics,
+        require_tags: config.require_tags.clone().into(),
+        priority: config.priority.clone().map(Into::into),
+    })
 }
 
 /// With the keys' own budgets.

@@ -1,4 +1,4 @@
-//! What devices cost, as the configuration's text has it; the ledger parses it exactly.
+//! The rate card as the configuration file has it: `[rates]`, `[rates.tiers]` and `[rates.devices.*]`.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,12 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use super::decimal::Decimal;
+use crate::request::Tier;
 
 /// The price of a CPU device when the configuration names none, per hour.
 pub const DEFAULT_DEVICE_HOUR: &str = "0.10";
-pub const DEFAULT_KV_SHARE: &str = "0.20";
-pub const DEFAULT_CURRENCY: &str = "USD";
+const DEFAULT_KV_SHARE: &str = "0.20";
+const DEFAULT_CURRENCY: &str = "USD";
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +20,8 @@ pub(super) struct RatesFile {
     device_hour: Option<Decimal>,
     kv_share: Option<Decimal>,
     currency: Option<String>,
+    #[serde(default)]
+    tiers: BTreeMap<Tier, Decimal>,
     /// By the device's name.
     #[serde(default)]
     devices: BTreeMap<String, DeviceRateFile>,
@@ -38,6 +41,8 @@ pub struct Rates {
     pub device_hour: String,
     pub kv_share: String,
     pub currency: String,
+    /// What of its cost a request of these tiers pays, 0 to 1; those that are not named pay all.
+    pub tiers: Vec<(Tier, String)>,
     /// Nobody configured a price: the default for a CPU device is used.
     pub is_default: bool,
     /// Of devices with a price of their own.
@@ -70,7 +75,13 @@ impl Rates {
             devices.push((device, rate));
         }
         let currency = file.currency.unwrap_or_else(|| DEFAULT_CURRENCY.into());
-        Ok(Self { device_hour, kv_share, currency, is_default, devices })
+        let tiers = file.tiers.into_iter().map(|(tier, price)| (tier, price.text())).collect();
+        Ok(Self { device_hour, kv_share, currency, tiers, is_default, devices })
+    }
+
+    /// As the rate card takes them.
+    pub fn tiers(&self) -> impl Iterator<Item = (Tier, &str)> {
+        self.tiers.iter().map(|(tier, price)| (*tier, price.as_str()))
     }
 
     /// What a device costs: its own price, or everybody's.

@@ -68,6 +68,7 @@ impl Weights {
 pub(super) struct SchedulingFile {
     #[serde(default)]
     weights: BTreeMap<String, Decimal>,
+    pub(super) priority: Option<Vec<String>>,
 }
 
 impl SchedulingFile {

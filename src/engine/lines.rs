@@ -1,34 +1,46 @@
-//! Sequences that wait: a line for each tenant, and one for what its spent budgets throttle. Knows no counter, block
-//! or device.
+//! Sequences that wait: a line for each tenant and tier. Knows no counter, block or device.
 //!
 //! Invariant: each line is in order of arrival.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::fair::Account;
 use super::sequence::{RequestKey, Sequence};
+use crate::request::Tier;
 
-/// A line's number: those of account `a` are `2 * a` and, for what is throttled, `2 * a + 1`.
+/// A line's number: account `a` has as many as there are tiers, from `TIERS * a` on.
 pub(super) type Line = usize;
 
-pub(super) fn line(account: Account, throttled: bool) -> Line {
-    2 * account + usize::from(throttled)
+const TIERS: usize = Tier::ALL.len();
+
+pub(super) fn line(account: Account, tier: Tier) -> Line {
+    TIERS * account + tier as usize
 }
 
 pub(super) fn account(line: Line) -> Account {
-    line / 2
+    line / TIERS
 }
 
-/// Whether it is served only when no other line waits.
-pub(super) fn throttled(line: Line) -> bool {
-    line % 2 == 1
+pub(super) fn tier(line: Line) -> Tier {
+    Tier::ALL[line % TIERS]
+}
+
+/// The lines of an account.
+pub(super) fn of(account: Account) -> Range<Line> {
+    TIERS * account..TIERS * (account + 1)
+}
+
+/// Whether it waits for nothing but its tenant's turn.
+fn takes_turns(line: Line) -> bool {
+    tier(line) <= Tier::Default
 }
 
 #[derive(Default)]
 pub(super) struct Lines {
     lines: Vec<VecDeque<Sequence>>,
     len: usize,
-    /// Whose line was served or left to its end last, of those that are not throttled.
+    /// Whose line was served or left to its end last, of those that take turns.
     last: Account,
 }
 
@@ -57,7 +69,7 @@ impl Lines {
 
     /// Accounts whose sequences wait for nothing but their turn.
     pub(super) fn accounts(&self) -> impl Iterator<Item = Account> {
-        self.waiting().filter(|line| !throttled(*line)).map(account)
+        self.waiting().filter(|line| takes_turns(*line)).map(account)
     }
 
     /// Of the tenant that was the last to wait for nothing but its turn.
@@ -102,7 +114,7 @@ impl Lines {
 
     fn left(&mut self, line: Line, sequences: usize) {
         self.len -= sequences;
-        if sequences > 0 && !throttled(line) && self.lines[line].is_empty() {
+        if sequences > 0 && takes_turns(line) && self.lines[line].is_empty() {
             self.last = account(line);
         }
     }

@@ -56,13 +56,22 @@ pub enum Turn {
     Waiting(Waiting),
 }
 
+/// Whose prompts others are held back for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Favoured {
+    /// This line's.
+    Line(usize),
+    /// Those of everybody who is not held back.
+    Prompts,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub step_tokens: usize,
     /// Prompt tokens of a step with which those of a crowd end: from 1 to `step_tokens`.
     pub crowd_tokens: usize,
-    /// The line for whose prompt others are held back. Nobody who is held back has turns then.
-    pub favoured: Option<usize>,
+    /// Nobody who is held back for it has turns.
+    pub favoured: Option<Favoured>,
     /// At most `step_tokens`, so that every decode fits in a step.
     pub sequences: usize,
     pub block_size: usize,
@@ -180,11 +189,14 @@ impl Step<'_> {
         }
     }
 
-    /// Whether the step computes something of the favoured line.
+    /// Whether the step computes something for which others are held back. Asked before any of them has tokens.
     fn favours(&self) -> bool {
-        self.limits.favoured.is_some_and(|line| {
-            let given = self.lines.get(line).is_some_and(|tokens| *tokens > 0);
-            given || (0..self.kept).any(|i| self.running[i].line == line && self.tokens[i] > 0)
+        self.limits.favoured.is_some_and(|favoured| match favoured {
+            Favoured::Line(line) => {
+                let given = self.lines.get(line).is_some_and(|tokens| *tokens > 0);
+                given || (0..self.kept).any(|i| self.running[i].line == line && self.tokens[i] > 0)
+            }
+            Favoured::Prompts => self.prompts > 0,
         })
     }
 
@@ -463,7 +475,7 @@ mod tests {
         let crowd = [held(decode(9)), held(prefill(4, 40)), Running { line: 4, ..decode(6) }];
         let plan = |running: &[Running], turns: &[Turn], available| {
             let mut plan = StepPlan::default();
-            let limits = Limits { favoured: Some(0), ..LIMITS };
+            let limits = Limits { favoured: Some(Favoured::Line(0)), ..LIMITS };
             super::plan(running, turns.iter().copied(), available, &limits, &mut plan);
             (plan.held, plan.run, plan.admit, plan.spare_blocks)
         };
@@ -476,5 +488,24 @@ mod tests {
         // Where the favoured one finds no room there is nothing to wait for.
         assert_eq!(plan(&crowd, &[of(0, 48)], 20).1, [(0, 1), (1, 14), (2, 1)]);
         assert_eq!(plan(&crowd, &[], 20).1, [(0, 1), (1, 14), (2, 1)]);
+    }
+
+    #[test]
+    fn who_is_held_back_for_all_prompts_sits_out_a_step_that_computes_any() {
+        let held = |view: Running| Running { line: 2, held: true, ..view };
+        let batch = [decode(6), held(decode(9)), held(prefill(4, 40))];
+        let plan = |running: &[Running], turns: &[Turn]| {
+            let mut plan = StepPlan::default();
+            let limits = Limits { favoured: Some(Favoured::Prompts), ..LIMITS };
+            super::plan(running, turns.iter().copied(), 20, &limits, &mut plan);
+            (plan.held, plan.run, plan.admit)
+        };
+        assert_eq!(plan(&batch, &[of(0, 5)]), (true, vec![(0, 1)], vec![(0, 5)]));
+        assert_eq!(plan(&batch, &[of(4, 5)]), (true, vec![(0, 1)], vec![(0, 5)]), "whosever it is");
+        assert_eq!(
+            plan(&batch, &[]),
+            (false, vec![(0, 1), (1, 1), (2, 14)], vec![]),
+            "decodes are no prompts"
+        );
     }
 }

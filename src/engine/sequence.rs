@@ -78,7 +78,7 @@ impl Request {
             open: new.choices,
             unstarted: (0..new.choices).collect(),
             begun: vec![false; new.prompt.count()],
-            line: lines::line(account, new.throttled),
+            line: lines::line(account, new.tier),
             new: Arc::new(new),
             keys,
             begins,

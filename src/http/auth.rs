@@ -40,6 +40,8 @@ pub struct Access {
     pub metrics: MetricsAccess,
     /// Tags without which a request is refused.
     pub require_tags: Arc<[Tag]>,
+    /// The tenants that may ask for the tier `priority`; `None`: all.
+    pub priority: Option<Arc<[String]>>,
 }
 
 /// Who asks.

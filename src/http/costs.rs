@@ -38,7 +38,7 @@ struct LineItem {
     always: bool,
 }
 
-const LINE_ITEMS: [LineItem; 3] = [
+const LINE_ITEMS: [LineItem; 4] = [
     LineItem {
         name: "device time",
         unit: "duration_seconds",
@@ -54,11 +54,18 @@ const LINE_ITEMS: [LineItem; 3] = [
         always: true,
     },
     LineItem {
+        name: "service tier: what it costs less",
+        unit: "duration_seconds",
+        cost: |row| Picos(-row.spend.discount.0),
+        quantity: |_| 0.0,
+        always: false,
+    },
+    LineItem {
         name: "past a budget's cap: on the house",
         unit: "duration_seconds",
         cost: |row| {
             let spend = &row.spend;
-            Picos(spend.usage_cost.0 - spend.time_cost.0 - spend.memory_cost.0)
+            Picos(spend.usage_cost.0 - spend.time_cost.0 - spend.memory_cost.0 + spend.discount.0)
         },
         quantity: |_| 0.0,
         always: false,

@@ -58,7 +58,7 @@ async fn generated(
         Shape::Chat => parse_chat(&bytes, &rules, asker("/v1/chat/completions")?)?,
         Shape::Completion => parse_completion(&bytes, &rules, asker("/v1/completions")?)?,
     };
-    let reply = Reply::new(app, shape, &ask.origin.request, delivery.scored);
+    let reply = Reply::new(app, shape, &ask, delivery.scored);
     let echo = delivery.echo.then(|| ask.prompts.iter().map(|prompt| app.text_of(prompt)).collect());
     let teller = Chunks::new(reply, delivery, (ask.choices, ask.prompts.len()), echo);
     answer(server, app, ask, teller, delivery.stream, &head).await

@@ -10,7 +10,7 @@ use super::auth::Caller;
 use super::fields::Invalid;
 use crate::control::policy::{self, TAG_CHARS_MAX, Tags};
 use crate::pipeline::Origin;
-use crate::request::Tag;
+use crate::request::{Tag, Tier};
 use crate::units::RequestId;
 
 /// As OpenAI bounds `X-Client-Request-Id`.
@@ -36,6 +36,8 @@ pub(crate) struct Asker {
     parent: Option<String>,
     tags: Tags,
     required: Arc<[Tag]>,
+    /// The tenants that may ask for the tier `priority`; `None`: all.
+    priority: Option<Arc<[String]>>,
 }
 
 /// Reads the headers.
@@ -69,10 +71,27 @@ pub(super) fn asker(
         parent: printable(headers, "x-obol-parent-request", HEADER_CHARS_MAX)?,
         tags,
         required: Arc::clone(&server.access.require_tags),
+        priority: server.access.priority.clone(),
     })
 }
 
 impl Asker {
+    /// The tier, if its tenant may ask for it.
+    ///
+    /// # Errors
+    /// When others may.
+    pub(crate) fn tier(&self, asked: Tier) -> Result<Tier, Invalid> {
+        let tenant = self.caller.tenant();
+        let may = |tenants: &Arc<[String]>| tenants.iter().any(|name| name == tenant);
+        if asked == Tier::Priority && !self.priority.as_ref().is_none_or(may) {
+            let problem = format!(
+                "`service_tier`: `priority` is not for `{tenant}`; ask the administrator to name it in scheduling.priority"
+            );
+            return Err(Invalid::new("service_tier", problem));
+        }
+        Ok(asked)
+    }
+
     /// The whole attribution, with what the body says of it.
     ///
     /// # Errors

@@ -299,11 +299,17 @@ fn check_receipt(
     let what = format!("receipt {}", receipt.request());
     let payer = payer(receipt.usage.status, &receipt.attribution.tenant);
     let total = Amounts { time: receipt.usage.device(), kv: receipt.usage.kv, money: receipt.gross() };
-    if receipt.overrun > total.money || (payer == ERROR && receipt.overrun != Picos::ZERO) {
-        audit.differs(format!("{what} is {} over a cap, and cost {}", receipt.overrun.0, total.money.0));
+    let house = receipt.overrun + receipt.discount();
+    if house > total.money || (payer == ERROR && house != Picos::ZERO) {
+        audit.differs(format!(
+            "{what} is {} over a cap and has a discount of {}, and cost {}",
+            receipt.overrun.0,
+            receipt.discount().0,
+            total.money.0
+        ));
         return Ok(None);
     }
-    let debits = receipt_debits(receipt.usage.status, &receipt.attribution.tenant, total, receipt.overrun);
+    let debits = receipt_debits(&receipt, total);
     let of_side = |debit: bool| -> BTreeMap<&str, Amounts> {
         let entries = entries.iter().filter(|entry| entry.debit == debit);
         entries.map(|entry| (entry.account.as_str(), entry.amounts)).collect()
@@ -329,7 +335,7 @@ fn check_receipt(
         if payer == ERROR {
             sums.on_the_house += amounts.money;
         }
-        sums.on_the_house += receipt.overrun_of(number);
+        sums.on_the_house += receipt.overrun_of(number) + line.discount;
         sums.floors += 2;
     }
     audit.same(&format!("{what}, device time of its lines"), used.time, total.time);

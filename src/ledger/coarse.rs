@@ -17,10 +17,11 @@ use rusqlite::{
 
 use super::calendar::{month_hours, month_of, utc_hour};
 use super::parties::{self, Parties};
-use super::rollup::{Dimensions, Sums};
+use super::rollup::Dimensions;
 use super::rows;
 use super::showback::{Showback, Unit};
 use super::store::{SqlResult, Store};
+use super::sums::Sums;
 use crate::units::Picos;
 
 /// The tables; part of the schema since version 5, and since version 6 with what is being added.

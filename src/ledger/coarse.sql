@@ -1,7 +1,7 @@
 -- Coarse roll-ups: what the hourly ones come to, so that long reports read few rows. They cover the clock hours
 -- before `coarse_until`, to which nothing is added any more, so that what a row carries of the house is known too.
 -- A wall clock that was set back takes months off their end. The audit compares them with the hourly ones.
--- `sums`: as in `rollups`, with a twelfth number: the house's money that the row carries.
+-- `sums`: as in `rollups`, with a thirteenth number: the house's money that the row carries.
 
 CREATE TABLE day_rollups (
     day INTEGER NOT NULL CHECK (day >= 0), -- since 1970, UTC

@@ -3,6 +3,7 @@
 //! Does not know: what a price is, how rows are stored.
 //! Invariant: in every transaction debits equal credits in device time, block-time and money, each.
 
+use super::receipt::Receipt;
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos, UnixNanos};
 use crate::usage::{HouseKv, HouseTime};
@@ -11,6 +12,8 @@ pub(super) const ERROR: &str = "house:error";
 pub(super) const CRASH: &str = "house:crash";
 /// Work past a hard cap.
 pub(super) const CAP_OVERRUN: &str = "house:cap_overrun";
+/// What tiers cost less than the device does.
+pub(super) const DISCOUNT: &str = "house:tier_discount";
 pub(super) const ROUNDING: &str = "house:rounding";
 
 /// What the device offers: debited by the bill, credited by whoever used it. Its balance is the work
@@ -29,16 +32,14 @@ pub(super) fn payer(status: Finish, tenant: &str) -> String {
     if status == Finish::Error { ERROR.to_owned() } else { format!("tenant:{tenant}") }
 }
 
-/// The debits of a receipt over `total`, of which the payer is not charged `overrun`.
-pub(super) fn receipt_debits(
-    status: Finish,
-    tenant: &str,
-    total: Amounts,
-    overrun: Picos,
-) -> Vec<(String, Amounts)> {
-    let mut debits = vec![(payer(status, tenant), Amounts { money: total.money - overrun, ..total })];
-    if overrun != Picos::ZERO {
-        debits.push((CAP_OVERRUN.to_owned(), Amounts { money: overrun, ..Amounts::default() }));
+/// The debits of a receipt over `total`: of its payer, and contra entries for what the house pays of its money.
+pub(super) fn receipt_debits(receipt: &Receipt, total: Amounts) -> Vec<(String, Amounts)> {
+    let contra = [(DISCOUNT, receipt.discount()), (CAP_OVERRUN, receipt.overrun)];
+    let house: Picos = contra.iter().map(|(_, money)| *money).sum();
+    let payer = payer(receipt.usage.status, &receipt.attribution.tenant);
+    let mut debits = vec![(payer, Amounts { money: total.money - house, ..total })];
+    for (account, money) in contra.into_iter().filter(|(_, money)| *money != Picos::ZERO) {
+        debits.push((account.to_owned(), Amounts { money, ..Amounts::default() }));
     }
     debits
 }

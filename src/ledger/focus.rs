@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::LedgerError;
 use super::calendar::{utc_hour, utc_month};
-use super::entry::{Amounts, CAP_OVERRUN, CRASH, ROUNDING};
+use super::entry::{Amounts, CAP_OVERRUN, CRASH, DISCOUNT, ROUNDING};
 use super::render::quoted;
 use super::report::ReportQuery;
 use super::rollup::{Dimension, Label};
@@ -28,7 +28,7 @@ use crate::units::Picos;
 use crate::usage::{HouseKv, HouseTime};
 
 /// FOCUS's columns, then ours.
-const COLUMNS: [&str; 50] = [
+const COLUMNS: [&str; 51] = [
     "BilledCost",
     "BillingAccountId",
     "BillingAccountName",
@@ -78,6 +78,7 @@ const COLUMNS: [&str; 50] = [
     "x_PromptTokens",
     "x_RateVersion",
     "x_Requests",
+    "x_ServiceTier",
     "x_Status",
 ];
 
@@ -222,7 +223,7 @@ fn rows_of(showback: &Showback, hour: &Hour<'_>, devices: &DeviceNames) -> Strin
         cells.cost(amounts.money, if alone { amounts.money } else { Picos::ZERO });
         cells.set("x_Account", account);
         cells.set("ChargeDescription", format!("House: {}", said(account)));
-        if [ROUNDING, CAP_OVERRUN].contains(&account.as_str()) {
+        if [ROUNDING, CAP_OVERRUN, DISCOUNT].contains(&account.as_str()) {
             cells.set("ChargeCategory", "Adjustment");
         } else if amounts.time.0 > 0 {
             cells.usage(Meter::Time, u128::from(amounts.time.0), is_used(account));
@@ -260,12 +261,18 @@ fn usage_rows(showback: &Showback, hour: u64, row: &HourRow, devices: &DeviceNam
         }
         cells.line(text);
     }
-    if sums.overrun > Picos::ZERO {
+    for (credit, what) in [
+        (sums.overrun, "Past a budget's cap: on the house"),
+        (sums.discount, "Service tier: what it costs less"),
+    ] {
+        if credit == Picos::ZERO {
+            continue;
+        }
         let mut cells = Cells::new(showback, showback.device_of(row), hour, devices);
         labels(&mut cells, dimension);
         cells.set("ChargeCategory", "Credit");
-        cells.set("ChargeDescription", "Past a budget's cap: on the house");
-        let credit = Picos(-sums.overrun.0);
+        cells.set("ChargeDescription", what);
+        let credit = Picos(-credit.0);
         cells.cost(credit, credit);
         cells.line(text);
     }
@@ -295,6 +302,7 @@ fn labels(cells: &mut Cells, dimension: &Dimension) {
         ("x_KeyId", Label::Key),
         ("x_Endpoint", Label::Endpoint),
         ("x_Status", Label::Status),
+        ("x_ServiceTier", Label::Tier),
     ] {
         cells.set(column, label(of));
     }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use super::books::{Books, Fault, NextTransaction, Record};
 use super::entry::{Amounts, Kind, Transaction, receipt_debits};
-use super::receipt::{Attribution, Claim, Receipt};
+use super::receipt::{Attribution, Claim, Line, Receipt};
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{MeterReport, PoolInfo, Purse, Snapshot, TokenCounts, Usage};
@@ -150,13 +150,14 @@ fn settle(
     let (mut lines, mut credits, mut total) = (Vec::new(), Vec::new(), Amounts::default());
     for &(place, time, kv) in shares {
         let (line, account) = books[place].charge(time, kv);
+        let line = line.discounted(&books[place].epoch.rate, attribution.tier, usage.status);
         let amounts = Amounts { time, kv, money: line.total() };
         total += amounts;
         credits.push((account, amounts));
         lines.push(line);
     }
     assert_eq!((total.time, total.kv), (usage.device(), usage.kv), "a receipt's usage is that of its lines");
-    let overrun = overrun(purse.as_deref(), usage.status, total.money);
+    let overrun = overrun(purse.as_deref(), usage.status, lines.iter().map(Line::net).sum());
     let first = &books[shares[0].0];
     let devices: Vec<&str> = lines.iter().map(|line| line.device.as_str()).collect();
     let receipt = Receipt {
@@ -169,7 +170,7 @@ fn settle(
         overrun,
         method_id,
     };
-    let debits = receipt_debits(receipt.usage.status, &receipt.attribution.tenant, total, overrun);
+    let debits = receipt_debits(&receipt, total);
     let transaction = Transaction::of(first.head(Kind::Receipt, next), debits, credits);
     let epochs = shares.iter().map(|&(place, ..)| books[place].epoch.id).collect();
     Record::Receipt { receipt: receipt.into(), transaction, epochs }

@@ -8,13 +8,15 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::store::SqlResult;
 use super::{coarse, rollup};
+use crate::request::Tier;
 
 pub(super) const SCHEMA_VERSION: i64 = 1 + STEPS.len() as i64;
 
 type Step = fn(&Transaction<'_>) -> SqlResult<()>;
 
 /// The first one makes version 2 of version 1.
-const STEPS: [Step; 5] = [energy, overrun, rollups_by_class, rollups_by_status, coarse_in_parts];
+const STEPS: [Step; 7] =
+    [energy, overrun, rollups_made_later, rollups_made_later, rollups_made_later, tiers, rollups_by_tier];
 
 fn energy(transaction: &Transaction<'_>) -> SqlResult<()> {
     transaction.execute_batch("ALTER TABLE receipts ADD COLUMN energy_mj INTEGER CHECK (energy_mj >= 0);")
@@ -26,26 +28,43 @@ fn overrun(transaction: &Transaction<'_>) -> SqlResult<()> {
     )
 }
 
-/// Version 4 had roll-ups that knew a request's status only as charged or not. The next version makes all anew, so
-/// that they need not be made here.
-fn rollups_by_class(_: &Transaction<'_>) -> SqlResult<()> {
+/// Versions 4, 5 and 6 had roll-ups that said less. The last step makes all of them, so that they need not be made here.
+fn rollups_made_later(_: &Transaction<'_>) -> SqlResult<()> {
     Ok(())
 }
 
-fn rollups_by_status(transaction: &Transaction<'_>) -> SqlResult<()> {
+/// Prices of tiers, and what they cost less.
+fn tiers(transaction: &Transaction<'_>) -> SqlResult<()> {
     transaction.execute_batch(
-        "DROP TABLE IF EXISTS party_rollups; DROP TABLE IF EXISTS rollups; DROP TABLE IF EXISTS dimension_totals;
-         DROP TABLE IF EXISTS parties; DROP TABLE IF EXISTS dimensions;",
+        "ALTER TABLE receipts ADD COLUMN service_tier TEXT NOT NULL DEFAULT 'default'
+             CHECK (service_tier IN ('priority', 'default', 'flex', 'batch'));
+         ALTER TABLE receipt_lines ADD COLUMN discount_picos INTEGER NOT NULL DEFAULT 0 CHECK (discount_picos >= 0);",
     )?;
-    rollup::create_and_fill(transaction)
+    for tier in Tier::ALL {
+        transaction.execute_batch(&format!(
+            "ALTER TABLE rates ADD COLUMN {0}_parts INTEGER NOT NULL DEFAULT 1000000000000
+                 CHECK ({0}_parts BETWEEN 0 AND 1000000000000);",
+            tier.as_str()
+        ))?;
+    }
+    Ok(())
 }
 
-/// Version 5 added hours to the coarse roll-ups as a whole. A server makes them again while it runs.
-fn coarse_in_parts(transaction: &Transaction<'_>) -> SqlResult<()> {
-    transaction.execute_batch(
-        "DROP TABLE IF EXISTS day_rollups; DROP TABLE IF EXISTS party_month_rollups;
-         DROP TABLE IF EXISTS coarse_until;",
-    )?;
+/// Coarse ones are made again by a server while it runs.
+fn rollups_by_tier(transaction: &Transaction<'_>) -> SqlResult<()> {
+    for table in [
+        "day_rollups",
+        "party_month_rollups",
+        "coarse_until",
+        "party_rollups",
+        "rollups",
+        "dimension_totals",
+        "parties",
+        "dimensions",
+    ] {
+        transaction.execute_batch(&format!("DROP TABLE IF EXISTS {table};"))?;
+    }
+    rollup::create_and_fill(transaction)?;
     transaction.execute_batch(coarse::SCHEMA)
 }
 

@@ -29,6 +29,7 @@ mod scale;
 mod showback;
 mod spent;
 mod store;
+mod sums;
 mod totals;
 mod writer;
 
@@ -58,6 +59,7 @@ pub use totals::{DeviceTotals, ModelTotals, Totals, Used};
 
 use writer::{Adopted, Answer, Shared, Writer};
 
+use crate::request::Tier;
 use crate::units::{Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{MeterReport, Purse};
 
@@ -79,6 +81,7 @@ pub struct RequestContext {
     pub precision: String,
     /// Route, such as `/v1/chat/completions`.
     pub endpoint: &'static str,
+    pub tier: Tier,
     /// `None`: whoever asked pays what it costs.
     pub purse: Option<Arc<dyn Purse>>,
 }
@@ -493,6 +496,7 @@ mod tests {
             model: "small".into(),
             precision: "Q4_1".into(),
             endpoint: "/v1/completions",
+            tier: Tier::Default,
             purse: None,
         }
     }

@@ -5,10 +5,11 @@
 
 use rusqlite::{Connection, params};
 
-use super::rollup::{self, Party, Sums};
+use super::rollup::{self, Party};
 use super::rows;
 use super::showback::{Hour, HourRow, Showback, Split};
 use super::store::SqlResult;
+use super::sums::Sums;
 use crate::units::Picos;
 
 /// Where so many of the ids in a range are asked for, all of the range is read at once.

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use crate::request::Tier;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
 use crate::usage::PoolInfo;
 
@@ -38,9 +39,17 @@ pub enum RateError {
 pub struct RateCard {
     device_hour: u64,
     kv_share: u64,
+    /// What of its cost a request of each tier pays, in 10^12 parts.
+    tiers: TierParts,
     currency: String,
     version: String,
 }
+
+/// For each of `Tier::ALL`, in 10^12 parts.
+pub(super) type TierParts = [u64; Tier::ALL.len()];
+
+/// Every tier pays all.
+pub(super) const WHOLE: TierParts = [1_000_000_000_000; Tier::ALL.len()];
 
 impl RateCard {
     /// `device_hour`: price of one device for one hour; `kv_share`: the part of it that the KV pool
@@ -69,22 +78,68 @@ impl RateCard {
         let mut card = Self {
             device_hour: u64::try_from(hour).expect("checked against the limit above"),
             kv_share: u64::try_from(share).expect("checked against the limit above"),
+            tiers: WHOLE,
             currency: currency.to_owned(),
             version: String::new(),
         };
-        card.version = version.map_or_else(
-            || format!("{currency} {}/h kv {}", card.device_hour_decimal(), card.kv_share_decimal()),
-            str::to_owned,
-        );
+        card.version = version.map_or_else(|| card.own_name(), str::to_owned);
         if card.version.is_empty() || card.version.len() > 100 {
             return Err(RateError::Version(card.version));
         }
         Ok(card)
     }
 
+    /// With these prices of tiers: what of its cost a request pays, decimals from 0 to 1. A version that is named after
+    /// its figures is so after these, too.
+    ///
+    /// # Errors
+    /// Says which price is wrong and why.
+    pub fn with_tiers<'a>(
+        mut self,
+        prices: impl IntoIterator<Item = (Tier, &'a str)>,
+    ) -> Result<Self, RateError> {
+        let is_own = self.version == self.own_name();
+        for (tier, text) in prices {
+            let price = parse_decimal("tier", text)?;
+            if price > ONE {
+                return Err(too_large("tier", text, "1: no tier costs more than the device does"));
+            }
+            self.tiers[tier as usize] = u64::try_from(price).expect("at most 10^12");
+        }
+        if is_own {
+            self.version = self.own_name();
+        }
+        Ok(self)
+    }
+
+    fn own_name(&self) -> String {
+        let tiers = Tier::ALL.into_iter().zip(self.tiers).filter(|(_, parts)| u128::from(*parts) != ONE);
+        let tiers: String =
+            tiers.map(|(tier, parts)| format!(" {} {}", tier.as_str(), shortest_decimal(parts))).collect();
+        let (hour, share) = (self.device_hour_decimal(), self.kv_share_decimal());
+        format!("{} {hour}/h kv {share}{tiers}", self.currency)
+    }
+
     /// From the ledger's own columns: picos an hour and parts in 10^12.
-    pub(super) fn from_parts(device_hour: u64, kv_share: u64, currency: String, version: String) -> Self {
-        Self { device_hour, kv_share, currency, version }
+    pub(super) fn from_parts(
+        (device_hour, kv_share): (u64, u64),
+        tiers: TierParts,
+        currency: String,
+        version: String,
+    ) -> Self {
+        Self { device_hour, kv_share, tiers, currency, version }
+    }
+
+    /// For each tier, in the order of `Tier::ALL`: what of its cost a request pays, in 10^12 parts.
+    pub(super) fn tier_parts(&self) -> TierParts {
+        self.tiers
+    }
+
+    /// What of `cost` a request of this tier does not pay: floored, so that it pays at least its part.
+    pub(super) fn discount(&self, tier: Tier, cost: Picos) -> Picos {
+        let off = ONE - u128::from(self.tiers[tier as usize]);
+        let cost = u128::try_from(cost.0).expect("nothing costs less than nothing");
+        Picos(i128::try_from(mul_div(cost, off, ONE).0).expect("no more than the cost"))
     }
 
     /// Picos an hour.
@@ -358,6 +413,29 @@ mod tests {
         };
         let value = u128::from(next()) << 64 | u128::from(next());
         value >> (next() % 128)
+    }
+
+    #[test]
+    fn a_tier_pays_its_part_and_never_less() {
+        let card = RateCard::parse("2.5", "0.2", "USD", None).unwrap();
+        let same = card.clone().with_tiers([(Tier::Default, "1")]).unwrap();
+        assert_eq!(same, card, "no discount is no other card");
+        let card = card.with_tiers([(Tier::Batch, "0.5"), (Tier::Flex, "0.333333333333")]).unwrap();
+        assert_eq!(card.version(), "USD 2.5/h kv 0.2 flex 0.333333333333 batch 0.5");
+        for (tier, cost, off) in [
+            (Tier::Batch, 10, 5),
+            (Tier::Batch, 11, 5),
+            (Tier::Batch, 1, 0),
+            (Tier::Flex, 1_000_000_000_000, 666_666_666_667),
+            (Tier::Default, i128::from(i64::MAX), 0),
+            (Tier::Priority, 7, 0),
+        ] {
+            assert_eq!(card.discount(tier, Picos(cost)), Picos(off), "{tier:?} {cost}");
+        }
+        let free = card.with_tiers([(Tier::Batch, "0")]).unwrap();
+        assert_eq!(free.discount(Tier::Batch, Picos(i128::from(i64::MAX))), Picos(i128::from(i64::MAX)));
+        assert!(free.clone().with_tiers([(Tier::Priority, "1.5")]).is_err(), "dearer than the device");
+        assert!(free.with_tiers([(Tier::Priority, "-1")]).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::RequestContext;
 use super::price::{Prices, RateCard};
+use crate::request::{Finish, Tier};
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId};
 use crate::usage::{Purse, Usage};
 
@@ -30,6 +31,9 @@ pub struct Attribution {
     pub model: String,
     pub precision: String,
     pub endpoint: String,
+    /// Open requests of earlier builds were written down without it.
+    #[serde(default)]
+    pub tier: Tier,
 }
 
 impl Attribution {
@@ -48,6 +52,7 @@ impl Attribution {
             model: "unknown".to_owned(),
             precision: "unknown".to_owned(),
             endpoint: "unknown".to_owned(),
+            tier: Tier::Default,
         }
     }
 }
@@ -79,6 +84,7 @@ impl From<RequestContext> for Attribution {
             model: context.model,
             precision: context.precision,
             endpoint: context.endpoint.to_owned(),
+            tier: context.tier,
         }
     }
 }
@@ -92,6 +98,8 @@ pub struct Line {
     pub kv: BlockNanos,
     pub time: Picos,
     pub memory: Picos,
+    /// What of that its tier does not pay, but the house.
+    pub discount: Picos,
 }
 
 impl Line {
@@ -110,7 +118,21 @@ impl Line {
             kv,
             time: prices.time(device_time),
             memory: prices.memory(kv),
+            discount: Picos::ZERO,
         }
+    }
+
+    /// With the discount that the rate gives the tier; work that ended in an error has none, as nobody pays for it.
+    pub(super) fn discounted(mut self, rate: &RateCard, tier: Tier, status: Finish) -> Self {
+        if status != Finish::Error {
+            self.discount = rate.discount(tier, self.total());
+        }
+        self
+    }
+
+    /// What is left of it to pay.
+    pub(super) fn net(&self) -> Picos {
+        self.total() - self.discount
     }
 
     #[must_use]
@@ -157,16 +179,22 @@ impl Receipt {
         self.time() + self.memory()
     }
 
+    /// What the house pays of that, since its tier costs less.
+    #[must_use]
+    pub fn discount(&self) -> Picos {
+        self.lines.iter().map(|line| line.discount).sum()
+    }
+
     /// What is charged.
     #[must_use]
     pub fn total(&self) -> Picos {
-        self.gross() - self.overrun
+        self.gross() - self.discount() - self.overrun
     }
 
     /// The part of the overrun that is of one line: it falls on the first ones.
     pub(super) fn overrun_of(&self, line: usize) -> Picos {
-        let before: Picos = self.lines[..line].iter().map(Line::total).sum();
-        Picos((self.overrun.0 - before.0).max(0)).min(self.lines[line].total())
+        let before: Picos = self.lines[..line].iter().map(Line::net).sum();
+        Picos((self.overrun.0 - before.0).max(0)).min(self.lines[line].net())
     }
 
     #[must_use]
@@ -195,6 +223,7 @@ impl Receipt {
             "user": who.user,
             "tags": who.tags,
             "status": used.status.as_str(),
+            "service_tier": who.tier.as_str(),
             "seed": used.seed,
             "tokens": {
                 "prompt": used.tokens.prompt,
@@ -219,6 +248,7 @@ impl Receipt {
                 "total": self.total().decimal(),
                 "time": self.time().decimal(),
                 "memory": self.memory().decimal(),
+                "discount": self.discount().decimal(),
                 "cap_overrun": self.overrun.decimal(),
                 "currency": self.currency,
             },
@@ -275,6 +305,7 @@ fn line_json(line: &Line) -> Value {
         "block_ns": line.kv.0.to_string(),
         "time": line.time.decimal(),
         "memory": line.memory.decimal(),
+        "discount": line.discount.decimal(),
     })
 }
 
@@ -286,7 +317,6 @@ fn milliseconds(time: DeviceNanos) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Finish;
     use crate::units::{Ticket, UnixNanos};
     use crate::usage::{PoolInfo, TokenCounts};
 
@@ -333,16 +363,17 @@ mod tests {
         let want = json!({
             "request_id": "r1", "client_request_id": null, "created": 1_790_000_000_u64, "model": "unknown",
             "precision": "unknown", "device": "cpu", "key_id": null, "tenant": "anonymous", "user": null, "tags": {},
-            "status": "stop", "seed": u64::MAX,
+            "status": "stop", "service_tier": "default", "seed": u64::MAX,
             "tokens": {"prompt": 5, "cached": 2, "completion": 3, "draft_accepted": 0, "draft_rejected": 0},
             "gpu_seconds": "1.500000001",
             "device_ns": {"prefill": "1500000000", "decode": "1", "total": "1500000001"},
             "steps": 4, "kv_byte_seconds": "12288.000004096", "kv_peak_bytes": 8192,
             "queue_seconds": "0.001000000", "ttft_seconds": "0.003500000", "wall_seconds": "0.010000001",
             "cost": {"total": "0.000833749999", "time": "0.000833333333", "memory": "0.000000416666",
-                     "cap_overrun": "0.000000000000", "currency": "USD"},
+                     "discount": "0.000000000000", "cap_overrun": "0.000000000000", "currency": "USD"},
             "lines": [{"device": "cpu", "rate_version": "2026-11", "device_ns": "1500000001",
-                       "block_ns": "3000000001", "time": "0.000833333333", "memory": "0.000000416666"}],
+                       "block_ns": "3000000001", "time": "0.000833333333", "memory": "0.000000416666",
+                       "discount": "0.000000000000"}],
             "method_id": null, "saved": {"prefix_cache": "0.000000007", "batching": "0.000000000"},
             "energy_mj": 1_234,
         });

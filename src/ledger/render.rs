@@ -10,7 +10,7 @@ use crate::units::BlockNanos;
 /// In place of a label that requests do not have.
 const UNTAGGED: &str = "untagged";
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "requests",
     "prompt_tokens",
     "cached_tokens",
@@ -18,10 +18,11 @@ const COLUMNS: [&str; 8] = [
     "gpu_seconds",
     "kv_byte_seconds",
     "usage_cost",
+    "tier_discount",
     "loaded_cost",
 ];
 
-fn cells(spend: &Spend) -> [String; 8] {
+fn cells(spend: &Spend) -> [String; 9] {
     [
         spend.requests.to_string(),
         spend.prompt_tokens.to_string(),
@@ -30,6 +31,7 @@ fn cells(spend: &Spend) -> [String; 8] {
         spend.device_time.seconds(),
         BlockNanos(spend.kv_byte_nanos).byte_seconds(1),
         spend.usage_cost.decimal(),
+        spend.discount.decimal(),
         spend.loaded_cost.decimal(),
     ]
 }

@@ -17,10 +17,11 @@ use super::calendar::{self, Calendar, Part, month_of};
 use super::coarse;
 use super::entry::Amounts;
 use super::parties::{self, Parties};
-use super::rollup::{Dimension, Label, Party, Sums};
+use super::rollup::{Dimension, Label, Party};
 use super::rows;
 use super::showback::{Hour, HourRow, Showback, Unit};
 use super::store::SqlResult;
+use super::sums::Sums;
 use crate::units::{BlockNanos, DeviceNanos, Picos, UnixNanos};
 
 /// What rows are grouped by.
@@ -40,6 +41,8 @@ pub enum By {
     Endpoint,
     /// Why it ended: `stop`, `length`, `cancelled`, `budget`, or `error` where the house pays.
     Status,
+    /// Its service tier.
+    Tier,
     Device,
     /// Clock hour in which the request was settled, and the day and the month in which that begins, in the
     /// calendar's zone.
@@ -56,7 +59,7 @@ enum Source {
 }
 
 impl By {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Team,
         Self::Feature,
         Self::Environment,
@@ -69,6 +72,7 @@ impl By {
         Self::Precision,
         Self::Endpoint,
         Self::Status,
+        Self::Tier,
         Self::Device,
         Self::Hour,
         Self::Day,
@@ -90,6 +94,7 @@ impl By {
             Self::Precision => "precision",
             Self::Endpoint => "endpoint",
             Self::Status => "status",
+            Self::Tier => "service_tier",
             Self::Device => "device",
             Self::Hour => "hour",
             Self::Day => "day",
@@ -115,6 +120,7 @@ impl By {
             Self::Precision => Label::Precision,
             Self::Endpoint => Label::Endpoint,
             Self::Status => Label::Status,
+            Self::Tier => Label::Tier,
             Self::Device => Label::Device,
             Self::User | Self::Task => return Source::Party,
             Self::Hour => return Source::Calendar(Part::Hour),
@@ -176,6 +182,8 @@ pub struct Spend {
     pub usage_cost: Picos,
     pub time_cost: Picos,
     pub memory_cost: Picos,
+    /// What the house paid of both, as tiers cost less.
+    pub discount: Picos,
     /// With the house's share of each hour.
     pub loaded_cost: Picos,
 }
@@ -502,6 +510,7 @@ impl Spend {
         self.kv_byte_nanos += sums.kv.0.saturating_mul(u128::from(bytes_per_block));
         self.time_cost += sums.time;
         self.memory_cost += sums.memory;
+        self.discount += sums.discount;
         self.usage_cost += sums.money();
         self.loaded_cost += sums.money() + share;
     }

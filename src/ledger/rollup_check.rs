@@ -11,8 +11,9 @@ use rusqlite::Connection;
 use super::calendar::utc_hour;
 use super::parties::Parties;
 use super::receipt::Receipt;
-use super::rollup::{self, Batch, Dimension, Dimensions, Party, Sums};
+use super::rollup::{self, Batch, Dimension, Dimensions, Party};
 use super::store::SqlResult;
+use super::sums::Sums;
 
 pub(super) struct RollupCheck {
     /// The last transaction of each hour that has receipts.

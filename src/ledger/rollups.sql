@@ -18,9 +18,10 @@ CREATE TABLE dimensions (
     precision TEXT NOT NULL,
     endpoint TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('stop', 'length', 'cancelled', 'budget', 'error')),
+    service_tier TEXT NOT NULL CHECK (service_tier IN ('priority', 'default', 'flex', 'batch')),
     bytes_per_block INTEGER NOT NULL CHECK (bytes_per_block >= 0),
     UNIQUE (currency, device, rate_version, tenant, key_id, team, feature, environment, cost_center, model,
-            precision, endpoint, status, bytes_per_block)
+            precision, endpoint, status, service_tier, bytes_per_block)
 ) STRICT;
 
 CREATE INDEX dimensions_key ON dimensions (key_id);
@@ -33,9 +34,10 @@ CREATE TABLE parties (
     UNIQUE (user, task)
 ) STRICT;
 
--- `sums`: eleven unsigned numbers, each in groups of seven bits, lowest first, the top bit set on all but the last:
+-- `sums`: twelve unsigned numbers, each in groups of seven bits, lowest first, the top bit set on all but the last:
 -- requests, prompt tokens, cached tokens, completion tokens, requests whose energy is known, their millijoules,
--- device-nanoseconds, block-nanoseconds, money for time, money for memory, and what of that nobody is charged.
+-- device-nanoseconds, block-nanoseconds, money for time, money for memory, and what of that the house
+-- pays: past budgets' caps, and for tiers that cost less.
 -- Packed, since a year of columns takes seconds to read. A request is counted, with its tokens and its energy, in
 -- the row of its first line.
 CREATE TABLE rollups (

@@ -12,11 +12,11 @@ use super::LedgerError;
 use super::books::{Books, Epoch, Posted};
 use super::entry::{CACHED, CARRY, CRASH, FREE, House, ROUNDING};
 use super::migrate::SCHEMA_VERSION;
-use super::price::RateCard;
+use super::price::{self, RateCard};
 use super::receipt::{Attribution, Line, Receipt};
 use super::recovery::upgrade;
 use super::store::{FILE, SqlResult, identify};
-use crate::request::Finish;
+use crate::request::{Finish, Tier};
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{Accrual, HouseKv, HouseTime, PoolInfo, Snapshot, TokenCounts, Usage};
 
@@ -89,27 +89,27 @@ pub(super) struct EpochRow {
 
 pub(super) fn epochs(connection: &Connection) -> SqlResult<Vec<EpochRow>> {
     let mut query = connection.prepare(
-        "SELECT epochs.id, epochs.device, rates.device_hour_picos, rates.kv_share_parts, rates.currency,
-         rates.version, pools.blocks, pools.bytes_per_block, pools.since_ns, epoch_ends.end_ns,
-         epochs.boot_id FROM epochs JOIN rates ON rates.version = epochs.rate_version
+        "SELECT epochs.id, epochs.device, pools.blocks, pools.bytes_per_block, pools.since_ns, epoch_ends.end_ns,
+         epochs.boot_id, rates.device_hour_picos, rates.kv_share_parts, rates.priority_parts,
+         rates.default_parts, rates.flex_parts, rates.batch_parts, rates.currency, rates.version FROM epochs JOIN rates ON rates.version = epochs.rate_version
          LEFT JOIN pools ON pools.epoch = epochs.id LEFT JOIN epoch_ends ON epoch_ends.epoch = epochs.id
          ORDER BY epochs.id",
     )?;
     let rows = query.query_map([], |row| {
-        let rate = RateCard::from_parts(row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?);
-        let blocks: Option<u64> = row.get(6)?;
+        let rate = rate_card(row, 7)?;
+        let blocks: Option<u64> = row.get(2)?;
         let pool = blocks
             .map(|blocks| {
                 Ok::<_, rusqlite::Error>(PoolInfo {
                     blocks,
-                    bytes_per_block: row.get(7)?,
-                    since: DeviceNanos(row.get(8)?),
+                    bytes_per_block: row.get(3)?,
+                    since: DeviceNanos(row.get(4)?),
                 })
             })
             .transpose()?;
-        let end: Option<u64> = row.get(9)?;
+        let end: Option<u64> = row.get(5)?;
         Ok(EpochRow {
-            boot: row.get(10)?,
+            boot: row.get(6)?,
             epoch: Epoch { id: row.get(0)?, device: row.get(1)?, rate },
             pool,
             end: end.map(DeviceNanos),
@@ -129,11 +129,22 @@ pub(super) fn device_names(connection: &Connection) -> SqlResult<DeviceNames> {
 pub(super) fn rate(connection: &Connection, version: &str) -> SqlResult<Option<RateCard>> {
     connection
         .query_row(
-            "SELECT device_hour_picos, kv_share_parts, currency, version FROM rates WHERE version = ?1",
+            "SELECT device_hour_picos, kv_share_parts, priority_parts, default_parts, flex_parts, batch_parts,
+             currency, version FROM rates WHERE version = ?1",
             [version],
-            |row| Ok(RateCard::from_parts(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            |row| rate_card(row, 0),
         )
         .optional()
+}
+
+/// From eight columns next to each other.
+fn rate_card(row: &Row<'_>, first: usize) -> SqlResult<RateCard> {
+    let mut tiers = price::WHOLE;
+    for (column, parts) in (first + 2..).zip(&mut tiers) {
+        *parts = row.get(column)?;
+    }
+    let figures = (row.get(first)?, row.get(first + 1)?);
+    Ok(RateCard::from_parts(figures, tiers, row.get(first + 6)?, row.get(first + 7)?))
 }
 
 /// A request that was running at the checkpoint, and whose it is.
@@ -265,7 +276,8 @@ pub(super) const RECEIPT: &str = "SELECT tx, request_id, ticket, client_request_
     tenant, user, metadata, tags, model, precision, endpoint, status, seed, prompt_tokens, cached_tokens,
     completion_tokens, draft_accepted, draft_rejected, prefill_ns, decode_ns, steps, block_ns_hi,
     block_ns_lo, bytes_per_block, kv_peak_blocks, queue_ns, ttft_ns, wall_ns, submitted_at, finished_at,
-    saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj, overrun_picos FROM receipts";
+    saved_prefix_cache_ns, saved_batching_ns, device, currency, method_id, energy_mj, overrun_picos,
+    service_tier FROM receipts";
 
 /// Receipts chosen by the end of a query that begins with `RECEIPT`, each with its transaction's id.
 pub(super) fn receipts(
@@ -332,6 +344,7 @@ fn receipt(row: &Row<'_>) -> SqlResult<Receipt> {
             model: row.get(10)?,
             precision: row.get(11)?,
             endpoint: row.get(12)?,
+            tier: tier(row, 39)?,
         },
         usage,
         device: row.get(34)?,
@@ -345,8 +358,8 @@ fn receipt(row: &Row<'_>) -> SqlResult<Receipt> {
 
 fn lines(connection: &Connection, tx: i64) -> SqlResult<Vec<Line>> {
     let mut query = connection.prepare_cached(
-        "SELECT device, rate_version, device_ns, block_ns_hi, block_ns_lo, time_picos, memory_picos
-         FROM receipt_lines WHERE tx = ?1 ORDER BY line",
+        "SELECT device, rate_version, device_ns, block_ns_hi, block_ns_lo, time_picos, memory_picos,
+         discount_picos FROM receipt_lines WHERE tx = ?1 ORDER BY line",
     )?;
     let rows = query.query_map([tx], |row| {
         Ok(Line {
@@ -356,9 +369,15 @@ fn lines(connection: &Connection, tx: i64) -> SqlResult<Vec<Line>> {
             kv: BlockNanos(wide(row, 3)?),
             time: Picos(i128::from(row.get::<_, i64>(5)?)),
             memory: Picos(i128::from(row.get::<_, i64>(6)?)),
+            discount: Picos(i128::from(row.get::<_, i64>(7)?)),
         })
     })?;
     rows.collect()
+}
+
+fn tier(row: &Row<'_>, column: usize) -> SqlResult<Tier> {
+    let name: String = row.get(column)?;
+    Tier::parse(&name).ok_or_else(|| invalid(column, format!("service tier {name:?}")))
 }
 
 fn finish(status: &str) -> Option<Finish> {

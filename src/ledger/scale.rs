@@ -16,7 +16,7 @@ use super::showback::Unit;
 use super::store::{FILE, Store};
 use super::{Calendar, DeviceInfo, coarse, rows, spent_by_keys};
 use crate::random::Random;
-use crate::request::Finish;
+use crate::request::{Finish, Tier};
 use crate::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use crate::usage::{MeterReport, PoolInfo, Snapshot, TokenCounts, Usage};
 
@@ -56,6 +56,7 @@ fn attribution(random: &mut Random, number: u64) -> Attribution {
         model: "qwen3-8b".to_owned(),
         precision: "int8".to_owned(),
         endpoint: "/v1/chat/completions".to_owned(),
+        tier: Tier::Default,
     }
 }
 

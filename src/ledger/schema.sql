@@ -6,7 +6,12 @@ CREATE TABLE rates (
     version TEXT NOT NULL PRIMARY KEY,
     device_hour_picos INTEGER NOT NULL CHECK (device_hour_picos >= 0),
     kv_share_parts INTEGER NOT NULL CHECK (kv_share_parts BETWEEN 0 AND 1000000000000), -- of 10^12
-    currency TEXT NOT NULL
+    currency TEXT NOT NULL,
+    -- What of its cost a request of each tier pays, of 10^12.
+    priority_parts INTEGER NOT NULL DEFAULT 1000000000000 CHECK (priority_parts BETWEEN 0 AND 1000000000000),
+    default_parts INTEGER NOT NULL DEFAULT 1000000000000 CHECK (default_parts BETWEEN 0 AND 1000000000000),
+    flex_parts INTEGER NOT NULL DEFAULT 1000000000000 CHECK (flex_parts BETWEEN 0 AND 1000000000000),
+    batch_parts INTEGER NOT NULL DEFAULT 1000000000000 CHECK (batch_parts BETWEEN 0 AND 1000000000000)
 ) STRICT;
 
 -- One life of a device under one server process and one rate.
@@ -112,7 +117,8 @@ CREATE TABLE receipts (
     currency TEXT NOT NULL,
     method_id TEXT,
     energy_mj INTEGER CHECK (energy_mj >= 0),
-    overrun_picos INTEGER NOT NULL DEFAULT 0 CHECK (overrun_picos >= 0)
+    overrun_picos INTEGER NOT NULL DEFAULT 0 CHECK (overrun_picos >= 0),
+    service_tier TEXT NOT NULL DEFAULT 'default' CHECK (service_tier IN ('priority', 'default', 'flex', 'batch'))
 ) STRICT;
 CREATE UNIQUE INDEX receipts_idempotency ON receipts (coalesce(key_id, ''), idempotency_key)
     WHERE idempotency_key IS NOT NULL;
@@ -127,6 +133,8 @@ CREATE TABLE receipt_lines (
     block_ns_lo INTEGER NOT NULL CHECK (block_ns_lo BETWEEN 0 AND 999999999999999999),
     time_picos INTEGER NOT NULL CHECK (time_picos >= 0),
     memory_picos INTEGER NOT NULL CHECK (memory_picos >= 0),
+    -- What of both its tier does not pay.
+    discount_picos INTEGER NOT NULL DEFAULT 0 CHECK (discount_picos >= 0),
     PRIMARY KEY (tx, line)
 ) STRICT, WITHOUT ROWID;
 

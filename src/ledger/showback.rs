@@ -20,12 +20,13 @@ use rusqlite::Connection;
 
 use super::calendar::{month_hours, month_of};
 use super::coarse::{self, DAY_HOURS, Loaded};
-use super::entry::{Amounts, CAP_OVERRUN, ERROR, ROUNDING};
+use super::entry::{Amounts, CAP_OVERRUN, DISCOUNT, ERROR, ROUNDING};
 use super::price::mul_div;
 use super::report::Balance;
-use super::rollup::{self, Dimensions, Label, Sums};
+use super::rollup::{self, Dimensions, Label};
 use super::rows::{self, wide};
 use super::store::SqlResult;
+use super::sums::Sums;
 use crate::request::Finish;
 use crate::units::{BlockNanos, DeviceNanos, Picos};
 
@@ -274,9 +275,11 @@ impl Showback {
                 *house.entry((device, ERROR.to_owned())).or_default() += amounts;
             } else {
                 money.entry(device).or_default().1 += row.sums.money();
-                if row.sums.overrun > Picos::ZERO {
-                    let amounts = Amounts { money: row.sums.overrun, ..Amounts::default() };
-                    *house.entry((device, CAP_OVERRUN.to_owned())).or_default() += amounts;
+                for (account, money) in [(CAP_OVERRUN, row.sums.overrun), (DISCOUNT, row.sums.discount)] {
+                    if money > Picos::ZERO {
+                        let amounts = Amounts { money, ..Amounts::default() };
+                        *house.entry((device, account.to_owned())).or_default() += amounts;
+                    }
                 }
             }
         }

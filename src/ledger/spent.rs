@@ -57,7 +57,7 @@ pub(super) fn read(
     let of_key = if key.is_some() { "AND receipts.key_id = ?2" } else { "AND ?2 IS NULL" };
     let mut query = connection.prepare(&format!(
         "SELECT receipts.key_id, receipts.user, receipts.tags, receipts.submitted_at,
-         receipt_lines.time_picos, receipt_lines.memory_picos,
+         receipt_lines.time_picos, receipt_lines.memory_picos - receipt_lines.discount_picos,
          CASE receipt_lines.line WHEN 0 THEN receipts.overrun_picos ELSE 0 END, receipts.tenant, receipt_lines.line,
          receipts.request_id
          FROM receipts JOIN receipt_lines ON receipt_lines.tx = receipts.tx

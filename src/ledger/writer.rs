@@ -561,6 +561,7 @@ mod tests {
             model: "small".into(),
             precision: "Q4_1".into(),
             endpoint: "/v1/completions".into(),
+            tier: crate::request::Tier::Default,
         };
         let adopted = Adopted { who, purse: None, waiter: Some(waiter), reported: None, booked: false };
         lock(&shared.adoptions).by_ticket.insert(Ticket(1), adopted);

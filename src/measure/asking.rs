@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 
 use crate::engine::{EngineHandle, EventStream, Seat};
-use crate::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use crate::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops, Tier};
 use crate::units::{RequestId, Ticket};
 use crate::usage::{MeterReport, Usage};
 
@@ -61,7 +61,7 @@ pub fn request(prompt: Arc<[u32]>, tokens: usize, ignore_eos: bool, salt: Option
         score_prompts: false,
         vectors: None,
         tenant: "anonymous".into(),
-        throttled: false,
+        tier: Tier::Default,
         ticket: Ticket(0),
         salt: salt.unwrap_or_else(|| CacheSalt(*blake3::hash(id.0.as_bytes()).as_bytes())),
         id,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Failure;
 use crate::control::Key;
 use crate::grammar::Form;
-use crate::request::Sampling;
+use crate::request::{Sampling, Tier};
 use crate::text::dialect::Chat;
 use crate::units::RequestId;
 
@@ -38,6 +38,7 @@ pub struct Ask {
     pub form: Option<(Form, &'static str)>,
     /// Non-empty strings; the first match in a choice's text ends that choice before it.
     pub stop: Vec<String>,
+    pub tier: Tier,
     pub origin: Origin,
 }
 

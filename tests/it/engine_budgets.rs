@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use obol::request::{Allowance, CacheSalt, Finish, NewRequest, Use};
+use obol::request::{Allowance, CacheSalt, Finish, NewRequest, Tier, Use};
 use obol::units::{RequestId, Ticket};
 use obol_models::fake::FakeModel;
 
@@ -84,7 +84,7 @@ fn random_worlds(on: On) {
                     score_prompts: false,
                     vectors: None,
                     tenant: "anonymous".into(),
-                    throttled: false,
+                    tier: Tier::Default,
                     id: RequestId(format!("r{ticket}")),
                     ticket: Ticket(ticket),
                     prompt: prompt.as_slice().into(),

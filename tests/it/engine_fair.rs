@@ -9,7 +9,7 @@ use std::time::Duration;
 use obol::clock::{Clock, ManualClock};
 use obol::config::{Speculative, Weights};
 use obol::engine::{EngineConfig, EngineHandle, EventStream};
-use obol::request::{CacheSalt, Finish, NewRequest, Sampling, Stops};
+use obol::request::{CacheSalt, Finish, NewRequest, Sampling, Stops, Tier};
 use obol::units::{DeviceNanos, RequestId, Ticket};
 use obol::usage::Usage;
 use obol_models::fake::FakeModel;
@@ -34,7 +34,7 @@ struct Asked {
     sampling: Sampling,
     stops: Stops,
     choices: u32,
-    throttled: bool,
+    tier: Tier,
 }
 
 impl Asked {
@@ -42,7 +42,7 @@ impl Asked {
         let stops = Stops { max_tokens: tokens, min_tokens: 0, ignore_eos: true, stop_token_ids: Vec::new() };
         let prompt = (0..prompt).map(|_| 1 + rng.below(30) as u32).collect();
         let tenant = tenant.to_owned();
-        Self { tenant, prompt, sampling: Sampling::default(), stops, choices: 1, throttled: false }
+        Self { tenant, prompt, sampling: Sampling::default(), stops, choices: 1, tier: Tier::Default }
     }
 }
 
@@ -52,7 +52,7 @@ impl Stage {
     }
 
     fn submit(&self, ticket: u64, asked: Asked) {
-        let Asked { tenant, prompt, sampling, stops, choices, throttled } = asked;
+        let Asked { tenant, prompt, sampling, stops, choices, tier } = asked;
         let (engine, _) = self.engine.get().expect("the world has begun");
         let stream = engine.reserve().expect("the queue has room").submit(NewRequest {
             id: RequestId(format!("{tenant}-{ticket}")),
@@ -63,7 +63,7 @@ impl Stage {
             stops,
             salt: CacheSalt(*blake3::hash(tenant.as_bytes()).as_bytes()),
             tenant: tenant.as_str().into(),
-            throttled,
+            tier,
             allowance: None,
             grammar: None,
             score_prompts: false,
@@ -349,29 +349,29 @@ fn a_tenant_takes_the_places_of_its_weight_and_no_more() {
 }
 
 #[test]
-fn what_is_throttled_runs_when_nobody_else_waits() {
+fn a_batch_runs_when_nobody_else_waits() {
     for on in EVERYWHERE {
         for weights in [None, Some(Weights::default())] {
-            throttled(on, weights);
+            batch(on, weights);
         }
     }
 }
 
-fn throttled(on: On, weights: Option<Weights>) {
+fn batch(on: On, weights: Option<Weights>) {
     let mut rng = Rng(5);
     let (usages, steps) = play(roomy(weights), on, move |step, stage| {
-        let mut ask = |tickets: std::ops::Range<u64>, tenant, tokens, throttled| {
+        let mut ask = |tickets: std::ops::Range<u64>, tenant, tokens, tier| {
             for ticket in tickets {
                 let asked = Asked::new(tenant, &mut rng, 10, tokens);
-                stage.submit(ticket, Asked { throttled, ..asked });
+                stage.submit(ticket, Asked { tier, ..asked });
             }
         };
         match step {
-            0 => ask(0..6, "spent", 80, true),
-            8 => ask(10..60, "a", 10, false),
+            0 => ask(0..6, "batch", 80, Tier::Batch),
+            8 => ask(10..60, "a", 10, Tier::Default),
             9 => {
-                ask(60..70, "a", 5, true);
-                ask(70..90, "b", 10, false);
+                ask(60..70, "a", 5, Tier::Batch);
+                ask(70..90, "b", 10, Tier::Default);
             }
             _ => {}
         }
@@ -385,15 +385,40 @@ fn throttled(on: On, weights: Option<Weights>) {
             _ => 9,
         }]
     };
-    let is_throttled = |ticket| matches!(ticket, 0..10 | 60..70);
+    let is_batch = |ticket| matches!(ticket, 0..10 | 60..70);
     let began = |usage: &Usage| submitted(usage.ticket.0) + usage.queue;
-    let last = usages.iter().filter(|usage| !is_throttled(usage.ticket.0)).map(began).max();
+    let last = usages.iter().filter(|usage| !is_batch(usage.ticket.0)).map(began).max();
     let last = last.expect("there are others");
-    for usage in usages.iter().filter(|usage| is_throttled(usage.ticket.0)) {
+    for usage in usages.iter().filter(|usage| is_batch(usage.ticket.0)) {
         let ticket = usage.ticket.0;
         // Those of the beginning had nobody beside them, and made room for the others.
         assert!(ticket < 10 && began(usage) < submitted(10) || began(usage) >= last, "{on:?}: {usage:?}");
         assert!(submitted(ticket) + usage.wall > last, "{on:?}: {usage:?}");
+    }
+}
+
+#[test]
+fn tiers_are_served_one_after_another() {
+    for on in EVERYWHERE {
+        for weights in [None, Some(Weights::default())] {
+            let mut rng = Rng(6);
+            // Whoever is last in line comes first, and tenants do not matter.
+            let tier_of = |ticket: u64| Tier::ALL[3 - (ticket / 20) as usize];
+            let (usages, _) = play(roomy(weights), on, move |_, stage| {
+                for ticket in 0..80 {
+                    let tenant = if ticket % 3 == 0 { "a" } else { "b" };
+                    let asked = Asked::new(tenant, &mut rng, 10, 10);
+                    stage.submit(ticket, Asked { tier: tier_of(ticket), ..asked });
+                }
+                false
+            });
+            let mut waits = Tier::ALL.map(|_| (DeviceNanos(u64::MAX), DeviceNanos(0)));
+            for usage in &usages {
+                let (first, last) = &mut waits[tier_of(usage.ticket.0) as usize];
+                (*first, *last) = ((*first).min(usage.queue), (*last).max(usage.queue));
+            }
+            assert!(waits.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{on:?}: {waits:?}");
+        }
     }
 }
 
@@ -417,7 +442,7 @@ fn one_tenant(on: On, weights: Option<Weights>, seed: u64) -> (Vec<Usage>, Vec<D
         for index in 0..3 {
             let (prompt, sampling, stops) = random_request(&mut rng, capacity, 30);
             let choices = [1, 1, 3][rng.below(3) as usize];
-            let asked = Asked { tenant: "a".into(), prompt, sampling, stops, choices, throttled: false };
+            let asked = Asked { tenant: "a".into(), prompt, sampling, stops, choices, tier: Tier::Default };
             stage.submit(step as u64 * 3 + index, asked);
         }
         step < 3
@@ -437,8 +462,8 @@ fn whoever_waits_is_served_in_the_end() {
                 for index in 0..4 {
                     let tenant = ["light", "heavy", "other"][rng.below(3) as usize].to_owned();
                     let (prompt, sampling, stops) = random_request(&mut rng, capacity, 30);
-                    let throttled = rng.below(5) == 0;
-                    let asked = Asked { tenant, prompt, sampling, stops, choices: 1, throttled };
+                    let tier = Tier::ALL[rng.below(4) as usize];
+                    let asked = Asked { tenant, prompt, sampling, stops, choices: 1, tier };
                     stage.submit(step as u64 * 4 + index, asked);
                 }
                 step < 11

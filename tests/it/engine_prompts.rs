@@ -1,7 +1,7 @@
 //! Requests with several prompts: each choice is what its own prompt alone would give, and one account holds all.
 
 use obol::engine::sampler::{self, Scratch};
-use obol::request::{CacheSalt, NewRequest, Prompts, Sampling, TokenLogprobs};
+use obol::request::{CacheSalt, NewRequest, Prompts, Sampling, Tier, TokenLogprobs};
 use obol::units::{RequestId, Ticket};
 use obol_models::fake::FakeModel;
 
@@ -53,7 +53,7 @@ fn each_choice_continues_its_own_prompt() {
                         score_prompts: score,
                         vectors: None,
                         tenant: "anonymous".into(),
-                        throttled: false,
+                        tier: Tier::Default,
                         id: RequestId(format!("r{ticket}")),
                         ticket: Ticket(ticket),
                         prompt: Prompts::new(prompts.clone()),

@@ -11,7 +11,7 @@ use obol::meter::calibration::Calibration;
 use obol::meter::energy::EnergyMeter;
 use obol::meter::partition::Partition;
 use obol::meter::share::{Coefficients, Work};
-use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops};
+use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops, Tier};
 use obol::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
 use obol::usage::{HouseTime, MeterReport, Usage};
 use obol_models::batch::{Batch, CausalLm};
@@ -211,7 +211,7 @@ impl World {
             score_prompts: false,
             vectors: None,
             tenant: format!("t{tenant}").into(),
-            throttled: false,
+            tier: Tier::Default,
             id: RequestId(format!("r{ticket}")),
             ticket: Ticket(ticket),
             prompt: prompt.into(),
@@ -481,7 +481,7 @@ fn a_device_that_is_lost_ends_the_engine_and_every_request_is_settled() {
                     score_prompts: false,
                     vectors: None,
                     tenant: "anonymous".into(),
-                    throttled: false,
+                    tier: Tier::Default,
                     id: RequestId(format!("r{ticket}")),
                     ticket: Ticket(ticket),
                     prompt: [1; 8].as_slice().into(),

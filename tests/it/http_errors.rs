@@ -96,7 +96,7 @@ async fn each_bad_field_is_named() {
         (json!({"store": true}), "store", "stored"),
         (json!({"modalities": ["text", "audio"]}), "modalities", "text"),
         (json!({"reasoning_effort": "high"}), "reasoning_effort", "effort"),
-        (json!({"service_tier": "flex"}), "service_tier", "tier"),
+        (json!({"service_tier": "batch"}), "service_tier", "flex"),
         (json!({"max_token": 5}), "max_token", "unknown field"),
         (json!({"max_token": null}), "max_token", "unknown field"),
     ] {

@@ -71,6 +71,7 @@ fn label(by: By, receipt: &Receipt) -> String {
         By::Precision => who.precision.clone(),
         By::Endpoint => who.endpoint.clone(),
         By::Status => receipt.usage.status.as_str().to_owned(),
+        By::Tier => who.tier.as_str().to_owned(),
         By::Device => receipt.device.clone(),
         By::Hour | By::Day | By::Month => unreachable!("not in this model"),
     }
@@ -263,7 +264,7 @@ fn a_ledger_without_rollups_gets_those_it_would_have_had() {
         .execute_batch(
             "PRAGMA foreign_keys = OFF; DROP TABLE party_rollups; DROP TABLE rollups;
              DROP TABLE dimension_totals; DROP TABLE day_rollups; DROP TABLE party_month_rollups;
-             DROP TABLE coarse_until; DROP TABLE parties; DROP TABLE dimensions; PRAGMA user_version = 3;",
+             DROP TABLE coarse_until; DROP TABLE parties; DROP TABLE dimensions; PRAGMA user_version = 7;",
         )
         .expect("drops");
     drop(connection);
@@ -281,18 +282,35 @@ fn a_ledger_without_rollups_gets_those_it_would_have_had() {
 
 #[test]
 fn a_ledger_whose_rollups_know_no_status_gets_those_that_do() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/ledger_v4.sql");
-    let text = std::fs::read_to_string(golden).expect("the committed ledger");
-    let connection = Connection::open(dir.path().join("ledger.db")).expect("a database");
-    connection.execute_batch("PRAGMA foreign_keys = OFF").expect("a pragma");
-    connection.execute_batch(&text).expect("the committed ledger is SQL");
-    connection.execute_batch("PRAGMA application_id = 1329745740; PRAGMA user_version = 4").expect("pragmas");
-    drop(connection);
+    let dir = of_earlier_build(4);
     let rows = reported(dir.path(), &ReportQuery::by(&[By::Status])).rows;
     let rows: Vec<_> = rows.iter().map(|row| (row.group[0].as_str(), row.spend.requests)).collect();
     assert_eq!(rows, [("budget", 11), ("cancelled", 14), ("error", 10), ("length", 7), ("stop", 11)]);
     reconciled(dir.path(), "brought up to date");
+}
+
+#[test]
+fn a_ledger_without_tiers_gets_them() {
+    let dir = of_earlier_build(6);
+    let found = audit(dir.path()).expect("a ledger");
+    assert!(found.is_reconciled(), "before a server had it: {found}");
+    reconciled(dir.path(), "brought up to date");
+    let rows = reported(dir.path(), &ReportQuery::by(&[By::Tier, By::Team])).rows;
+    let rows: Vec<_> = rows.iter().map(|row| (row.group.join(" "), row.spend.requests)).collect();
+    assert_eq!(rows, [("default blue".to_owned(), 4), ("default red".to_owned(), 4)]);
+}
+
+/// A ledger that a build wrote whose schema had this version.
+fn of_earlier_build(version: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/ledger_v{version}.sql"));
+    let text = std::fs::read_to_string(golden).expect("the committed ledger");
+    let connection = Connection::open(dir.path().join("ledger.db")).expect("a database");
+    connection.execute_batch("PRAGMA foreign_keys = OFF").expect("a pragma");
+    connection.execute_batch(&text).expect("the committed ledger is SQL");
+    let pragmas = format!("PRAGMA application_id = 1329745740; PRAGMA user_version = {version}");
+    connection.execute_batch(&pragmas).expect("pragmas");
+    dir
 }
 
 #[test]
@@ -306,8 +324,8 @@ fn the_audit_names_the_hour_whose_rollup_is_not_what_its_receipts_add_up_to() {
     for sql in [
         "UPDATE rollups SET sums = CAST(x'7F' || substr(sums, 2) AS BLOB) WHERE hour = ?1",
         "UPDATE rollups SET sums = CAST(substr(sums, 1, length(sums) - 1) || x'01' AS BLOB) WHERE hour = ?1",
-        "UPDATE rollups SET sums = zeroblob(11) WHERE hour = ?1",
-        "UPDATE party_rollups SET sums = zeroblob(11) WHERE hour = ?1",
+        "UPDATE rollups SET sums = zeroblob(12) WHERE hour = ?1",
+        "UPDATE party_rollups SET sums = zeroblob(12) WHERE hour = ?1",
         "UPDATE rollups SET hour = hour + 5 WHERE hour = ?1",
         "INSERT INTO parties (user, task) SELECT 'nobody', ?1",
     ] {
@@ -333,7 +351,7 @@ fn the_audit_names_totals_that_are_not_what_receipts_add_up_to() {
         "UPDATE dimension_totals SET sums = CAST(x'7F' || substr(sums, 2) AS BLOB) WHERE dimension = 1",
         "UPDATE dimension_totals SET sums = CAST(substr(sums, 1, length(sums) - 1) || x'01' AS BLOB)",
         "UPDATE dimension_totals SET dimension = dimension + 10000",
-        "INSERT INTO dimension_totals (dimension, sums) SELECT 10001, zeroblob(11)",
+        "INSERT INTO dimension_totals (dimension, sums) SELECT 10001, zeroblob(12)",
     ] {
         copy(dir.path(), broken.path());
         let connection = Connection::open(broken.path().join("ledger.db")).expect("the ledger");

@@ -49,6 +49,7 @@ const SQL_HOMES: &[&str] = &[
     "src/ledger/parties.rs",
     "src/ledger/schema.sql",
     "src/ledger/store.rs",
+    "src/ledger/store/receipts.rs",
     "src/ledger/migrate.rs",
     "src/ledger/spent.rs",
     "src/ledger/rows.rs",

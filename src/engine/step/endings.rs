@@ -45,7 +45,7 @@ impl Engine {
         let least = waiting.accounts().map(|account| fair.service(account)).min();
         let level = least.unwrap_or_else(|| fair.service(waiting.last()));
         let account = fair.join(&new.tenant, level);
-        if [false, true].iter().all(|throttled| waiting.get(lines::line(account, *throttled), 0).is_none()) {
+        if lines::of(account).all(|line| waiting.get(line, 0).is_none()) {
             fair.lift(account, level);
         }
         let short = new.prompt.longest() <= SHORT * self.config.step_tokens;

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use crate::engine::device::Device;
 use crate::engine::flight::{Flight, Member};
-use crate::engine::lines::{self, Line};
+use crate::engine::lines::Line;
 use crate::engine::scheduler::{self, Limits, Running};
 use crate::meter::share::StepClass;
 use crate::request::Finish;
@@ -32,7 +32,7 @@ impl Engine {
             length: s.wanted(),
             blocks: s.lease.len(),
             exclusive: if tight { s.lease.exclusive() } else { 0 },
-            crowd: !fair.has_one(lines::account(s.line)),
+            crowd: turns::in_crowd(fair, s.line),
             held: order.holds(s.line),
         }));
         let now = partition.cursor();

@@ -1,5 +1,5 @@
-//! Whose prompt is computed next, and who keeps its place: the tenant that was given least by its weight goes first,
-//! and within it who arrived first. What a spent budget throttles comes after everybody.
+//! Whose prompt is computed next, and who keeps its place: by tier, and within it the tenant that was given least by
+//! its weight goes first, and of its requests which arrived first.
 //!
 //! While a tenant that had nothing here computes the prompt of its request, tenants with several requests that were
 //! given as much or more are held back: none of their sequences takes part in the step, and all keep their blocks. So
@@ -20,16 +20,22 @@
 //! only where a tenant with fewer sequences by its weight needs a place or blocks, so a tenant that comes again and
 //! again costs the house at most one such sequence for each place that it takes, or those whose blocks it needs.
 //!
-//! Knows no device or client. Invariant: one tenant alone is served in order of arrival.
+//! What is of the tier `batch` runs where others leave room: its sequences sit out every step that computes another's
+//! prompt, its prompts make no step longer than `crowd_tokens`, and it gives its places and blocks to whoever waits for
+//! them. So whoever comes beside a batch waits for one such step. As long as prompts of others come without a pause, it
+//! does not get on.
+//!
+//! Knows no device or client. Invariant: one tenant alone is served in order of arrival, a tier at a time.
 
 use crate::engine::EngineConfig;
 use crate::engine::blocks::{Blocks, PrefixMatch};
 use crate::engine::fair::{Fair, Service};
 use crate::engine::flight::Flights;
-use crate::engine::lines::{Line, Lines, account, throttled};
-use crate::engine::scheduler::{Running, StepPlan, Turn, Waiting};
+use crate::engine::lines::{self, Line, Lines, account, tier};
+use crate::engine::scheduler::{Favoured, Running, StepPlan, Turn, Waiting};
 use crate::engine::sequence::{RequestKey, Sequence};
 use crate::meter::share::{Coefficients, Work};
+use crate::request::Tier;
 use crate::units::DeviceNanos;
 
 /// Who shared the device within this time is thought to come again.
@@ -83,7 +89,7 @@ impl Order {
         for line in self.present.drain(..) {
             self.contenders[line] = Contender::default();
         }
-        self.contenders.resize(2 * fair.len(), Contender::default());
+        self.contenders.resize(lines::of(fair.len()).start, Contender::default());
         self.present.extend(waiting.waiting());
         self.present.extend(running.iter().map(|sequence| sequence.line));
         self.present.sort_unstable();
@@ -95,7 +101,7 @@ impl Order {
             let sequences = flight.members.len();
             for member in &flight.members {
                 let expected = fair.worth(account(member.line), member.part.expected(sequences));
-                for line in pair(member.line).filter(|line| self.present.binary_search(line).is_ok()) {
+                for line in siblings(member.line).filter(|line| self.present.binary_search(line).is_ok()) {
                     self.contenders[line].given += expected;
                 }
             }
@@ -109,13 +115,39 @@ impl Order {
         let contenders = &self.contenders;
         self.running.sort_unstable_by_key(|index| {
             let line = running[*index].line;
-            (throttled(line), contenders[line].service, line, *index)
+            (tier(line), contenders[line].service, line, *index)
         });
     }
 
     /// Finds the tenant for whose prompt others are held back: of those that had nothing here when it came, and of
     /// which nothing was answered, who was given least. Held back are crowds that were given as much or more.
     pub(super) fn favour(
+        &mut self,
+        fair: &Fair,
+        running: &[Sequence],
+        waiting: &Lines,
+        places: usize,
+    ) -> Option<Favoured> {
+        let newcomer = self.favour_newcomer(fair, running, waiting, places);
+        newcomer.map(Favoured::Line).or(self.hold_batches(running, waiting).then_some(Favoured::Prompts))
+    }
+
+    /// Holds what is of the tier `batch` back where others have prompts to compute. Gives whether it holds any.
+    fn hold_batches(&mut self, running: &[Sequence], waiting: &Lines) -> bool {
+        let others = |line: Line| tier(line) != Tier::Batch;
+        let computes = |s: &Sequence| others(s.line) && s.wanted() > s.start() + 1;
+        let prompts = self.present.iter().any(|line| others(*line) && waiting.get(*line, 0).is_some())
+            || running.iter().any(computes);
+        let mut holds = false;
+        for line in self.present.iter().filter(|line| prompts && !others(**line)) {
+            self.contenders[*line].held = true;
+            holds = true;
+        }
+        holds
+    }
+
+    /// As `favour`, for newcomers among tenants.
+    fn favour_newcomer(
         &mut self,
         fair: &Fair,
         running: &[Sequence],
@@ -132,13 +164,13 @@ impl Order {
         let candidates = computed.chain(lines.filter_map(|line| waiting.get(*line, 0)));
         let first = |s: &&Sequence| {
             let its_turn = self.held_for.is_none_or(|request| s.request == request);
-            its_turn && s.generated() == 0 && !throttled(s.line)
+            its_turn && s.generated() == 0 && tier(s.line) <= Tier::Default
         };
         let begun = candidates.filter(first).filter_map(|s| {
             let given = self.contenders[s.line].given;
-            Some((s.begins?.min(given), s.request, s.line))
+            Some((tier(s.line), s.begins?.min(given), s.request, s.line))
         });
-        let (service, request, favoured) = begun.min()?;
+        let (first, service, request, favoured) = begun.min()?;
         let mine = account(favoured);
         if running.iter().any(|s| account(s.line) == mine && s.start() >= s.prompt) {
             return None;
@@ -148,7 +180,7 @@ impl Order {
             self.present.iter().filter(|line| account(**line) != mine && !fair.has_one(account(**line)))
         {
             let contender = &mut self.contenders[*line];
-            contender.held = contender.given >= service;
+            contender.held = contender.given >= service || tier(*line) > first;
             holds |= contender.held;
         }
         self.favoured = Some(request);
@@ -179,7 +211,8 @@ impl Order {
         if fair.present() > 1 {
             self.company = Some(now);
         }
-        if self.company.is_none_or(|at| now > at + COMPANY) {
+        let batch = self.present.iter().any(|line| tier(*line) == Tier::Batch);
+        if !batch && self.company.is_none_or(|at| now > at + COMPANY) {
             return step_tokens;
         }
         let tokens = decode.step.saturating_mul(FIXED_PARTS).checked_div(decode.token).unwrap_or(u64::MAX);
@@ -196,9 +229,8 @@ impl Order {
 }
 
 /// The lines of the line's tenant.
-fn pair(line: Line) -> std::ops::Range<Line> {
-    let first = 2 * account(line);
-    first..first + 2
+fn siblings(line: Line) -> std::ops::Range<Line> {
+    lines::of(account(line))
 }
 
 /// The turns of one plan, as the scheduler takes them.
@@ -246,7 +278,7 @@ impl Turns<'_> {
         let heads = lines.filter_map(|line| Some((*line, self.head(*line)?)));
         let best = heads.min_by_key(|(line, (service, request))| {
             let running = self.fair.weighed(account(*line), self.order.contenders[*line].running);
-            (throttled(*line), *service, running, *request)
+            (tier(*line), *service, running, *request)
         });
         best.map(|(line, _)| line)
     }
@@ -260,9 +292,14 @@ impl Turns<'_> {
             false => PrefixMatch::default(),
         };
         let length = sequence.tokens.len();
-        let crowd = !self.fair.has_one(account(line));
+        let crowd = in_crowd(self.fair, line);
         Waiting { line, length, cached_blocks: found.blocks, cached_unheld: found.unheld, crowd }
     }
+}
+
+/// Whether prompts of the line make no step longer than `crowd_tokens`.
+pub(super) fn in_crowd(fair: &Fair, line: Line) -> bool {
+    !fair.has_one(account(line)) || tier(line) == Tier::Batch
 }
 
 fn skip_decodes(contender: &mut Contender, views: &[Running]) {
@@ -292,7 +329,7 @@ impl Iterator for Turns<'_> {
             self.coefficients.own(work) + u128::from(self.coefficients.step) / (self.views.len() as u128 + 1);
         let time = DeviceNanos(u64::try_from(picos / 1000).unwrap_or(u64::MAX));
         let worth = self.fair.worth(account(line), time);
-        for line in pair(line).filter(|line| self.order.present.binary_search(line).is_ok()) {
+        for line in siblings(line).filter(|line| self.order.present.binary_search(line).is_ok()) {
             self.order.contenders[line].service += worth;
         }
         let contender = &mut self.order.contenders[line];
@@ -308,13 +345,16 @@ impl Iterator for Turns<'_> {
 }
 
 /// Makes room for a waiting sequence whose tenant was given less and has fewer sequences by its weight: the last ones
-/// of who was given most lose their blocks, and nothing else happens in this plan. Throttled ones go first.
+/// of who was given most lose their blocks, and nothing else happens in this plan. Those of the tier `batch` go first,
+/// and give to whoever waits; all other tiers give to `priority`.
 ///
 /// A tenant's last sequence by its weight stays, and who gained a place so can not lose it so to the same tenant.
 pub(super) fn make_room(turns: &mut Turns<'_>, plan: &mut StepPlan) {
-    let Some(view) = plan.blocked.filter(|view| !throttled(view.line) && plan.admit.is_empty()) else {
+    let Some(view) = plan.blocked.filter(|view| tier(view.line) != Tier::Batch && plan.admit.is_empty())
+    else {
         return;
     };
+    let first = tier(view.line) == Tier::Priority;
     let Turns { order, fair, views, config, .. } = turns;
     // The sequence is counted as running already.
     let Contender { running, given, .. } = order.contenders[view.line];
@@ -329,7 +369,9 @@ pub(super) fn make_room(turns: &mut Turns<'_>, plan: &mut StepPlan) {
         }
         let contender = &mut order.contenders[victim.line];
         let theirs = fair.weighed(account(victim.line), contender.running.saturating_sub(1));
-        let gives = throttled(victim.line) || contender.given >= given && theirs >= mine;
+        let later = tier(victim.line) == Tier::Batch || first && tier(victim.line) > Tier::Priority;
+        let alike = tier(victim.line) >= tier(view.line);
+        let gives = later || alike && contender.given >= given && theirs >= mine;
         if victim.line != view.line && gives {
             contender.running -= 1;
             free += victim.exclusive;

@@ -10,7 +10,7 @@ use crate::grammar::Form;
 use crate::http::fields::{Fields, Invalid, number_in, string_at, token_at};
 use crate::http::origin::Asker;
 use crate::pipeline::{Ask, Length, Prompt};
-use crate::request::Sampling;
+use crate::request::{Sampling, Tier};
 use crate::text::dialect::Dialect;
 
 /// Bounds that depend on the model and the configuration.
@@ -64,6 +64,7 @@ pub(crate) struct Common {
     pub(crate) stop: Vec<String>,
     pub(crate) user: Option<String>,
     pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) tier: Tier,
 }
 
 impl Common {
@@ -71,7 +72,6 @@ impl Common {
     pub(crate) fn read(fields: &mut Fields, rules: &Rules) -> Result<Self, Invalid> {
         let common = Self::read_core(fields, rules)?;
         let choices = fields.integer("n", 1..=i64::from(rules.choices_max))?.unwrap_or(1);
-        fields.only("service_tier", &[json!("auto"), json!("default")], "there is one tier")?;
         fields.only("store", &[json!(false)], "answers are never stored")?;
         Ok(Self {
             delivery: delivery(fields, rules.unknown)?,
@@ -80,6 +80,7 @@ impl Common {
             stop: strings_to_stop_at(fields, "stop")?,
             user: user(fields)?,
             metadata: metadata(fields)?,
+            tier: tier(fields)?,
             ..common
         })
     }
@@ -102,6 +103,7 @@ impl Common {
             stop: Vec::new(),
             user: None,
             metadata: BTreeMap::new(),
+            tier: Tier::Default,
         })
     }
 
@@ -152,9 +154,24 @@ impl Common {
             score_prompts: false,
             vectors_of: None,
             stop: self.stop,
+            tier: asker.tier(self.tier)?,
             origin: asker.origin(self.user, self.metadata)?,
         })
     }
+}
+
+/// `auto` is `default`. Batches are made at an address of their own.
+fn tier(fields: &mut Fields) -> Result<Tier, Invalid> {
+    Ok(match fields.string("service_tier")?.as_deref() {
+        None | Some("auto" | "default") => Tier::Default,
+        Some("flex") => Tier::Flex,
+        Some("priority") => Tier::Priority,
+        Some(other) => {
+            let problem =
+                format!("`service_tier`: `{other}` is none of `auto`, `default`, `flex` and `priority`");
+            return Err(Invalid::new("service_tier", problem));
+        }
+    })
 }
 
 /// `max_tokens`, and the name it came under.

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::logprobs;
 use crate::http::telling::{Choice, SoFar};
 use crate::ledger::Receipt;
-use crate::pipeline::{App, Scored};
-use crate::request::{Finish, Prompts, TokenLogprobs};
+use crate::pipeline::{App, Ask, Scored};
+use crate::request::{Finish, Prompts, Tier, TokenLogprobs};
 use crate::text::turn::{CallFormat, Part};
 use crate::units::RequestId;
 
@@ -73,6 +73,7 @@ pub(crate) struct Reply {
     shape: Shape,
     id: String,
     request: RequestId,
+    tier: Tier,
     created: u64,
     /// Whether log-probabilities were asked for.
     logprobs: bool,
@@ -98,7 +99,8 @@ impl Echo {
 }
 
 impl Reply {
-    pub(crate) fn new(app: &Arc<App>, shape: Shape, request: &RequestId, logprobs: bool) -> Self {
+    pub(crate) fn new(app: &Arc<App>, shape: Shape, ask: &Ask, logprobs: bool) -> Self {
+        let request = &ask.origin.request;
         let prefix = match shape {
             Shape::Chat => "chatcmpl",
             Shape::Completion => "cmpl",
@@ -108,6 +110,7 @@ impl Reply {
             shape,
             id: format!("{prefix}-{request}"),
             request: request.clone(),
+            tier: ask.tier,
             created: app.clock().wall().0 / 1_000_000_000,
             logprobs,
             echo: None,
@@ -262,6 +265,7 @@ impl Reply {
         frame.insert("model".into(), json!(served.id));
         frame.insert("system_fingerprint".into(), json!(format!("fp_{:.12}", served.fingerprint)));
         frame.insert("choices".into(), Value::Array(choices));
+        frame.insert("service_tier".into(), json!(self.tier.as_str()));
         frame
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use obol::ledger::{
     DeviceInfo, Ledger, OpenOptions, RateCard, Receipt, ReceiptWaiter, RequestContext, Tuning,
 };
-use obol::request::Finish;
+use obol::request::{Finish, Tier};
 use obol::units::{BlockNanos, DeviceNanos, Picos, RequestId, Ticket, UnixNanos};
 use obol::usage::{Accrual, MeterReport, PoolInfo, Purse, Snapshot, TokenCounts, Usage};
 
@@ -37,7 +37,8 @@ impl Random {
 }
 
 pub(crate) fn rate(device_hour: &str) -> RateCard {
-    RateCard::parse(device_hour, "0.2", "USD", None).unwrap()
+    let card = RateCard::parse(device_hour, "0.2", "USD", None).unwrap();
+    card.with_tiers([(Tier::Flex, "0.7"), (Tier::Batch, "0.333")]).unwrap()
 }
 
 pub(crate) fn options(boot: &str, rate: RateCard, wall: u64) -> OpenOptions {
@@ -84,6 +85,7 @@ pub(crate) fn context(id: &str) -> RequestContext {
         model: "small".into(),
         precision: "Q4_1".into(),
         endpoint: "/v1/completions",
+        tier: Tier::Default,
         purse: purse(id),
     }
 }
@@ -106,6 +108,8 @@ pub(crate) fn labelled(id: &str) -> RequestContext {
     ] {
         context.tags.extend(one_of(names).map(|name| (tag.to_owned(), name)));
     }
+    let tier = one_of(&["default", "default", "default", "flex", "batch", "priority"]);
+    context.tier = Tier::parse(&tier.expect("none of them is empty")).expect("a tier");
     context.user = one_of(&["", "ann, \"the\" tester", "bob", "cy"]);
     context.key_id = one_of(&["", "key_1", "key_2"]);
     context.tenant = one_of(&["anonymous", "red"]).expect("not empty");
