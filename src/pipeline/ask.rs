@@ -59,6 +59,7 @@ impl Ask {
             stop_token_ids: Vec::new(),
             form: None,
             stop: Vec::new(),
+            tier: Tier::Default,
             origin,
         }
     }

@@ -3,7 +3,7 @@
 
 use obol::config::Pooling;
 use obol::engine::EventStream;
-use obol::request::{CacheSalt, Event, Finish, NewRequest, Prompts, Sampling, Stops, Vectors};
+use obol::request::{CacheSalt, Event, Finish, NewRequest, Prompts, Sampling, Stops, Tier, Vectors};
 use obol::units::{DeviceNanos, RequestId, Ticket};
 use obol::usage::Usage;
 use obol_models::fake::FakeModel;
@@ -30,7 +30,7 @@ fn request(ticket: u64, inputs: Vec<Vec<u32>>, pooling: Pooling, tenant: u8) -> 
         score_prompts: false,
         vectors: Some(Vectors::Pooled(pooling)),
         tenant: format!("t{tenant}").into(),
-        throttled: false,
+        tier: Tier::Default,
         id: RequestId(format!("r{ticket}")),
         ticket: Ticket(ticket),
         choices: inputs.len() as u32,
