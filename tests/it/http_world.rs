@@ -26,6 +26,7 @@ use obol::meter::partition::Partition;
 use obol::meter::share::Coefficients;
 use obol::metrics::Metrics;
 use obol::pipeline::{Admission, App, Parts, Policy, Replica, Replicas, Served};
+use obol::request::Tier;
 use obol::usage::MeterReport;
 use obol_models::batch::CausalLm;
 use obol_models::fake::FakeModel;
@@ -108,6 +109,7 @@ pub(crate) fn world_with(options: Options) -> World {
     let data_dir = tempfile::tempdir().expect("a temporary directory");
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let rate = RateCard::parse("2.50", "0.20", "USD", Some("test")).expect("a good rate card");
+    let rate = rate.with_tiers([(Tier::Flex, "0.7")]).expect("a good price");
     let devices: Vec<String> = match options.engines {
         1 => vec!["cpu".into()],
         several => (0..several).map(|at| format!("cpu:{at}")).collect(),

@@ -27,6 +27,7 @@ mod http_replicas;
 mod http_responses;
 mod http_sockets;
 mod http_spend;
+mod http_tiers;
 mod http_tokens;
 mod http_vectors;
 mod http_world;
