@@ -14,6 +14,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -42,6 +43,8 @@ pub enum ArchiveError {
     DiskFull { path: PathBuf },
     #[error("{path}: {problem}; nothing was changed")]
     Database { path: PathBuf, problem: String },
+    #[error("no thread can be started to write responses: {0}")]
+    Thread(String),
     #[error("the thread that writes responses has ended")]
     Stopped,
 }
@@ -82,14 +85,26 @@ struct Command {
 }
 
 struct Inner {
-    commands: Sender<Command>,
+    /// Both until it is dropped.
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
     places: Arc<Semaphore>,
     reader: Mutex<Store>,
     clock: Arc<dyn Clock>,
     retention: Retention,
 }
 
-/// Handle to what is kept in a data directory; cheap to clone. The thread ends with the last one.
+impl Drop for Inner {
+    /// What waits is written first.
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that writes responses panicked");
+        }
+    }
+}
+
+/// Handle to what is kept in a data directory; cheap to clone. With the last one the file is closed.
 #[derive(Clone)]
 pub struct Archive(Arc<Inner>);
 
@@ -99,19 +114,24 @@ impl Archive {
     /// # Errors
     /// Says what is wrong with the directory or the file; nothing is overwritten.
     pub fn open(data_dir: &Path, retention: Retention, clock: Arc<dyn Clock>) -> Result<Self, ArchiveError> {
-        let mut writer = Store::open(data_dir)?;
+        let mut store = Store::open(data_dir)?;
         let reader = Store::open_for_reading(data_dir)?;
         let oldest = oldest(retention, clock.as_ref());
-        while writer.write(&[], Some(oldest), retention.bytes)?.swept == SWEEP_MAX {}
+        while store.write(&[], Some(oldest), retention.bytes)?.swept == SWEEP_MAX {}
         let (commands, orders) = mpsc::channel();
-        let thread =
-            Writer { store: writer, clock: Arc::clone(&clock), retention, sweeps_at: Instant::now() };
-        std::thread::Builder::new()
+        let writer = Writer { store, clock: Arc::clone(&clock), retention, sweeps_at: Instant::now() };
+        let thread = std::thread::Builder::new()
             .name("responses".into())
-            .spawn(move || thread.run(&orders))
-            .map_err(|error| ArchiveError::DataDir { path: data_dir.into(), problem: error.to_string() })?;
-        let places = Arc::new(Semaphore::new(WAITING_MAX));
-        Ok(Self(Arc::new(Inner { commands, places, reader: Mutex::new(reader), clock, retention })))
+            .spawn(move || writer.run(&orders))
+            .map_err(|error| ArchiveError::Thread(error.to_string()))?;
+        Ok(Self(Arc::new(Inner {
+            commands: Some(commands),
+            thread: Some(thread),
+            places: Arc::new(Semaphore::new(WAITING_MAX)),
+            reader: Mutex::new(reader),
+            clock,
+            retention,
+        })))
     }
 
     /// Whether anything is kept at all.
@@ -139,7 +159,8 @@ impl Archive {
     async fn order(&self, order: Order) -> Result<bool, ArchiveError> {
         let place = Arc::clone(&self.0.places).acquire_owned().await.map_err(|_| ArchiveError::Stopped)?;
         let (done, outcome) = oneshot::channel();
-        self.0.commands.send(Command { order, done, place }).map_err(|_| ArchiveError::Stopped)?;
+        let commands = self.0.commands.as_ref().ok_or(ArchiveError::Stopped)?;
+        commands.send(Command { order, done, place }).map_err(|_| ArchiveError::Stopped)?;
         outcome.await.map_err(|_| ArchiveError::Stopped)?
     }
 

@@ -7,6 +7,8 @@
 //! A damaged page is found when it is read: looking at all of a large file would hold up every start.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,7 +56,11 @@ impl Store {
             path: data_dir.to_owned(),
             problem: error.to_string(),
         })?;
-        let mut store = Self::connect(data_dir, OpenFlags::SQLITE_OPEN_CREATE)?;
+        private(&data_dir.join(FILE)).map_err(|error| ArchiveError::DataDir {
+            path: data_dir.to_owned(),
+            problem: error.to_string(),
+        })?;
+        let mut store = Self::connect(data_dir)?;
         let empty = store.identify()?;
         store.configure().map_err(|error| store.broken(&error))?;
         if empty {
@@ -68,7 +74,7 @@ impl Store {
 
     /// Opens what is there, to look at it.
     pub(super) fn open_for_reading(data_dir: &Path) -> Result<Self, ArchiveError> {
-        let store = Self::connect(data_dir, OpenFlags::empty())?;
+        let store = Self::connect(data_dir)?;
         store
             .connection
             .execute_batch("PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;")
@@ -76,10 +82,10 @@ impl Store {
         Ok(store)
     }
 
-    fn connect(data_dir: &Path, more: OpenFlags) -> Result<Self, ArchiveError> {
+    fn connect(data_dir: &Path) -> Result<Self, ArchiveError> {
         let path = data_dir.join(FILE);
         // Reading a file whose log was left behind by a crash writes to it: so both open it for that.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(&path, flags)
             .and_then(|connection| connection.busy_timeout(PATIENCE).map(|()| connection));
         match opened {
@@ -226,6 +232,15 @@ impl Store {
             query.query_map(params![id, owner, oldest.0], entry)?.collect()
         };
         read().map_err(|error| self.broken(&error))
+    }
+}
+
+/// Makes the file where there is none; other users of the machine may not read what people said.
+fn private(path: &Path) -> io::Result<()> {
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map(drop),
     }
 }
 

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 use crate::clock::ManualClock;
@@ -39,6 +40,8 @@ async fn an_entry_is_its_owners_and_survives_a_restart() {
     let archive = open(dir.path(), WEEK, &clock);
     let first = entry("a", "ada", None, clock.as_ref());
     archive.keep(first.clone()).await.unwrap();
+    let path = dir.path().join("responses.db");
+    assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(archive.find("a", "bob").unwrap(), None);
     assert!(!archive.remove("a", "bob").await.unwrap());
     drop(archive);

@@ -100,8 +100,10 @@ pub(super) async fn answer(
     } else {
         let (whole, receipt) = collect(answer, choices).await?;
         let body = teller.whole(whole, &receipt);
-        teller.keep(&receipt).await?;
-        let mut response = Json(body).into_response();
+        let mut response = match teller.keep(&receipt).await {
+            Ok(()) => Json(body).into_response(),
+            Err(error) => error.into_response(),
+        };
         response.headers_mut().extend(sse::cost_headers(&receipt));
         response
     };

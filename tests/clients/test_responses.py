@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import threading
+import time
 from typing import Literal
 
 import harness
@@ -9,8 +12,12 @@ import openai
 import pydantic
 import pytest
 
+# Before litellm is imported: its price list would come over the network.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
 HELLO = "What is the capital of France?"
 ADMIN = "sk-admin-of-the-client-tests"
+KILL_ROUNDS = int(os.environ.get("OBOL_KILL_ROUNDS", "3"))
 SMALL = ("--max-model-len", "1024", "--kv-memory", "64MiB")
 WEATHER = {
     "type": "function",
@@ -245,3 +252,49 @@ def test_a_client_that_hangs_up_leaves_one_settled_receipt(client, server, name)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(f"resp_{request}")
     server.audit()
+
+
+def answered_until_dead(own, answered: list) -> None:
+    """Goes on with one conversation, whole and as a stream, and notes each response that was told to be there."""
+    client, before = client_of(own), None
+    with contextlib.suppress(openai.APIConnectionError):
+        while True:
+            more = {"input": "a", "max_output_tokens": 1, "previous_response_id": before}
+            answered.append(create(client, "default", **more))
+            answered.append(list(create(client, "default", **more, stream=True))[-1].response)
+            before = answered[-1].id if len(answered) % 8 else None
+
+
+def test_what_was_answered_is_there_after_kill_9(start):
+    own = start(*SMALL)
+    answered = []
+    for round_ in range(KILL_ROUNDS):
+        clients = [threading.Thread(target=answered_until_dead, args=(own, answered)) for _ in range(4)]
+        for client in clients:
+            client.start()
+        before = len(answered)
+        deadline = time.monotonic() + 60
+        while len(answered) < before + 10 * (round_ + 1):
+            assert time.monotonic() < deadline, own.log()
+            time.sleep(0.01)
+        own.kill()
+        for client in clients:
+            client.join()
+        own.start()
+        for response in answered:
+            assert response.status in ("completed", "incomplete")
+            assert client_of(own).responses.retrieve(response.id) == response
+            assert own.receipt(response.id) == cost_of(response)
+    assert create(client_of(own), "default", previous_response_id=answered[-1].id).output_text
+    assert own.stop() == 0, own.log()
+    own.audit()
+
+
+def test_litellm_speaks_it_too(server, name):
+    import litellm
+
+    asked = {"model": f"openai/{name}", "api_base": f"{server.url}/v1", "api_key": "any", "input": HELLO}
+    response = litellm.responses(**asked, max_output_tokens=8)
+    assert response.output[0].content[0].text and response.usage.output_tokens <= 8
+    last = list(litellm.responses(**asked, max_output_tokens=8, stream=True))[-1]
+    assert last.type in ("response.completed", "response.incomplete")

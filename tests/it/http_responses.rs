@@ -131,6 +131,44 @@ async fn a_stream_tells_the_same_in_events() {
 }
 
 #[tokio::test]
+async fn a_thought_is_an_item_of_its_own() {
+    let template = crate::http_tokens::thinking_template();
+    let world = world_with(Options { template, ..Options::default() });
+    let whole = world.post("/v1/responses", hello(json!({}))).await.json();
+    let item = &whole["output"][0];
+    assert_eq!((&item["type"], &item["status"]), (&json!("reasoning"), &json!("incomplete")), "{whole}");
+    assert_eq!((&item["summary"], &item["content"][0]["type"]), (&json!([]), &json!("reasoning_text")));
+    let streamed = world.post("/v1/responses", hello(json!({"stream": true}))).await;
+    let events = events(&streamed);
+    let mut kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().expect("a type")).collect();
+    kinds.dedup();
+    assert_eq!(
+        kinds[2..],
+        [
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.reasoning_text.delta",
+            "response.reasoning_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.incomplete",
+        ]
+    );
+    let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+    assert_eq!(deltas, text_of(&whole));
+    // What was thought is sent back as it came, or not thought at all.
+    let again =
+        json!({"input": [{"role": "user", "content": "hello"}, item, {"role": "user", "content": "so?"}]});
+    assert_eq!(world.post("/v1/responses", hello(again)).await.status, StatusCode::OK);
+    let plain = hello(json!({"reasoning": {"effort": "none"}, "include": ["message.output_text.logprobs"]}));
+    let plain = world.post("/v1/responses", plain).await.json();
+    assert_eq!(plain["output"][0]["type"], "message", "{plain}");
+    assert_eq!(plain["reasoning"], json!({"effort": "none", "summary": null}));
+    let scored = hello(json!({"include": ["message.output_text.logprobs"]}));
+    assert_eq!(world.post("/v1/responses", scored).await.json()["error"]["param"], "include");
+}
+
+#[tokio::test]
 async fn log_probabilities_are_included_where_asked_for() {
     let world = world();
     let asked = json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2});
@@ -352,6 +390,7 @@ async fn what_cannot_be_kept_is_an_error_and_its_receipt_stands() {
     assert_eq!(whole.status, StatusCode::INTERNAL_SERVER_ERROR, "{}", whole.text);
     assert_eq!(whole.json()["error"]["code"], "response_not_stored");
     assert_eq!(whole.header("x-should-retry"), "false");
+    assert!(!whole.header("x-obol-cost").is_empty(), "it has been charged");
     let streamed = world.post("/v1/responses", hello(json!({"stream": true}))).await;
     let events = events(&streamed);
     let last = events.last().expect("events");

@@ -28,9 +28,17 @@ pub(crate) fn tokenizer() -> Tokenizer {
 }
 
 pub(crate) fn template() -> ChatTemplate {
-    let source = "{% for m in messages %}{% if m.content == 'raise' %}\
+    ChatTemplate::new(SOURCE, "", "").expect("a good template")
+}
+
+/// Of a model that thinks first: its prompts end within a thought.
+pub(crate) fn thinking_template() -> ChatTemplate {
+    let thinks =
+        "{% if enable_thinking is undefined or enable_thinking %}<think>\n{% else %}</think>{% endif %}";
+    ChatTemplate::new(&format!("{SOURCE}{thinks}"), "", "").expect("a good template")
+}
+
+const SOURCE: &str = "{% for m in messages %}{% if m.content == 'raise' %}\
         {{ raise_exception('no such tool') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}\
         {% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}\
         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-    ChatTemplate::new(source, "", "").expect("a good template")
-}

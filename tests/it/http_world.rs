@@ -29,6 +29,7 @@ use obol::pipeline::{Admission, App, Parts, Policy, Replica, Replicas, Served};
 use obol::request::Tier;
 use obol::usage::MeterReport;
 use obol_models::batch::CausalLm;
+use obol_models::chat_template::ChatTemplate;
 use obol_models::fake::FakeModel;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -54,6 +55,7 @@ pub(crate) struct Options {
     /// With keys of its own data directory, whatever it says of them.
     pub(crate) access: Access,
     pub(crate) retention: Retention,
+    pub(crate) template: ChatTemplate,
 }
 
 impl Default for Options {
@@ -71,6 +73,7 @@ impl Default for Options {
             http: HttpConfig::new("cpu", "USD"),
             access: Access::default(),
             retention: Retention { days: 30, bytes: 1 << 20 },
+            template: crate::http_tokens::template(),
         }
     }
 }
@@ -157,7 +160,7 @@ pub(crate) fn world_with(options: Options) -> World {
         admission,
         alerting,
         tokenizer: Arc::new(tokenizer),
-        template: Some(crate::http_tokens::template()),
+        template: Some(options.template),
         served: Served {
             id: "fake/model".into(),
             aliases: vec!["fake".into()],
