@@ -213,7 +213,8 @@ impl ApiError {
             Self::NotKept { request, disk_full } => {
                 let why = if disk_full { "the disk is full" } else { "they cannot be written" };
                 let message = format!(
-                    "the response is complete and charged (its receipt is at /v1/requests/{request}), but                      responses cannot be kept at the moment: {why}. Ask with `store: false`"
+                    "the response is complete and charged (its receipt is at /v1/requests/{request}), but \
+                     responses cannot be kept at the moment: {why}. Ask with `store: false`"
                 );
                 let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, Some("response_not_stored"));
                 Wire { is_final: true, ..Wire::new(status, "server_error", code, message) }

@@ -46,7 +46,7 @@ async fn a_response_has_its_shape_its_settings_and_the_receipt() {
     let asked = json!({
         "instructions": "so", "user": "ada", "metadata": {"run": "7"}, "temperature": 0.5, "tool_choice": "none",
         "tools": [{"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": true}],
-        "text": {"verbosity": "medium"}, "prompt_cache_key": "k", "max_tool_calls": 3, "store": false,
+        "text": {"verbosity": "medium"}, "prompt_cache_key": "k", "max_tool_calls": 3, "store": false, "service_tier": "flex",
     });
     let answer = world.post("/v1/responses", hello(asked.clone())).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
@@ -77,7 +77,7 @@ async fn a_response_has_its_shape_its_settings_and_the_receipt() {
     assert_eq!(usage["output_tokens"], 8);
     assert_eq!(usage["input_tokens"], receipt["tokens"]["prompt"]);
     assert_eq!(usage["input_tokens_details"]["cached_tokens"], receipt["tokens"]["cached"]);
-    assert_eq!(receipt["user"], "ada");
+    assert_eq!((&receipt["user"], &receipt["service_tier"]), (&json!("ada"), &json!("flex")));
     let booked = world.get("/v1/requests?endpoint=/v1/responses").await.json();
     assert_eq!(booked["data"], json!([receipt]));
     assert_eq!(answer.header("x-obol-cost"), receipt["cost"]["total"].as_str().expect("a decimal"));
@@ -327,6 +327,7 @@ async fn what_is_not_honoured_is_refused_by_name() {
         (json!({"max_tokens": 4}), "max_tokens"),
         (json!({"background": true}), "background"),
         (json!({"truncation": "auto"}), "truncation"),
+        (json!({"service_tier": "scale"}), "service_tier"),
         (json!({"conversation": "conv_1"}), "conversation"),
         (json!({"prompt": {"id": "p"}}), "prompt"),
         (json!({"include": ["everything"]}), "include[0]"),

@@ -14,7 +14,7 @@ pub(super) use completions::{parse as parse_completion, prompts_of, tokens_at};
 pub(super) use form::{read_beside as form_beside, schema_at};
 pub(super) use logprobs::chat as chat_logprobs;
 pub(super) use params::{
-    Common, Delivery, MaxTokens, Rules, TOP_LOGPROBS_MAX, metadata, strings_to_stop_at, user,
+    Common, Delivery, MaxTokens, Rules, TOP_LOGPROBS_MAX, metadata, strings_to_stop_at, tier, user,
 };
 use reply::{Echo, best, usage, usage_so_far};
 pub(super) use reply::{Reply, Shape, call_id, usage_of_inputs};

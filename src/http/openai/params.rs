@@ -161,7 +161,7 @@ impl Common {
 }
 
 /// `auto` is `default`. Batches are made at an address of their own.
-fn tier(fields: &mut Fields) -> Result<Tier, Invalid> {
+pub(crate) fn tier(fields: &mut Fields) -> Result<Tier, Invalid> {
     Ok(match fields.string("service_tier")?.as_deref() {
         None | Some("auto" | "default") => Tier::Default,
         Some("flex") => Tier::Flex,

@@ -54,8 +54,9 @@ async fn answered(
     let mut requested = Requested::read(&bytes, &server.rules(app), &id)?;
     let keeper = keeper(server, &caller, &id, &requested)?;
     let history = history(server, &caller, requested.previous()).await?;
-    let (settings, stream) = (std::mem::take(&mut requested.settings), requested.stream);
+    let (mut settings, stream) = (std::mem::take(&mut requested.settings), requested.stream);
     let ask = requested.ask(&history, asker)?;
+    settings.insert("service_tier".into(), json!(ask.tier.as_str()));
     let teller = tell::Response::new(app, &id, app.clock().wall(), settings, keeper);
     answer(server, app, ask, teller, stream, &head).await
 }

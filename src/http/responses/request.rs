@@ -8,7 +8,7 @@ use crate::grammar::Form;
 use crate::http::fields::{Fields, Invalid, required};
 use crate::http::openai::{
     Common, MaxTokens, Rules, TOP_LOGPROBS_MAX, ToolChoice, Tools, decide_tools, form_beside, function_of,
-    metadata, schema_at, strings_to_stop_at, user,
+    metadata, schema_at, strings_to_stop_at, tier, user,
 };
 use crate::http::origin::Asker;
 use crate::pipeline::{Ask, Prompt};
@@ -59,6 +59,7 @@ impl Requested {
         common.stop = strings_to_stop_at(&mut fields, "stop")?;
         common.metadata = metadata(&mut fields)?;
         common.user = user(&mut fields)?;
+        common.tier = tier(&mut fields)?;
         common.sampling.logprobs = logprobs(&mut fields)?;
         let store = fields.boolean("store")?;
         let (chat, form) = Spoken::read(&mut fields, rules, request)?;
@@ -154,7 +155,7 @@ impl Spoken {
     }
 }
 
-/// What the answer repeats: what was given, else what holds without it.
+/// What the answer repeats, but for the tier: what was given, else what holds without it.
 fn settings(fields: &Fields) -> Map<String, Value> {
     let given = |name: &str, or: Value| fields.peek(name).cloned().unwrap_or(or);
     let within = |name: &str, defaults: Value| {
@@ -175,7 +176,6 @@ fn settings(fields: &Fields) -> Map<String, Value> {
         "prompt_cache_key": given("prompt_cache_key", Value::Null),
         "reasoning": within("reasoning", json!({"effort": null, "summary": null})),
         "safety_identifier": given("safety_identifier", Value::Null),
-        "service_tier": "default",
         "temperature": given("temperature", json!(1.0)),
         "text": within("text", json!({"format": {"type": "text"}})),
         "tool_choice": given("tool_choice", json!("auto")),
@@ -371,7 +371,6 @@ fn refuse_what_is_not_honoured(fields: &mut Fields) -> Result<(), Invalid> {
     fields.only("image", &[], "only text is read")?;
     fields.only("moderation", &[], "nothing is moderated")?;
     fields.only("prompt", &[], "prompts are not kept here; send `instructions` and `input`")?;
-    fields.only("service_tier", &[json!("auto"), json!("default")], "there is one tier")?;
     fields.only("truncation", &[json!("disabled")], "no items are left out by themselves")?;
     fields.only(
         "prompt_cache_options",
