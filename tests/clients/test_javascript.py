@@ -95,6 +95,25 @@ def test_zod_schemas_are_kept_to(server):
     assert found["parsed"] == found["streamed"]
 
 
+def test_embeddings(server):
+    found = ask(server, "embeddings")
+    assert found["own"] == found["floats"] and len(found["own"]) == 2
+    assert cost_of(found["usage"])["cost"]["total"] == found["cost"]
+
+
+def test_responses(server):
+    text = ask(server, "chat")["answer"]["choices"][0]["message"]["content"]
+    found = ask(server, "responses")
+    assert found["text"] == found["helper"] == text
+    events = found["events"]
+    assert "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta") == text
+    assert events[0]["type"] == "response.created"
+    for response in (found["first"], events[-1]["response"], found["second"]):
+        receipt = cost_of(response["usage"])
+        assert receipt == server.receipt(receipt["request_id"])
+    assert found["second"]["usage"]["input_tokens"] > found["first"]["usage"]["total_tokens"]
+
+
 def test_an_aborted_stream_leaves_one_settled_receipt(server):
     found = ask(server, "abort")
     assert found["seen"] >= 4

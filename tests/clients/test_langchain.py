@@ -100,6 +100,28 @@ def test_structured_output(server, method):
     cost_of(answer["raw"])
 
 
+def test_responses(server):
+    model = model_of(server, use_responses_api=True, include_response_headers=True)
+    answer, same = model.invoke(HELLO), model_of(server).invoke(HELLO)
+    assert answer.text == same.text
+    receipt = server.receipt(answer.response_metadata["id"])
+    assert answer.response_metadata["headers"]["x-obol-cost"] == receipt["cost"]["total"]
+    assert answer.usage_metadata["input_tokens"] == receipt["tokens"]["prompt"]
+    chunks = list(model.stream(HELLO))
+    assert "".join(chunk.text for chunk in chunks) == answer.text and len(chunks) > 3
+    follows = model.invoke("And of Italy?", previous_response_id=answer.response_metadata["id"])
+    assert follows.usage_metadata["input_tokens"] > answer.usage_metadata["total_tokens"]
+
+
+def test_embeddings(server):
+    # Of ours it knows no tokenizer, so it must not split texts itself.
+    model = langchain_openai.OpenAIEmbeddings(
+        model="default", base_url=f"{server.url}/v1", api_key="any", check_embedding_ctx_length=False
+    )
+    first, second = model.embed_documents(["The cat sits on the mat.", "x"])
+    assert first == model.embed_query("The cat sits on the mat.") != second
+
+
 def test_errors_are_the_packages_own(server):
     with pytest.raises(openai.BadRequestError) as caught:
         model_of(server, temperature=3).invoke(HELLO)

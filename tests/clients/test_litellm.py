@@ -104,6 +104,30 @@ def test_text_completions(server):
     assert answer.choices[0].text and answer.usage.completion_tokens == 24
 
 
+def test_responses(server):
+    request = asked(server, input=HELLO[0]["content"], max_output_tokens=24)
+    del request["messages"], request["max_tokens"]
+    answer = litellm.responses(**request)
+    whole = litellm.completion(**asked(server))
+    assert answer.output_text == whole.choices[0].message.content
+    receipt = cost_of(answer)
+    assert receipt == server.receipt(receipt["request_id"])
+    events = list(litellm.responses(**request, stream=True))
+    assert events[-1].type in ("response.completed", "response.incomplete")
+    assert cost_of(events[-1].response)["tokens"]["completion"] == receipt["tokens"]["completion"]
+
+
+def test_embeddings(server, client, name):
+    request = asked(server, input=["The cat sits on the mat.", "x"])
+    for field in ("messages", "temperature", "max_tokens"):
+        del request[field]
+    answer = litellm.embedding(**request)
+    same = client.embeddings.create(model=name, input=request["input"])
+    assert [item["embedding"] for item in answer.data] == [item.embedding for item in same.data]
+    assert answer.usage.prompt_tokens == same.usage.prompt_tokens
+    assert answer._hidden_params["response_cost"] > 0
+
+
 def test_errors_are_the_packages_own(server):
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         litellm.completion(**asked(server, temperature=-1))

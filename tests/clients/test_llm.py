@@ -34,11 +34,10 @@ def home(server, tmp_path_factory) -> Path:
     return folder
 
 
-def llm(home: Path, *arguments: str) -> str:
+def llm(home: Path, *arguments: str, **environment: str) -> str:
     """What the command prints."""
     command = Path(sys.executable).with_name("llm")
-    environment = harness.clean_environment() | {"LLM_USER_PATH": str(home), "HOME": str(home)}
-    environment.pop("OPENAI_API_KEY", None)
+    environment = harness.clean_environment() | {"LLM_USER_PATH": str(home), "HOME": str(home)} | environment
     result = subprocess.run(
         [command, *arguments],
         stdin=subprocess.DEVNULL,
@@ -97,6 +96,18 @@ def test_the_command_keeps_to_a_schema(home):
     said = llm(home, "-m", "obol", "-o", "temperature", "0", "--schema", json.dumps(PERSON), "Describe a person.")
     person = json.loads(said)
     assert set(person) == {"name", "age", "mood"} and person["mood"] in ("good", "bad")
+
+
+def test_the_command_embeds(start, home):
+    # It takes other models of vectors from plugins only, but any address.
+    own = start("--served-model-name", "text-embedding-3-small", "--max-model-len", "256", "--kv-memory", "64MiB")
+    address = {"OPENAI_BASE_URL": f"{own.url}/v1", "OPENAI_API_KEY": "any"}
+    vector = json.loads(llm(home, "embed", "-m", "3-small", "-c", "The cat sits on the mat.", **address))
+    same = own.ok("/v1/embeddings", {"model": "default", "input": "The cat sits on the mat."})
+    assert vector == pytest.approx(same["data"][0]["embedding"], abs=1e-6)
+    own.wait_idle()
+    assert own.stop() == 0
+    own.audit()
 
 
 @pytest.fixture

@@ -120,6 +120,24 @@ const cases = {
     return { parsed: answer.choices[0].message.parsed, streamed: streamed.choices[0].message.parsed };
   },
 
+  async embeddings() {
+    const asked = { model: "default", input: ["The cat sits on the mat.", "x"] };
+    const { data, response } = await client.embeddings.create(asked).withResponse();
+    const floats = await client.embeddings.create({ ...asked, encoding_format: "float" });
+    const vectors = (answer) => answer.data.map((item) => item.embedding);
+    return { own: vectors(data), floats: vectors(floats), usage: data.usage, cost: response.headers.get("x-obol-cost") };
+  },
+
+  async responses() {
+    const asked = { model: "default", temperature: 0, max_output_tokens: 24, input: hello[0].content };
+    const first = await client.responses.create(asked);
+    const events = [];
+    for await (const event of await client.responses.create({ ...asked, stream: true })) events.push(event);
+    const helper = await client.responses.stream(asked).finalResponse();
+    const second = await client.responses.create({ ...asked, input: "And of Italy?", previous_response_id: first.id });
+    return { first, text: first.output_text, events, helper: helper.output_text, second };
+  },
+
   async abort() {
     const asked = { ...greedy, max_tokens: 1500, messages: hello, stream: true, ignore_eos: true };
     const { data: stream, request_id } = await client.chat.completions.create(asked).withResponse();
