@@ -3,7 +3,9 @@
 //! (blocks, bytes a block) is not here.
 
 mod alerts;
+mod batches;
 mod budgets;
+mod bytes;
 mod decimal;
 mod limits;
 mod rates;
@@ -26,8 +28,11 @@ use serde::{Deserialize, Deserializer};
 
 use alerts::AlertsFile;
 pub use alerts::{AlertsText, DailyText, WebhookText};
+pub use batches::BatchLimits;
+use batches::BatchesFile;
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
+use bytes::bytes;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
 use rates::RatesFile;
@@ -236,6 +241,7 @@ struct File {
     alerts: AlertsFile,
     #[serde(default)]
     responses: ResponsesFile,
+    batches: BatchesFile,
 }
 
 /// Everything resolved.
@@ -281,6 +287,7 @@ pub struct Config {
     pub tasks: TaskCeilings,
     pub alerts: AlertsText,
     pub responses: Retention,
+    pub batches: BatchLimits,
 }
 
 /// The ledger's directory for commands that only read it.
@@ -352,6 +359,7 @@ impl Config {
             tasks: file.tasks.into(),
             alerts: file.alerts.into(),
             responses: file.responses.resolve()?,
+            batches: file.batches.resolve()?,
         };
         config.check()?;
         Ok(config)

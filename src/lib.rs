@@ -10,6 +10,7 @@ pub mod units;
 pub mod usage;
 
 pub mod archive;
+pub mod batches;
 pub mod control;
 pub mod grammar;
 pub mod ledger;

@@ -9,6 +9,7 @@ mod app;
 mod ask;
 mod choice;
 mod failure;
+mod line;
 pub mod outlook;
 mod placement;
 mod purse;
@@ -25,6 +26,7 @@ pub use app::{App, Parts, Served};
 pub use ask::{Ask, Length, Origin, Prompt};
 pub use choice::Scored;
 pub use failure::Failure;
+pub use line::BatchLine;
 pub use replicas::{Replica, Replicas};
 
 use crate::alerting::Alerting;
@@ -41,6 +43,7 @@ use crate::text::turn::TurnForm;
 use crate::units::RequestId;
 use crate::usage::Purse;
 use choice::ChoiceText;
+use line::LinePurse;
 use purse::Budgeted;
 use replicas::Events;
 
@@ -59,7 +62,8 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         Some(_) => app.vector_size().map(|_| None)?,
         None => ask.length.ceiling(key, choices)?,
     };
-    let seat = app.engines().reserve()?;
+    let batch = ask.origin.batch.clone();
+    let seat = if batch.is_some() { app.engines().reserve_aside()? } else { app.engines().reserve()? };
     if ask.score_prompts && !app.engines().each().iter().all(|replica| replica.engine.scores_prompts()) {
         let message = "`echo` with `logprobs`: this device draws its tokens itself and cannot score prompts";
         return Err(Failure::invalid("echo", message));
@@ -91,18 +95,25 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         app.admission().admit(app, &ask.origin, &prompts, placed.prices())?;
     let tenant = ask.origin.tenant.as_str().into();
     let throttled = budgeted.as_ref().is_some_and(|budgeted| budgeted.is_throttled());
-    let purse = budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>);
+    let purse = match &batch {
+        Some(line) => {
+            Some(Arc::new(LinePurse { line: line.clone(), budgeted: budgeted.clone() }) as Arc<dyn Purse>)
+        }
+        None => budgeted.clone().map(|budgeted| budgeted as Arc<dyn Purse>),
+    };
+    let tier = if batch.is_some() { Tier::Batch } else { ask.tier };
     let (ticket, receipt) =
-        app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin, ask.tier) })?;
+        app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin, tier) })?;
     called.into_iter().for_each(Called::stands);
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let seed = ask.seed.or(batch.as_ref().map(|line| line.seed)).unwrap_or_else(|| drawn_seed(&id));
     let prompts = Prompts::new(prompts);
     let events = placed.submit(NewRequest {
         ticket,
         prompt: prompts.clone(),
         choices,
-        sampling: Sampling { seed: ask.seed.unwrap_or_else(|| drawn_seed(&id)), ..ask.sampling },
+        sampling: Sampling { seed, ..ask.sampling },
         stops: Stops {
             max_tokens,
             min_tokens: ask.length.min_tokens,
@@ -115,7 +126,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         salt,
         id,
         tenant,
-        tier: if throttled { Tier::Batch } else { ask.tier },
+        tier: if throttled { Tier::Batch } else { tier },
         allowance: budgeted.clone().map(|budgeted| budgeted as Arc<dyn Allowance>),
     });
     let (settled, receipt_durable) = oneshot::channel();

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::alerting::{self, Alerting, Webhook};
 use crate::archive::Archive;
+use crate::batches::Batches;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, PlaceFlags, ServeFlags, WebhookText};
 use crate::control::alerts::rules::Rules as AlertRules;
@@ -173,9 +174,11 @@ async fn serve(
             tuning: alerting::Tuning::default(),
         });
         let archive = Archive::open(&config.data_dir, config.responses, clock.clone());
-        Ok((access, admission, alerting.map_err(Failure::failed)?, archive.map_err(Failure::failed)?))
+        let batches = Batches::open(&config.data_dir, clock.clone(), config.batches);
+        let kept = (archive.map_err(Failure::failed)?, batches.map_err(Failure::failed)?);
+        Ok((access, admission, alerting.map_err(Failure::failed)?, kept))
     });
-    let (access, admission, alerting, archive) = match ready {
+    let (access, admission, alerting, (archive, batches)) = match ready {
         Ok(ready) => ready,
         Err(failure) => {
             earlies().into_iter().for_each(Early::give_up);
@@ -188,6 +191,7 @@ async fn serve(
     let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
     http_config.unknown_fields = config.unknown_fields;
     http_config.body_bytes_max = config.max_body;
+    http_config.batches = Some(batches);
     let control = access.control.clone();
     let server = Server::loading(http_config, access, ledger.clone(), archive);
     let (close, closed) = oneshot::channel::<()>();
@@ -236,6 +240,7 @@ async fn serve(
         // It ends with the runtime.
         tokio::spawn(pipeline::follow(app.clone(), control));
     }
+    let runner = http::Runner::start(&server);
     print(&banner);
 
     if !stopped {
@@ -250,6 +255,7 @@ async fn serve(
         }
     }
     drain(&app, config.drain_timeout, &mut stop).await;
+    runner.stop().await;
     let engines = app.engines().clone();
     tokio::task::spawn_blocking(move || engines.shutdown()).await.map_err(Failure::failed)?;
     let _closing = close.send(());

@@ -131,6 +131,19 @@ impl Ring {
     }
 }
 
+impl Entry {
+    fn usable(&self, now: UnixNanos) -> Result<Arc<Key>, Denied> {
+        let key = &self.key;
+        let name = || key.name.clone();
+        match key.settings.expires {
+            _ if key.deleted.is_some() => Err(Denied::Unknown),
+            _ if key.settings.blocked => Err(Denied::Blocked { name: name() }),
+            Some(at) if key.is_expired(now) => Err(Denied::Expired { name: name(), at }),
+            _ => Ok(Arc::clone(key)),
+        }
+    }
+}
+
 /// The side that looks for changes.
 struct Watch {
     reader: Store,
@@ -232,15 +245,17 @@ impl Control {
             self.look()?;
             ring = read();
         }
-        let entry = ring.by_hash(hash, now).ok_or(Denied::Unknown)?;
-        let key = &entry.key;
-        let name = || key.name.clone();
-        match key.settings.expires {
-            _ if key.deleted.is_some() => Err(Denied::Unknown),
-            _ if key.settings.blocked => Err(Denied::Blocked { name: name() }),
-            Some(at) if key.is_expired(now) => Err(Denied::Expired { name: name(), at }),
-            _ => Ok(Arc::clone(key)),
-        }
+        ring.by_hash(hash, now).ok_or(Denied::Unknown)?.usable(now)
+    }
+
+    /// The key of this id, if it may be used now.
+    ///
+    /// # Errors
+    /// As `find`.
+    pub fn usable(&self, id: &KeyId) -> Result<Arc<Key>, Denied> {
+        self.look_if_due()?;
+        let ring = self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
+        ring.by_id.get(id).ok_or(Denied::Unknown)?.usable(self.0.clock.wall())
     }
 
     /// The key that an administrator means by a secret, its hash (the token), an id or an alias; with its token.

@@ -150,11 +150,14 @@ impl Shared {
 }
 
 /// A place in the bounded queue, free again when dropped.
-pub(crate) struct Place(Arc<Shared>);
+pub(crate) struct Place(Option<Arc<Shared>>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.queued.fetch_sub(1, Ordering::AcqRel);
+        // Those beside the queue are not counted.
+        if let Some(shared) = &self.0 {
+            shared.queued.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -223,17 +226,26 @@ impl EngineHandle {
         let depth = self.config.queue_depth;
         let take = |queued: usize| (queued < depth).then_some(queued + 1);
         match self.shared.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
-            Ok(_) => {
-                let place = Place(self.shared.clone());
-                Ok(Seat {
-                    place,
-                    commands: self.commands.clone(),
-                    clock: self.clock.clone(),
-                    block_size: self.config.block_size,
-                })
-            }
+            Ok(_) => Ok(self.seat(Place(Some(self.shared.clone())))),
             Err(waiting) => Err(Refused::QueueFull { waiting }),
         }
+    }
+
+    /// Takes a place beside the queue, of which there are as many as are asked for.
+    ///
+    /// # Errors
+    /// When nothing is taken any more.
+    pub fn reserve_aside(&self) -> Result<Seat, Refused> {
+        match self.shared.draining.load(Ordering::Acquire) {
+            _ if self.is_dead() => Err(Refused::Dead),
+            true => Err(Refused::Draining),
+            false => Ok(self.seat(Place(None))),
+        }
+    }
+
+    fn seat(&self, place: Place) -> Seat {
+        let (commands, clock) = (self.commands.clone(), self.clock.clone());
+        Seat { place, commands, clock, block_size: self.config.block_size }
     }
 
     /// Places of the queue that are taken.

@@ -13,7 +13,9 @@ use axum::response::Response;
 use super::error::ApiError;
 use super::spend_query::Viewer;
 use super::{Server, body};
+use crate::batches::Owner;
 use crate::control::{Actor, ConfiguredKey, Control, Denied, Key, SECRET_PREFIX};
+use crate::pipeline::BatchLine;
 use crate::request::Tag;
 
 /// Tenants that no key makes.
@@ -51,12 +53,23 @@ pub(crate) enum Caller {
     Anybody,
     Key(Arc<Key>),
     Admin(Actor),
+    /// A batch, for whoever made it.
+    Batch(Arc<Behalf>),
+}
+
+/// For whom a line of a batch is run. Only this server can put it on a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Behalf {
+    pub(crate) key: Option<Arc<Key>>,
+    pub(crate) tenant: String,
+    pub(crate) line: Arc<BatchLine>,
 }
 
 impl Caller {
     pub(crate) fn key(&self) -> Option<&Arc<Key>> {
         match self {
             Self::Key(key) => Some(key),
+            Self::Batch(behalf) => behalf.key.as_ref(),
             Self::Anybody | Self::Admin(_) => None,
         }
     }
@@ -67,6 +80,7 @@ impl Caller {
             Self::Anybody => ANONYMOUS,
             Self::Key(key) => key.tenant(),
             Self::Admin(_) => ADMIN,
+            Self::Batch(behalf) => &behalf.tenant,
         }
     }
 
@@ -76,14 +90,32 @@ impl Caller {
             Self::Anybody => ANONYMOUS.to_owned(),
             Self::Key(key) => format!("key:{}", key.id.0),
             Self::Admin(_) => ADMIN.to_owned(),
+            // As whoever made the batch would have by themselves.
+            Self::Batch(behalf) => match &behalf.key {
+                Some(key) => format!("key:{}", key.id.0),
+                None => behalf.tenant.clone(),
+            },
         }
+    }
+
+    /// The attempt at a line that the request is, if it is one.
+    pub(crate) fn batch(&self) -> Option<&Arc<BatchLine>> {
+        match self {
+            Self::Batch(behalf) => Some(&behalf.line),
+            Self::Anybody | Self::Key(_) | Self::Admin(_) => None,
+        }
+    }
+
+    /// Whose the files and batches are that it makes.
+    pub(crate) fn maker(&self) -> Owner {
+        Owner { key_id: self.key().map(|key| key.id.0.clone()) }
     }
 
     /// What it sees of what was spent.
     fn viewer(&self) -> Viewer {
         match self {
             Self::Anybody | Self::Admin(_) => Viewer::Admin,
-            Self::Key(key) => Viewer::Key(key.id.0.clone()),
+            Self::Key(_) | Self::Batch(_) => Viewer::Key(self.maker().key_id.unwrap_or_default()),
         }
     }
 
@@ -92,6 +124,7 @@ impl Caller {
         match self {
             Self::Anybody | Self::Admin(_) => true,
             Self::Key(key) => key_id == Some(&key.id.0),
+            Self::Batch(_) => false,
         }
     }
 }
@@ -162,7 +195,13 @@ pub(super) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    match server.access.admit(request.uri().path(), request.headers()) {
+    // A line's key was looked at before the line was run; nothing that comes over the network has this.
+    let behalf = request.extensions_mut().remove::<Arc<Behalf>>();
+    let admitted = match behalf {
+        Some(behalf) => Ok(Caller::Batch(behalf)),
+        None => server.access.admit(request.uri().path(), request.headers()),
+    };
+    match admitted {
         Ok(caller) => {
             request.extensions_mut().insert(caller.viewer());
             request.extensions_mut().insert(caller);

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::fields::Invalid;
+use crate::batches::BatchesError;
 use crate::control::limits::Exceeded;
 use crate::control::{ControlError, Denied};
 use crate::pipeline::Failure;
@@ -45,6 +46,16 @@ pub(crate) enum ApiError {
     },
     /// A budget was spent before all vectors were made.
     VectorsOverBudget,
+    FileNotFound {
+        id: String,
+    },
+    BatchNotFound {
+        id: String,
+    },
+    /// Files or batches could not be read or changed.
+    Batches(BatchesError),
+    /// This server keeps no files.
+    NoBatches,
     BodyTooLarge {
         bytes_max: usize,
     },
@@ -86,6 +97,12 @@ impl From<Failure> for ApiError {
 impl From<Denied> for ApiError {
     fn from(denied: Denied) -> Self {
         Self::Denied(denied)
+    }
+}
+
+impl From<BatchesError> for ApiError {
+    fn from(error: BatchesError) -> Self {
+        Self::Batches(error)
     }
 }
 
@@ -189,6 +206,16 @@ impl ApiError {
                         .into(),
                 )
             },
+            Self::FileNotFound { id } => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, format!("no file with the id `{id}`")).about("id")
+            }
+            Self::BatchNotFound { id } => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, format!("no batch with the id `{id}`")).about("id")
+            }
+            Self::Batches(error) => batches(error),
+            Self::NoBatches => {
+                Wire::invalid(StatusCode::NOT_FOUND, None, "this server keeps no files and no batches".into())
+            }
             Self::BodyTooLarge { bytes_max } => Wire::invalid(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Some("request_too_large"),
@@ -237,6 +264,41 @@ impl ApiError {
     /// The same in Anthropic's shape.
     pub(crate) fn into_anthropic(self) -> Value {
         anthropic(&self.wire()).1
+    }
+}
+
+fn batches(error: BatchesError) -> Wire {
+    let message = error.to_string();
+    match error {
+        BatchesError::TooLarge { .. } => {
+            Wire::invalid(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message).about("file")
+        }
+        BatchesError::Full { .. } => Wire {
+            is_final: true,
+            ..Wire::new(StatusCode::INSUFFICIENT_STORAGE, "unavailable_error", Some("storage_full"), message)
+        },
+        BatchesError::TooMany { .. } => Wire {
+            retry_after: Some(60),
+            ..Wire::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("too_many_batches"), message)
+        },
+        BatchesError::InUse { .. } => {
+            Wire::invalid(StatusCode::CONFLICT, Some("file_in_use"), message).about("id")
+        }
+        BatchesError::Ended { .. } => {
+            Wire::invalid(StatusCode::CONFLICT, Some("batch_ended"), message).about("id")
+        }
+        BatchesError::NoSuchFile { .. } => {
+            Wire::invalid(StatusCode::NOT_FOUND, None, message).about("input_file_id")
+        }
+        BatchesError::Disk { .. }
+        | BatchesError::NotOurs { .. }
+        | BatchesError::SchemaVersion { .. }
+        | BatchesError::Database { .. } => {
+            // Where the file is and what ails it is for the log.
+            tracing::error!(%error, "files and batches cannot be read or changed");
+            let message = "files and batches cannot be read or changed at the moment; nothing was changed";
+            Wire::unavailable("files_unavailable", message.into(), 5)
+        }
     }
 }
 

@@ -8,12 +8,14 @@
 mod admin;
 mod anthropic;
 mod auth;
+mod batches;
 mod body;
 mod costs;
 mod embeddings;
 mod envelope;
 mod error;
 mod fields;
+mod files;
 mod generate;
 mod health;
 mod models;
@@ -35,16 +37,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
 use crate::archive::Archive;
+use crate::batches::Batches;
 use crate::config::UnknownFields;
 use crate::ledger::Ledger;
 use crate::pipeline::App;
 pub use auth::{Access, MetricsAccess};
+pub use batches::Runner;
 use error::ApiError;
 use openai::Rules;
 
@@ -63,6 +68,8 @@ pub struct HttpConfig {
     pub choices_max: u32,
     /// Silence on a stream after which a comment is sent, so that proxies keep it open.
     pub keep_alive: Duration,
+    /// `None`: no files are kept, and no batches.
+    pub batches: Option<Batches>,
 }
 
 impl HttpConfig {
@@ -76,6 +83,7 @@ impl HttpConfig {
             body_time_max: Duration::from_secs(30),
             choices_max: 16,
             keep_alive: Duration::from_secs(10),
+            batches: None,
         }
     }
 }
@@ -108,6 +116,10 @@ impl Server {
         self.app.get().ok_or(ApiError::Loading)
     }
 
+    fn batches(&self) -> Result<&Batches, ApiError> {
+        self.config.batches.as_ref().ok_or(ApiError::NoBatches)
+    }
+
     fn rules(&self, app: &App) -> Rules {
         Rules {
             unknown: self.config.unknown_fields,
@@ -133,6 +145,12 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(similarity::rerank))
         .route("/v1/score", post(similarity::score))
+        .route("/v1/files", post(files::upload).layer(DefaultBodyLimit::disable()).get(files::list))
+        .route("/v1/files/{id}", get(files::one).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches/{id}", get(batches::one))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/requests", get(receipts::list))

@@ -25,6 +25,20 @@ const HEADERS: [(Tag, &str); 6] = [
     (Tag::Task, "x-obol-task"),
 ];
 
+/// Tags that the headers say, by the headers' names.
+///
+/// # Errors
+/// As [`asker`].
+pub(super) fn tag_headers(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Invalid> {
+    let mut found = BTreeMap::new();
+    for (_, header) in HEADERS {
+        if let Some(value) = printable(headers, header, TAG_CHARS_MAX)? {
+            found.insert(header.to_owned(), value);
+        }
+    }
+    Ok(found)
+}
+
 /// Who asks, before the body is read.
 pub(crate) struct Asker {
     request: RequestId,
@@ -76,11 +90,14 @@ pub(super) fn asker(
 }
 
 impl Asker {
-    /// The tier, if its tenant may ask for it.
+    /// The tier, if its tenant may ask for it; the lines of batches have their own.
     ///
     /// # Errors
     /// When others may.
     pub(crate) fn tier(&self, asked: Tier) -> Result<Tier, Invalid> {
+        if self.caller.batch().is_some() {
+            return Ok(Tier::Batch);
+        }
         let tenant = self.caller.tenant();
         let may = |tenants: &Arc<[String]>| tenants.iter().any(|name| name == tenant);
         if asked == Tier::Priority && !self.priority.as_ref().is_none_or(may) {
@@ -102,6 +119,7 @@ impl Asker {
         metadata: BTreeMap<String, String>,
     ) -> Result<Origin, Invalid> {
         let key = self.caller.key().cloned();
+        let batch = self.caller.batch().cloned();
         let mut tags = policy::attribute(key.as_deref(), self.tags, tags_of_body(user, &metadata)?);
         if let Some(first) = policy::missing(&self.required, key.as_deref(), &tags).first() {
             return Err(missing(*first));
@@ -113,12 +131,13 @@ impl Asker {
             tenant: self.caller.tenant().to_owned(),
             key,
             client_request_id: self.client_request_id,
-            idempotency_key: self.idempotency_key,
+            idempotency_key: batch.as_ref().map(|line| line.idempotency_key.clone()).or(self.idempotency_key),
             user,
             metadata,
             depth: self.depth,
             parent: self.parent,
             tags: tags.into_iter().map(|(tag, value)| (tag.as_str().to_owned(), value)).collect(),
+            batch,
         })
     }
 }

@@ -387,6 +387,23 @@ impl Ledger {
         Ok(found.pop().map(|(_, receipt)| receipt))
     }
 
+    /// The durable receipt on which an idempotency key stands, in its API key's scope.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn receipt_of(
+        &self,
+        key_id: Option<&str>,
+        idempotency_key: &str,
+    ) -> Result<Option<Receipt>, LedgerError> {
+        let key_id = key_id.unwrap_or_default();
+        let found = query::by_idempotency_key(&lock(&self.0.lookup), key_id, idempotency_key);
+        match found.map_err(|source| LedgerError::unreadable(&self.0.path, source))? {
+            Some(request) => self.receipt(&request),
+            None => Ok(None),
+        }
+    }
+
     /// Durable receipts, newest first.
     ///
     /// # Errors

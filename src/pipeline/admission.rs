@@ -176,7 +176,9 @@ impl Admission {
         prices: &[Prices],
         now: UnixNanos,
     ) -> Result<Option<Arc<Budgeted>>, Failure> {
-        if self.budgets.is_empty() && origin.key.is_none() {
+        // What was charged before may not be refused for want of money.
+        let paid = origin.batch.as_ref().is_some_and(|line| line.is_on_the_house());
+        if paid || (self.budgets.is_empty() && origin.key.is_none()) {
             return Ok(None);
         }
         let key = origin.key.as_ref().map(|key| key.id.0.clone());

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Failure;
+use super::{BatchLine, Failure};
 use crate::control::Key;
 use crate::grammar::Form;
 use crate::request::{Sampling, Tier};
@@ -184,4 +184,6 @@ pub struct Origin {
     pub parent: Option<String>,
     /// As they are booked, by their names, the user apart.
     pub tags: BTreeMap<String, String>,
+    /// It is a line of a batch: it runs when nobody else waits.
+    pub batch: Option<Arc<BatchLine>>,
 }

@@ -57,6 +57,10 @@ struct State {
 }
 
 impl Inner {
+    fn queued(&self) -> usize {
+        self.replicas.iter().map(|replica| replica.engine.queued()).sum()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Each critical section leaves whole counts, whatever panics after it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -113,13 +117,33 @@ impl Replicas {
             return Err(Refused::Draining);
         }
         let mut state = self.0.state();
-        let queued: usize = self.0.replicas.iter().map(|replica| replica.engine.queued()).sum();
-        let waiting = state.seats + queued;
+        let waiting = state.seats + self.0.queued();
         if waiting >= self.0.queue_depth {
             return Err(Refused::QueueFull { waiting });
         }
         state.seats += 1;
-        Ok(Seat(Arc::clone(&self.0)))
+        Ok(Seat { inner: Arc::clone(&self.0), aside: false })
+    }
+
+    /// Takes a place beside the queue, which nobody else misses: for what gives way to everybody. Who asks for such
+    /// places bounds their number.
+    ///
+    /// # Errors
+    /// When the engines take nothing any more.
+    pub fn reserve_aside(&self) -> Result<Seat, Refused> {
+        if self.is_dead() {
+            return Err(Refused::Dead);
+        }
+        if self.0.draining.load(Ordering::Acquire) {
+            return Err(Refused::Draining);
+        }
+        Ok(Seat { inner: Arc::clone(&self.0), aside: true })
+    }
+
+    /// Requests that wait in the queue.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.0.queued()
     }
 
     /// Each engine's figures, with its device.
@@ -153,11 +177,17 @@ impl Replicas {
 
 /// A place in the queue that no request has taken yet; free again when dropped.
 #[must_use]
-pub struct Seat(Arc<Inner>);
+pub struct Seat {
+    inner: Arc<Inner>,
+    /// It is none of the queue's.
+    aside: bool,
+}
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.state().seats -= 1;
+        if !self.aside {
+            self.inner.state().seats -= 1;
+        }
     }
 }
 
@@ -174,7 +204,7 @@ impl Seat {
         choices: u32,
         max_tokens: u32,
     ) -> Result<Placed, Refused> {
-        let inner = &self.0;
+        let inner = &self.inner;
         let config = inner.replicas[0].engine.config();
         let mut keys = Vec::new();
         if config.prefix_caching && inner.replicas.len() > 1 {
@@ -189,7 +219,8 @@ impl Seat {
         let candidates: Vec<Candidate> = inner.loads.iter().zip(&state.placed).map(candidate).collect();
         let at = place(&candidates);
         // Never full: this seat is one of those that all queues together have.
-        let seat = inner.replicas[at].engine.reserve()?;
+        let engine = &inner.replicas[at].engine;
+        let seat = if self.aside { engine.reserve_aside()? } else { engine.reserve()? };
         let (placed, recent) = &mut state.placed[at];
         *placed += 1;
         recent.touch(&keys);

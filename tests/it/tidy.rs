@@ -17,7 +17,7 @@ use text::{Keep, keep, without_tests, words};
 /// lower level, except inside level 0, whose modules are plain data and may use each other.
 const LEVELS: &[&[&str]] = &[
     &["units", "clock", "request", "usage", "config", "metrics", "random"],
-    &["text", "grammar", "meter", "ledger", "control", "archive", "nvml"],
+    &["text", "grammar", "meter", "ledger", "control", "archive", "batches", "nvml"],
     &["engine", "admission", "alerting", "measure"],
     &["pipeline", "compare", "bench"],
     &["http", "cli"],
@@ -36,6 +36,8 @@ const ARCHITECTURE_LINES_MAX: usize = 150;
 const SQL_HOMES: &[&str] = &[
     "src/archive/schema.sql",
     "src/archive/store.rs",
+    "src/batches/schema.sql",
+    "src/batches/store.rs",
     "src/control/schema.sql",
     "src/control/alerts.sql",
     "src/control/foreseen.rs",
