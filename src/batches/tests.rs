@@ -194,8 +194,9 @@ fn a_database_that_is_not_ours_is_left_alone() {
     };
     assert!(matches!(open(&[7; 4096]), BatchesError::NotOurs { .. }));
     let dir = tempfile::tempdir().unwrap();
-    drop(crate::control::Control::open(dir.path(), Arc::new(ManualClock::default())).unwrap());
-    fs::rename(dir.path().join("control.db"), dir.path().join("batches.db")).unwrap();
+    let other = rusqlite::Connection::open(dir.path().join("batches.db")).unwrap();
+    other.pragma_update(None, "application_id", 7).unwrap();
+    drop(other);
     let opened = Batches::open(dir.path(), Arc::new(ManualClock::default()), LIMITS);
     assert!(matches!(opened, Err(BatchesError::NotOurs { .. })));
 }

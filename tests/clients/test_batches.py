@@ -329,8 +329,8 @@ def lose(own: harness.Server, batch_id: str, lines: int) -> int:
     return len(found)
 
 
-def test_killed_in_the_middle_each_line_has_one_result_and_is_charged_once(tmp_path, say):
-    own = harness.Server(tmp_path / "data", *SMALL, OBOL_ADMIN_KEY=ADMIN).start()
+def test_killed_in_the_middle_each_line_has_one_result_and_is_charged_once(start, say):
+    own = start(*SMALL, OBOL_ADMIN_KEY=ADMIN)
     made = key(own)
     dice = random.Random(5)
     # Half of them draw: their seeds are their own, and the same each time.
@@ -380,8 +380,8 @@ def test_killed_in_the_middle_each_line_has_one_result_and_is_charged_once(tmp_p
     say(f"{KILLED_LINES} lines, {KILLS} times kill -9, {lost} results lost on purpose: each charged once")
 
 
-def test_a_server_that_stops_goes_on_with_its_batches(tmp_path):
-    own = harness.Server(tmp_path / "data", *SMALL, "--drain-timeout", "0", OBOL_ADMIN_KEY=ADMIN).start()
+def test_a_server_that_stops_goes_on_with_its_batches(start):
+    own = start(*SMALL, "--drain-timeout", "0", OBOL_ADMIN_KEY=ADMIN)
     made = key(own)
     http = client(own, made["key"])
     lines = [line(f"{n}", COMPLETIONS, max_tokens=harness.long(60), ignore_eos=True) for n in range(30)]

@@ -90,6 +90,8 @@ struct Answered {
     status: StatusCode,
     headers: HeaderMap,
     body: Value,
+    /// The same as it would have gone over the network: reading its numbers and writing them again may change them.
+    text: String,
 }
 
 impl Running {
@@ -279,21 +281,24 @@ impl Running {
 
     /// The line's record, with the receipt that was charged where that is another attempt's.
     fn ended(&self, line: Line, custom_id: &str, answered: Answered, charged: Option<Receipt>) -> Outcome {
-        let Answered { status, headers, mut body } = answered;
+        let Answered { status, headers, mut body, mut text } = answered;
         let request_id = headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let request_id = match charged.filter(|_| status.is_success()) {
             None => request_id,
             Some(receipt) => {
                 body["usage"]["cost"] = json!(receipt.total().as_f64());
                 body["usage"]["obol"] = receipt.to_json();
+                text = body.to_string();
                 Some(receipt.request().0.clone())
             }
         };
         let tokens = if status.is_success() { tokens(&body["usage"]) } else { Tokens::default() };
-        let response = json!({"status_code": status.as_u16(), "request_id": request_id, "body": body});
-        let id = self.record_id(line);
-        let record = json!({"id": id, "custom_id": custom_id, "response": response, "error": null});
-        Outcome { line: line.number, completed: status.is_success(), record: record.to_string(), tokens }
+        let (id, custom_id, request_id) = (json!(self.record_id(line)), json!(custom_id), json!(request_id));
+        let record = format!(
+            r#"{{"id":{id},"custom_id":{custom_id},"response":{{"status_code":{},"request_id":{request_id},"body":{text}}},"error":null}}"#,
+            status.as_u16()
+        );
+        Outcome { line: line.number, completed: status.is_success(), record, tokens }
     }
 }
 
@@ -327,8 +332,9 @@ async fn given_up(orders: &mut watch::Receiver<Order>) -> Order {
 async fn told(response: Response) -> Result<Answered, ApiError> {
     let (head, body) = response.into_parts();
     let bytes = body.collect().await.map_err(|_| ApiError::Bug)?.to_bytes();
-    let body = serde_json::from_slice(&bytes).map_err(|_| ApiError::Bug)?;
-    Ok(Answered { status: head.status, headers: head.headers, body })
+    let text = String::from_utf8(bytes.into()).map_err(|_| ApiError::Bug)?;
+    let body = serde_json::from_str(&text).map_err(|_| ApiError::Bug)?;
+    Ok(Answered { status: head.status, headers: head.headers, body, text })
 }
 
 /// What an answer means for its line.
@@ -344,7 +350,7 @@ enum Verdict {
 
 /// `left`: seconds until the window ends.
 fn verdict(answered: &Answered, left: u64) -> Verdict {
-    let Answered { status, headers, body } = answered;
+    let Answered { status, headers, body, .. } = answered;
     if status.is_success() {
         return Verdict::Result;
     }
@@ -387,7 +393,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.extend(after.map(|after| (header::RETRY_AFTER, HeaderValue::from(after))));
         let status = StatusCode::from_u16(status).unwrap();
-        Answered { status, headers, body: json!({"error": {"code": code}}) }
+        let body = json!({"error": {"code": code}});
+        Answered { status, headers, text: body.to_string(), body }
     }
 
     #[test]
