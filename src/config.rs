@@ -5,7 +5,6 @@
 mod alerts;
 mod batches;
 mod budgets;
-mod bytes;
 mod decimal;
 mod limits;
 mod rates;
@@ -32,7 +31,6 @@ pub use batches::BatchLimits;
 use batches::BatchesFile;
 use budgets::BudgetFile;
 pub use budgets::BudgetText;
-use bytes::bytes;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
 use rates::RatesFile;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::ConfigError;
-use super::bytes::bytes;
+use super::size::bytes;
 
 /// What files and batches may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
