@@ -12,9 +12,6 @@ import openai
 import pydantic
 import pytest
 
-# Before litellm is imported: its price list would come over the network.
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-
 HELLO = "What is the capital of France?"
 ADMIN = "sk-admin-of-the-client-tests"
 KILL_ROUNDS = int(os.environ.get("OBOL_KILL_ROUNDS", "3"))
@@ -288,13 +285,3 @@ def test_what_was_answered_is_there_after_kill_9(start):
     assert create(client_of(own), "default", previous_response_id=answered[-1].id).output_text
     assert own.stop() == 0, own.log()
     own.audit()
-
-
-def test_litellm_speaks_it_too(server, name):
-    import litellm
-
-    asked = {"model": f"openai/{name}", "api_base": f"{server.url}/v1", "api_key": "any", "input": HELLO}
-    response = litellm.responses(**asked, max_output_tokens=8)
-    assert response.output[0].content[0].text and response.usage.output_tokens <= 8
-    last = list(litellm.responses(**asked, max_output_tokens=8, stream=True))[-1]
-    assert last.type in ("response.completed", "response.incomplete")
