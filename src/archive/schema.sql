@@ -11,9 +11,10 @@ CREATE TABLE responses (
     previous TEXT,
     -- Unix nanoseconds.
     created INTEGER NOT NULL CHECK (created >= 0),
+    bytes INTEGER NOT NULL CHECK (bytes > 0),
     input TEXT NOT NULL,
-    response TEXT NOT NULL,
-    bytes INTEGER NOT NULL CHECK (bytes > 0)
+    response TEXT NOT NULL
 ) STRICT;
 
-CREATE INDEX responses_by_age ON responses (created);
+-- With the sizes, so that a start adds them up without reading the texts.
+CREATE INDEX responses_by_age ON responses (created, bytes);

@@ -47,11 +47,11 @@ fn item(path: &str, value: Value, own: &str, unknown: UnknownFields) -> Result<V
     let id = |prefix: &str| id.unwrap_or_else(|| format!("{prefix}_{own}"));
     // Where the item was in its making: all that come here are complete, or as complete as they will be.
     item.string("status")?;
+    item.only("caller", &[json!({"type": "direct"})], "only the model calls")?;
     let read = match kind.as_str() {
         "message" => message_of(&mut item, id("msg"), unknown)?,
         "function_call" => {
             item.only("namespace", &[], "functions have no namespaces")?;
-            item.only("caller", &[json!({"type": "direct"})], "only the model calls")?;
             item.only("async", &[json!(false)], "calls are answered before the model goes on")?;
             json!({
                 "id": id("fc"),
