@@ -7,6 +7,7 @@ mod batches;
 mod budgets;
 mod decimal;
 mod limits;
+mod origin;
 mod rates;
 mod responses;
 mod scheduling;
@@ -33,6 +34,7 @@ use budgets::BudgetFile;
 pub use budgets::BudgetText;
 pub use limits::{LimitSet, LimitSets, TaskCeilings};
 use limits::{LimitsFile, TasksFile};
+pub use origin::Origin;
 use rates::RatesFile;
 pub use rates::{DEFAULT_DEVICE_HOUR, DeviceRate, Rates};
 use responses::ResponsesFile;
@@ -197,6 +199,9 @@ pub struct ServeFlags {
     /// Request fields that the server does not know [default: reject]
     #[arg(long, env = "OBOL_UNKNOWN_FIELDS")]
     pub unknown_fields: Option<UnknownFields>,
+    /// Web pages that may call this server, as https://tools.example.com, with commas between; or *, any [default: none]
+    #[arg(long, env = "OBOL_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    pub cors_origins: Option<Vec<Origin>>,
     /// Seconds that running requests get to finish after SIGTERM [default: 30]
     #[arg(long, env = "OBOL_DRAIN_TIMEOUT", value_name = "SECONDS")]
     pub drain_timeout: Option<u64>,
@@ -277,6 +282,8 @@ pub struct Config {
     pub priority: Option<Vec<String>>,
     pub max_body: usize,
     pub unknown_fields: UnknownFields,
+    /// Whose web pages may call this server.
+    pub cors_origins: Vec<Origin>,
     pub drain_timeout: Duration,
     pub data_dir: PathBuf,
     pub rates: Rates,
@@ -348,6 +355,7 @@ impl Config {
             weights: file.scheduling.weights()?,
             pooling: flags.pooling.or(serve.pooling).unwrap_or_default(),
             max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),
+            cors_origins: flags.cors_origins.or(serve.cors_origins).unwrap_or_default(),
             unknown_fields: flags.unknown_fields.or(serve.unknown_fields).unwrap_or(UnknownFields::Reject),
             drain_timeout: Duration::from_secs(flags.drain_timeout.or(serve.drain_timeout).unwrap_or(30)),
             data_dir: places.data_dir.clone().or(file.data_dir).unwrap_or(default_data_dir),

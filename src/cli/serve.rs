@@ -190,6 +190,7 @@ async fn serve(
 
     let mut http_config = HttpConfig::new(devices::label(&metered.concat()), config.rates.currency.clone());
     http_config.unknown_fields = config.unknown_fields;
+    http_config.cors_origins.clone_from(&config.cors_origins);
     http_config.body_bytes_max = config.max_body;
     http_config.batches = Some(batches);
     let control = access.control.clone();

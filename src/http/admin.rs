@@ -404,3 +404,12 @@ impl From<Invalid> for BadSetting {
         Self::new(invalid.param.unwrap_or_default(), invalid.message)
     }
 }
+
+/// Whether a body makes a key, or changes the one that it names.
+pub(super) fn takes(body: &[u8], changes: bool) -> Result<(), Invalid> {
+    let mut fields = Fields::parse(body)?;
+    if changes {
+        fields.needed("key")?;
+    }
+    settings::taken(fields)
+}

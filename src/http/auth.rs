@@ -144,7 +144,7 @@ impl Access {
 
     fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Caller, ApiError> {
         match path {
-            "/health" | "/ready" => Ok(Caller::Anybody),
+            "/health" | "/ready" | "/docs" | "/openapi.json" => Ok(Caller::Anybody),
             "/metrics" => self.admit_scrape(headers),
             _ => self.admit_call(presented(headers)),
         }

@@ -34,7 +34,7 @@ enum Encoding {
 
 /// A request's own words, apart from its inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Wanted {
+pub(super) struct Wanted {
     encoding: Encoding,
     dimensions: Option<usize>,
 }
@@ -73,7 +73,7 @@ async fn answered(
     answer_vectors(app, ask, |vectors, receipt| body(&model, vectors, wanted, receipt)).await
 }
 
-fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, Wanted), Invalid> {
+pub(super) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, Wanted), Invalid> {
     let mut fields = Fields::parse(body)?;
     let model = model(&mut fields)?;
     let input = fields.take("input").ok_or_else(|| Invalid::new("input", "`input` is required"))?;

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use super::openapi::draw::{Kind, note};
 use crate::config::UnknownFields;
 
 /// A request field that cannot be honoured: becomes a 400.
@@ -69,6 +70,7 @@ impl Fields {
 
     /// Takes a field out, whatever its type; `None` when absent or null.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        note(|| self.path(name), || Kind::Any);
         self.left.remove(name).filter(|value| !value.is_null())
     }
 
@@ -89,6 +91,7 @@ impl Fields {
     }
 
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, Invalid> {
+        note(|| self.path(name), || Kind::Text);
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -97,6 +100,7 @@ impl Fields {
     }
 
     pub(crate) fn boolean(&mut self, name: &str) -> Result<Option<bool>, Invalid> {
+        note(|| self.path(name), || Kind::Flag);
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
@@ -106,6 +110,7 @@ impl Fields {
 
     /// A whole number within `range`; `4.0` counts as whole, since some clients send it.
     pub(crate) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Invalid> {
+        note(|| self.path(name), || Kind::Integer(*range.start(), *range.end()));
         let Some(value) = self.take(name) else { return Ok(None) };
         let path = self.path(name);
         let number = whole_number(&value).ok_or_else(|| wrong_type(&path, "an integer", &value))?;
@@ -126,16 +131,19 @@ impl Fields {
 
     /// A finite number within `range`.
     pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f32>, Invalid> {
+        note(|| self.path(name), || Kind::Number(*range.start(), *range.end()));
         let Some(value) = self.take(name) else { return Ok(None) };
         number_in(&self.path(name), &value, range).map(Some)
     }
 
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<Self>, Invalid> {
+        note(|| self.path(name), || Kind::Object);
         let Some(value) = self.take(name) else { return Ok(None) };
         Self::of(&self.path(name), value).map(Some)
     }
 
     pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, Invalid> {
+        note(|| self.path(name), || Kind::Array);
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -164,6 +172,7 @@ impl Fields {
 
     /// A field that we know but do not honour: only the values that change nothing are accepted.
     pub(crate) fn only(&mut self, name: &str, accepted: &[Value], instead: &str) -> Result<(), Invalid> {
+        note(|| self.path(name), || Kind::Only(accepted.to_vec()));
         let Some(value) = self.take(name) else { return Ok(()) };
         if accepted.contains(&value) {
             return Ok(());

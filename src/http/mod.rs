@@ -20,6 +20,7 @@ mod generate;
 mod health;
 mod models;
 mod openai;
+mod openapi;
 mod origin;
 mod receipts;
 mod responses;
@@ -38,14 +39,17 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderValue, Method};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
+use tower::util::option_layer;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::archive::Archive;
 use crate::batches::Batches;
-use crate::config::UnknownFields;
+use crate::config::{Origin, UnknownFields};
 use crate::ledger::Ledger;
 use crate::pipeline::App;
 pub use auth::{Access, MetricsAccess};
@@ -61,6 +65,8 @@ pub struct HttpConfig {
     /// ISO code of the rate card's currency, for `x-obol-currency`.
     pub currency: String,
     pub unknown_fields: UnknownFields,
+    /// Whose web pages may call this server.
+    pub cors_origins: Vec<Origin>,
     pub body_bytes_max: usize,
     /// How long a body may take to arrive.
     pub body_time_max: Duration,
@@ -79,6 +85,7 @@ impl HttpConfig {
             device: device.into(),
             currency: currency.into(),
             unknown_fields: UnknownFields::Reject,
+            cors_origins: Vec::new(),
             body_bytes_max: 8 << 20,
             body_time_max: Duration::from_secs(30),
             choices_max: 16,
@@ -130,8 +137,25 @@ impl Server {
     }
 }
 
+/// Lets these web pages call, and read the headers that have the cost.
+fn cors(origins: &[Origin]) -> CorsLayer {
+    let named = origins.iter().filter_map(|origin| match origin {
+        Origin::Any => None,
+        Origin::Is(text) => Some(HeaderValue::try_from(text).expect("checked to be printable")),
+    });
+    let any = origins.contains(&Origin::Any);
+    let allowed = if any { AllowOrigin::any() } else { AllowOrigin::list(named) };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::any())
+        .max_age(Duration::from_secs(3600))
+}
+
 /// All routes, with the envelope around them.
 pub fn router(server: Arc<Server>) -> Router {
+    let origins = &server.config.cors_origins;
     Router::new()
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completions))
@@ -166,11 +190,15 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(scrape::metrics))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .merge(admin::routes())
         .fallback(envelope::unknown_path)
         .layer(from_fn_with_state(Arc::clone(&server), auth::authenticate))
         .layer(from_fn_with_state(Arc::clone(&server), envelope::envelope))
-        .with_state(server)
+        // A browser asks first, with no key.
+        .layer(option_layer((!origins.is_empty()).then(|| cors(origins))))
+        .with_state(Arc::clone(&server))
 }
 
 /// Serves until `shutdown` resolves, then until the last connection is done.

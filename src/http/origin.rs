@@ -90,6 +90,22 @@ pub(super) fn asker(
 }
 
 impl Asker {
+    /// Nobody, for parsers that are only looked at.
+    pub(crate) fn nobody(endpoint: &'static str) -> Self {
+        Self {
+            request: RequestId::new(),
+            endpoint,
+            caller: Caller::Anybody,
+            client_request_id: None,
+            idempotency_key: None,
+            depth: None,
+            parent: None,
+            tags: Tags::new(),
+            required: Arc::new([]),
+            priority: None,
+        }
+    }
+
     /// The tier, if its tenant may ask for it; the lines of batches have their own.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod http_budgets;
 mod http_errors;
 mod http_keys;
 mod http_messages;
+mod http_pages;
 mod http_probes;
 mod http_replicas;
 mod http_responses;

@@ -24,6 +24,13 @@ pub(super) fn apply(
     Ok(fields.finish(unknown)?)
 }
 
+/// Whether these are settings.
+pub(super) fn taken(mut fields: Fields) -> Result<(), Invalid> {
+    read(&mut fields, &mut KeySettings::default(), UnixNanos(0))?;
+    refuse_what_is_not_honoured(&mut fields)?;
+    fields.finish(UnknownFields::Reject)
+}
+
 fn read(fields: &mut Fields, set: &mut KeySettings, now: UnixNanos) -> Result<(), Invalid> {
     change(fields, "key_alias", &mut set.alias, Fields::string)?;
     change(fields, "duration", &mut set.expires, |fields, name| expiry(fields, name, now))?;

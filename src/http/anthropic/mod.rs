@@ -22,6 +22,7 @@ use super::generate::{answer, received, refused};
 use super::{Server, origin};
 use crate::pipeline::{self, Prompt};
 use crate::units::RequestId;
+pub(super) use request::{parse, parse_count};
 use tell::Message;
 
 /// Answers a conversation.
@@ -45,7 +46,7 @@ async fn answered(
     let (head, bytes) = received(server, request).await?;
     let app = server.app()?;
     let asker = origin::asker(server, caller, &head.headers, id, "/v1/messages")?;
-    let (ask, stream) = request::parse(&bytes, &server.rules(app), asker)?;
+    let (ask, stream) = parse(&bytes, &server.rules(app), asker)?;
     let teller = Message::new(app, &ask.origin.request);
     answer(server, app, ask, teller, stream, &head).await
 }
@@ -58,7 +59,7 @@ pub(super) async fn count_tokens(
 ) -> Result<Json<Value>, ApiError> {
     let (_, bytes) = received(&server, request).await?;
     let app = server.app()?;
-    let (model, chat) = request::parse_count(&bytes, &server.rules(app))?;
+    let (model, chat) = parse_count(&bytes, &server.rules(app))?;
     app.check_model(&model)?;
     app.check_allowed(caller.key().map(|key| &**key), &model)?;
     let tokens = pipeline::tokenize(app, Prompt::Chat(chat)).await?;

@@ -13,7 +13,7 @@ use crate::pipeline::{Ask, Prompt};
 use crate::text::dialect::Chat;
 
 /// The request, and whether its answer is streamed.
-pub(super) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, bool), Invalid> {
+pub(in crate::http) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, bool), Invalid> {
     let mut fields = Fields::parse(body)?;
     let mut common = Common::read_core(&mut fields, rules)?;
     let limit = MaxTokens::read(&mut fields)?;
@@ -34,7 +34,7 @@ pub(super) fn parse(body: &[u8], rules: &Rules, asker: Asker) -> Result<(Ask, bo
 }
 
 /// The model and the chat whose tokens are to be counted.
-pub(super) fn parse_count(body: &[u8], rules: &Rules) -> Result<(String, Chat), Invalid> {
+pub(in crate::http) fn parse_count(body: &[u8], rules: &Rules) -> Result<(String, Chat), Invalid> {
     let mut fields = Fields::parse(body)?;
     let model = fields.string("model")?;
     let model = model.ok_or_else(|| required("model"))?;

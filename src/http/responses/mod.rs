@@ -28,7 +28,8 @@ use crate::pipeline::{self, Prompt};
 use crate::units::RequestId;
 use kept::{Keeper, history};
 pub(super) use kept::{cancel, delete, input_items, one};
-use request::{Requested, read_to_count};
+pub(super) use request::Requested;
+use request::read_to_count;
 
 /// Answers what was said, and what was said before it.
 pub(super) async fn create(

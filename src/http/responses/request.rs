@@ -29,7 +29,7 @@ const INCLUDES_NOTHING: [&str; 7] = [
 ];
 
 /// A request for a response, before what it goes on from is known.
-pub(super) struct Requested {
+pub(in crate::http) struct Requested {
     common: Common,
     limit: MaxTokens,
     chat: Spoken,
@@ -50,7 +50,7 @@ pub(super) struct Spoken {
 }
 
 impl Requested {
-    pub(super) fn read(body: &[u8], rules: &Rules, request: &RequestId) -> Result<Self, Invalid> {
+    pub(in crate::http) fn read(body: &[u8], rules: &Rules, request: &RequestId) -> Result<Self, Invalid> {
         let mut fields = Fields::parse(body)?;
         let settings = settings(&fields);
         let mut common = Common::read_core(&mut fields, rules)?;
