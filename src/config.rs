@@ -244,6 +244,7 @@ struct File {
     alerts: AlertsFile,
     #[serde(default)]
     responses: ResponsesFile,
+    #[serde(default)]
     batches: BatchesFile,
 }
 
