@@ -114,6 +114,20 @@ def test_responses(server):
     assert found["second"]["usage"]["input_tokens"] > found["first"]["usage"]["total_tokens"]
 
 
+def test_a_batch_of_a_file(server):
+    text = ask(server, "chat")["answer"]["choices"][0]["message"]["content"]
+    found = ask(server, "batch")
+    assert found["batch"]["status"] == "completed" and found["deleted"] is True
+    counts = found["batch"]["request_counts"]
+    assert (counts["total"], counts["completed"], counts["failed"]) == (2, 1, 1)
+    [output], [error] = found["outputs"], found["errors"]
+    assert (output["custom_id"], error["custom_id"]) == ("line-0", "line-1")
+    answer = output["response"]["body"]
+    assert answer["choices"][0]["message"]["content"] == text
+    receipt = cost_of(answer["usage"])
+    assert receipt == server.receipt(receipt["request_id"])
+
+
 def test_an_aborted_stream_leaves_one_settled_receipt(server):
     found = ask(server, "abort")
     assert found["seen"] >= 4

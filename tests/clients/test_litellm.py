@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from typing import Literal
 
 # Before litellm is imported: its price list would come over the network.
@@ -126,6 +127,27 @@ def test_embeddings(server, client, name):
     assert [item["embedding"] for item in answer.data] == [item.embedding for item in same.data]
     assert answer.usage.prompt_tokens == same.usage.prompt_tokens
     assert answer._hidden_params["response_cost"] > 0
+
+
+def test_a_batch_of_a_file(server):
+    provider = {"custom_llm_provider": "openai", "api_base": f"{server.url}/v1", "api_key": "any"}
+    body = {"model": "default", "messages": HELLO, "temperature": 0, "max_tokens": 24}
+    line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    lines = ("lines.jsonl", json.dumps(line).encode())
+    file = litellm.create_file(file=lines, purpose="batch", **provider)
+    batch = litellm.create_batch(
+        completion_window="24h", endpoint="/v1/chat/completions", input_file_id=file.id, **provider
+    )
+    deadline = time.monotonic() + 120
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.1)
+        batch = litellm.retrieve_batch(batch_id=batch.id, **provider)
+    assert batch.status == "completed"
+    output = json.loads(litellm.file_content(file_id=batch.output_file_id, **provider).content)
+    answer = output["response"]["body"]
+    assert answer["choices"][0]["message"]["content"] == litellm.completion(**asked(server)).choices[0].message.content
+    assert answer["usage"]["cost"] == pytest.approx(float(answer["usage"]["obol"]["cost"]["total"]))
 
 
 def test_errors_are_the_packages_own(server):

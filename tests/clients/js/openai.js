@@ -1,7 +1,7 @@
 // One case of test_javascript.py through the `openai` package: `node openai.js CASE` asks the server at OBOL_URL and
 // prints what came back as JSON. What is right is decided there.
 
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
@@ -136,6 +136,28 @@ const cases = {
     const helper = await client.responses.stream(asked).finalResponse();
     const second = await client.responses.create({ ...asked, input: "And of Italy?", previous_response_id: first.id });
     return { first, text: first.output_text, events, helper: helper.output_text, second };
+  },
+
+  async batch() {
+    const body = { ...greedy, messages: hello };
+    const asked = [body, { ...body, temperature: -1 }].map((body, number) =>
+      JSON.stringify({ custom_id: `line-${number}`, method: "POST", url: "/v1/chat/completions", body }),
+    );
+    const lines = await toFile(Buffer.from(asked.join("\n")), "lines.jsonl");
+    const file = await client.files.create({ file: lines, purpose: "batch" });
+    const made = { input_file_id: file.id, endpoint: "/v1/chat/completions", completion_window: "24h" };
+    let batch = await client.batches.create(made);
+    while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+      await new Promise((wake) => setTimeout(wake, 100));
+      batch = await client.batches.retrieve(batch.id);
+    }
+    const read = async (id) => {
+      const text = await (await client.files.content(id)).text();
+      return text.trim().split("\n").map((line) => JSON.parse(line));
+    };
+    const [outputs, errors] = [await read(batch.output_file_id), await read(batch.error_file_id)];
+    const deleted = await client.files.delete(file.id);
+    return { batch, outputs, errors, deleted: deleted.deleted };
   },
 
   async abort() {
