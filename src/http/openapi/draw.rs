@@ -179,7 +179,7 @@ impl Node {
 
 /// Of a field that must be there: null counts as absent.
 fn there(mut schema: Value) -> Value {
-    if let Some(kinds) = schema["type"].as_array_mut() {
+    if let Some(kinds) = schema.get_mut("type").and_then(Value::as_array_mut) {
         kinds.retain(|kind| kind != "null");
     }
     schema
@@ -204,7 +204,7 @@ mod tests {
         fields.string("name")?.ok_or_else(|| required("name"))?;
         fields.integer("n", 1..=16)?;
         fields.only("store", &[json!(false)], "nothing is kept")?;
-        fields.take("stop");
+        fields.take("stop").ok_or_else(|| required("stop"))?;
         for (at, part) in fields.array("parts")?.unwrap_or_default().into_iter().enumerate() {
             let mut part = Fields::of(&format!("parts[{at}]"), part)?;
             part.boolean("bold")?;
@@ -218,15 +218,16 @@ mod tests {
 
     #[test]
     fn what_a_parser_asks_for_is_drawn() {
-        let samples = [json!({"name": "a", "parts": [{}, {}], "options": {}})];
-        let notes = [("stop", json!({"type": "string"})), ("n", json!({"description": "how many"}))];
+        let samples = [json!({"name": "a", "stop": "b", "parts": [{}, {}], "options": {}})];
+        let notes =
+            [("stop", json!({"anyOf": [{"type": "string"}]})), ("n", json!({"description": "how many"}))];
         let want = json!({
-            "type": "object", "additionalProperties": false, "required": ["name"],
+            "type": "object", "additionalProperties": false, "required": ["name", "stop"],
             "properties": {
                 "name": {"type": ["string"]},
                 "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 16, "description": "how many"},
                 "store": {"enum": [false, null]},
-                "stop": {"type": "string"},
+                "stop": {"anyOf": [{"type": "string"}]},
                 "parts": {"type": ["array", "null"], "items": {
                     "type": "object", "additionalProperties": false,
                     "properties": {"bold": {"type": ["boolean", "null"]}},
@@ -241,6 +242,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "is no sample")]
     fn a_sample_that_is_refused_is_found() {
-        schema(&[json!({"name": "a", "n": 17})], &[], parse);
+        schema(&[json!({"name": "a", "stop": "b", "n": 17})], &[], parse);
     }
 }
