@@ -32,8 +32,15 @@ fn scheduler(c: &mut Criterion) {
     let prefills = (0..running.len()).filter(|index| running[*index].remaining() > 1).map(Turn::Running);
     let turns: Vec<Turn> = prefills.chain(waiting).collect();
     let mut group = c.benchmark_group("plan of 256 running and 1,000 waiting");
-    let limits =
-        Limits { step_tokens: 512, crowd_tokens: 512, favoured: None, sequences: 256, block_size: BLOCK };
+    let limits = Limits {
+        step_tokens: 512,
+        crowd_tokens: 512,
+        batch_tokens: 512,
+        batch_tokens_beside: 512,
+        favoured: None,
+        sequences: 256,
+        block_size: BLOCK,
+    };
     for (name, limits, available) in [
         ("full", limits, 8_000),
         (

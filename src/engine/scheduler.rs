@@ -6,7 +6,11 @@
 //! what is running, and nobody overtakes it. When a prompt of one line is done in a step, those of lines after it
 //! take part with few tokens, for they would hold its first token up. Nor do prompts that have others of their tenant
 //! beside them make a step longer than `crowd_tokens`: whoever comes meanwhile waits for its end. Who is held back for
-//! a prompt takes no part in a step that computes some of it, and keeps its blocks.
+//! a prompt takes no part in a step that computes some of it, and keeps its blocks. The tier `batch` has few tokens of
+//! a step, so that whoever comes meanwhile does not wait for long, and fewer beside others, whose step it makes longer.
+
+use super::lines::{Line, tier};
+use crate::request::Tier;
 
 /// A running sequence, as the scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +74,9 @@ pub struct Limits {
     pub step_tokens: usize,
     /// Prompt tokens of a step with which those of a crowd end: from 1 to `step_tokens`.
     pub crowd_tokens: usize,
+    /// Tokens that sequences of the tier `batch` may have in a step, together: by themselves, and beside others.
+    pub batch_tokens: usize,
+    pub batch_tokens_beside: usize,
     /// Nobody who is held back for it has turns.
     pub favoured: Option<Favoured>,
     /// At most `step_tokens`, so that every decode fits in a step.
@@ -82,6 +89,10 @@ impl Limits {
     fn beside(&self) -> usize {
         (self.crowd_tokens / 8).max(1)
     }
+}
+
+fn is_batch(line: Line) -> bool {
+    tier(line) == Tier::Batch
 }
 
 /// The next step, in buffers that are used again. Indices are into the views; tokens are how many each computes.
@@ -133,7 +144,9 @@ pub fn plan(
     let StepPlan { run, admit, preempt, blocked, held, spare_tokens, spare_blocks, tokens, lines } = plan;
     let budget = limits.step_tokens;
     let (kept, prompts, done) = (running.len(), 0, None);
-    let mut step = Step { running, limits, available, tokens, kept, budget, prompts, lines, done };
+    let (batch, others) = (0, 0);
+    let mut step =
+        Step { running, limits, available, tokens, kept, budget, prompts, batch, others, lines, done };
     step.decode(|view| !view.held);
     // With blocks for all that runs nobody needs to be preempted for a prompt.
     let mut free = step.free().filter(|_| step.kept == running.len());
@@ -152,7 +165,8 @@ pub fn plan(
         }
     }
     preempt.extend((step.kept..running.len()).rev());
-    (*spare_tokens, *spare_blocks) = (step.budget, free.unwrap_or(0));
+    let spare = if step.batch > 0 { step.left_to_batch() } else { step.budget };
+    (*spare_tokens, *spare_blocks) = (spare, free.unwrap_or(0));
     run.extend((0..step.kept).filter(|i| step.tokens[*i] > 0).map(|i| (i, step.tokens[i])));
 }
 
@@ -166,6 +180,9 @@ struct Step<'a> {
     budget: usize,
     /// Prompt tokens given.
     prompts: usize,
+    /// Tokens given to the tier `batch`, and to all others.
+    batch: usize,
+    others: usize,
     /// Prompt tokens given to each line.
     lines: &'a mut Vec<usize>,
     /// Of the first prompt that is done in this step.
@@ -221,7 +238,7 @@ impl Step<'_> {
             tokens = self.most(line, crowd, remaining);
         }
         self.available -= self.new_blocks(index, tokens);
-        self.budget -= tokens;
+        self.spend(line, tokens);
         self.tokens[index] = tokens;
         if remaining > 1 {
             self.gave(line, tokens, remaining);
@@ -233,6 +250,11 @@ impl Step<'_> {
         let victim = self.kept;
         self.available += self.running[victim].exclusive + self.new_blocks(victim, self.tokens[victim]);
         self.budget += self.tokens[victim];
+        if is_batch(self.running[victim].line) {
+            self.batch -= self.tokens[victim];
+        } else {
+            self.others -= self.tokens[victim];
+        }
         if self.running[victim].remaining() > 1 {
             self.prompts -= self.tokens[victim];
         }
@@ -242,6 +264,9 @@ impl Step<'_> {
     /// The tokens that a line may have of as many: one decodes, more are of a prompt.
     fn most(&self, line: usize, crowd: bool, remaining: usize) -> usize {
         let mut most = remaining.min(self.budget);
+        if is_batch(line) {
+            most = most.min(self.left_to_batch());
+        }
         if remaining > 1 && crowd {
             most = most.min(self.limits.crowd_tokens.saturating_sub(self.prompts));
         }
@@ -250,6 +275,22 @@ impl Step<'_> {
             most = most.min(self.limits.beside().saturating_sub(given));
         }
         most
+    }
+
+    /// What the tier `batch` may still have. Its turns come after everybody's, so that others have theirs by then.
+    fn left_to_batch(&self) -> usize {
+        let Limits { batch_tokens, batch_tokens_beside, .. } = self.limits;
+        let most = if self.others > 0 { *batch_tokens_beside } else { *batch_tokens };
+        most.saturating_sub(self.batch).min(self.budget)
+    }
+
+    fn spend(&mut self, line: usize, tokens: usize) {
+        self.budget -= tokens;
+        if is_batch(line) {
+            self.batch += tokens;
+        } else {
+            self.others += tokens;
+        }
     }
 
     fn gave(&mut self, line: usize, tokens: usize, remaining: usize) {
@@ -297,7 +338,7 @@ impl Step<'_> {
             }
             // All of its blocks are spoken for, though the first chunk may take fewer.
             *free -= needed;
-            self.budget -= tokens;
+            self.spend(view.line, tokens);
             self.gave(view.line, tokens, remaining);
             admitted.push((waiting - 1, tokens));
         }
@@ -309,8 +350,15 @@ impl Step<'_> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { step_tokens: 16, crowd_tokens: 16, favoured: None, sequences: 4, block_size: 4 };
+    const LIMITS: Limits = Limits {
+        step_tokens: 16,
+        crowd_tokens: 16,
+        batch_tokens: 16,
+        batch_tokens_beside: 16,
+        favoured: None,
+        sequences: 4,
+        block_size: 4,
+    };
 
     fn decode(length: usize) -> Running {
         let blocks = (length - 1).div_ceil(4);
@@ -488,6 +536,25 @@ mod tests {
         // Where the favoured one finds no room there is nothing to wait for.
         assert_eq!(plan(&crowd, &[of(0, 48)], 20).1, [(0, 1), (1, 14), (2, 1)]);
         assert_eq!(plan(&crowd, &[], 20).1, [(0, 1), (1, 14), (2, 1)]);
+    }
+
+    #[test]
+    fn a_batch_has_few_tokens_of_a_step_and_fewer_beside_others() {
+        let batch = |view: Running| Running { line: 3, ..view };
+        let plan = |running: &[Running], waiting: &[Waiting]| {
+            let mut plan = StepPlan::default();
+            let limits = Limits { batch_tokens: 5, batch_tokens_beside: 1, ..LIMITS };
+            super::plan(running, turns(running, waiting), 99, &limits, &mut plan);
+            (plan.run, plan.admit, plan.spare_tokens)
+        };
+        let waiting = Waiting { line: 3, ..fresh(9) };
+        let decodes = [batch(decode(6)), batch(decode(9))];
+        assert_eq!(plan(&decodes, &[waiting]), (vec![(0, 1), (1, 1)], vec![(0, 3)], 0));
+        assert_eq!(plan(&decodes, &[]), (vec![(0, 1), (1, 1)], vec![], 3));
+        let beside = [decode(6), batch(decode(6)), batch(decode(9)), batch(prefill(4, 40))];
+        assert_eq!(plan(&beside, &[]), (vec![(0, 1), (1, 1)], vec![], 0), "the others sit this one out");
+        assert_eq!(plan(&[decode(6)], &[waiting]), (vec![(0, 1)], vec![(0, 1)], 0));
+        assert_eq!(plan(&[decode(6)], &[fresh(9), waiting]), (vec![(0, 1)], vec![(0, 9), (1, 1)], 0));
     }
 
     #[test]

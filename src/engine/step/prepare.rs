@@ -36,9 +36,12 @@ impl Engine {
             held: order.holds(s.line),
         }));
         let now = partition.cursor();
+        let batch_tokens = |parts| turns::parts(&calibration.decode, parts, config.step_tokens);
         let limits = Limits {
             step_tokens: config.step_tokens,
             crowd_tokens: order.crowd_tokens(fair, now, config.step_tokens, &calibration.decode),
+            batch_tokens: batch_tokens(turns::BATCH_PARTS),
+            batch_tokens_beside: batch_tokens(turns::BATCH_PARTS_BESIDE),
             favoured,
             sequences: config.max_sequences,
             block_size: config.block_size,

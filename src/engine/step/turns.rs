@@ -21,9 +21,9 @@
 //! again costs the house at most one such sequence for each place that it takes, or those whose blocks it needs.
 //!
 //! What is of the tier `batch` runs where others leave room: its sequences sit out every step that computes another's
-//! prompt, its prompts make no step longer than `crowd_tokens`, and it gives its places and blocks to whoever waits for
-//! them. So whoever comes beside a batch waits for one such step. As long as prompts of others come without a pause, it
-//! does not get on.
+//! prompt, have few tokens of any step ([`BATCH_PARTS`]) and fewer beside others ([`BATCH_PARTS_BESIDE`]), and give their
+//! places and blocks to whoever waits for them. So whoever comes beside a batch waits for one such step, and its answer
+//! is a little slower. As long as prompts of others come without a pause, a batch does not get on.
 //!
 //! Knows no device or client. Invariant: one tenant alone is served in order of arrival, a tier at a time.
 
@@ -43,7 +43,14 @@ const COMPANY: DeviceNanos = DeviceNanos(60_000_000_000);
 
 /// A flood's prompts make a step as many times as long as its fixed part, so that shorter steps cost a flood no more
 /// than that part of its throughput.
-const FIXED_PARTS: u64 = 16;
+const FIXED_PARTS: (u64, u64) = (16, 1);
+
+/// What is of the tier `batch` makes a step as many times as long as its fixed part: whoever comes meanwhile waits for
+/// it.
+pub(super) const BATCH_PARTS: (u64, u64) = (8, 1);
+
+/// And this beside others, who decode: there each of their tokens takes so much longer.
+pub(super) const BATCH_PARTS_BESIDE: (u64, u64) = (1, 2);
 
 /// One line while a step is planned.
 #[derive(Clone, Default)]
@@ -215,8 +222,7 @@ impl Order {
         if !batch && self.company.is_none_or(|at| now > at + COMPANY) {
             return step_tokens;
         }
-        let tokens = decode.step.saturating_mul(FIXED_PARTS).checked_div(decode.token).unwrap_or(u64::MAX);
-        usize::try_from(tokens).unwrap_or(usize::MAX).clamp(1, step_tokens)
+        parts(decode, FIXED_PARTS, step_tokens)
     }
 
     /// Whether it matters who loses blocks so that another may begin.
@@ -226,6 +232,13 @@ impl Order {
             running.iter().any(|s| s.line != first) || waiting.waiting().nth(1).is_some()
         })
     }
+}
+
+/// Tokens that make a step so many times, as a fraction, as long as its fixed part; at least one.
+pub(super) fn parts(decode: &Coefficients, (times, of): (u64, u64), step_tokens: usize) -> usize {
+    let tokens = decode.step.saturating_mul(times) / of;
+    let tokens = tokens.checked_div(decode.token).unwrap_or(u64::MAX);
+    usize::try_from(tokens).unwrap_or(usize::MAX).clamp(1, step_tokens)
 }
 
 /// The lines of the line's tenant.
