@@ -25,8 +25,10 @@ COMPLETIONS = "/v1/completions"
 def guarded(tmp_path_factory) -> harness.Server:
     data_dir = tmp_path_factory.mktemp("batches") / "data"
     config = data_dir.with_name("obol.toml")
-    config.write_text("[batches]\nmax_file = '1MiB'\nmax_lines = 2000\nmax_running = 8\n")
-    own = harness.Server(data_dir, *SMALL, "--config", str(config), OBOL_ADMIN_KEY=ADMIN).start()
+    config.write_text("[batches]\nmax_file = '1MiB'\nmax_lines = 2000\nmax_running = 8\n[rates.tiers]\nbatch = '0.5'\n")
+    # One place in the queue, of which lines of batches take none: a live client is never told that it is full.
+    flags = (*SMALL, "--queue-depth", "1", "--max-sequences", "4", "--config", str(config))
+    own = harness.Server(data_dir, *flags, OBOL_ADMIN_KEY=ADMIN).start()
     yield own
     assert own.alive(), own.log()
     own.wait_idle()
@@ -114,6 +116,9 @@ def test_results_have_their_ids_and_cost_what_their_receipts_say(guarded):
         assert body["object"] == "chat.completion" and body["choices"][0]["message"]["content"]
         receipt = by_id[result["response"]["request_id"]]
         assert receipt["tenant"] == "nightly" and body["usage"]["obol"] == receipt, custom_id
+        assert receipt["service_tier"] == "batch"
+        cost = {name: picos(receipt["cost"][name]) for name in ("total", "time", "memory", "discount")}
+        assert cost["total"] == cost["time"] + cost["memory"] - cost["discount"] and cost["discount"] > 0
         assert receipt["client_request_id"].startswith(f"{batch.id}:")
         total += picos(receipt["cost"]["total"])
         tokens += body["usage"]["completion_tokens"]
