@@ -124,6 +124,7 @@ fn start(
     let (logits, ahead) = ([0.0, 1.0, 0.5, 0.2], ahead.then(VecDeque::new));
     let engine = EngineHandle::start(Parts {
         model: Box::new(Instantly { logits, ahead, steps }),
+        encoder: None,
         config,
         calibration: Calibration::uniform(COST),
         clock: Arc::new(SystemClock::start()) as Arc<dyn Clock>,

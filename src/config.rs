@@ -190,7 +190,10 @@ pub struct ServeFlags {
     /// Whose request is next: that of the tenant charged least by its weight, or who came first [default: fair]
     #[arg(long, env = "OBOL_SCHEDULING")]
     pub scheduling: Option<Scheduling>,
-    /// Hidden states that an embedding is made of: last, of the input's last token, or mean, of all [default: last]
+    /// A second model, for embeddings: a catalog name (all-minilm-l6-v2) or the directory of a BERT with safetensors
+    #[arg(long, env = "OBOL_EMBEDDING_MODEL", value_name = "NAME|PATH")]
+    pub embedding_model: Option<String>,
+    /// Hidden states of the model that an embedding is made of: last, of the input's last token, or mean, of all [default: last]
     #[arg(long, env = "OBOL_POOLING")]
     pub pooling: Option<Pooling>,
     /// Largest request body, like 8MiB [default: 8MiB]
@@ -278,6 +281,7 @@ pub struct Config {
     pub scheduling: Scheduling,
     /// Of tenants, for fair scheduling.
     pub weights: Weights,
+    pub embedding_model: Option<String>,
     pub pooling: Pooling,
     /// The tenants that may ask for the tier `priority`; `None`: all.
     pub priority: Option<Vec<String>>,
@@ -354,6 +358,7 @@ impl Config {
             scheduling: flags.scheduling.or(serve.scheduling).unwrap_or(Scheduling::Fair),
             priority: file.scheduling.priority.clone(),
             weights: file.scheduling.weights()?,
+            embedding_model: flags.embedding_model.or(serve.embedding_model),
             pooling: flags.pooling.or(serve.pooling).unwrap_or_default(),
             max_body: bytes("max_body", flags.max_body.or(serve.max_body))?.map_or(8 << 20, |b| b as usize),
             cors_origins: flags.cors_origins.or(serve.cors_origins).unwrap_or_default(),

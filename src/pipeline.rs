@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use admission::{Admission, Policy, budget_resets_at, follow, foreseen, heed};
 use admission::{Admitted, refused};
 use app::Open;
-pub use app::{App, Parts, Served};
+pub use app::{App, Embedder, Parts, Served};
 pub use ask::{Ask, Length, Origin, Prompt};
 pub use choice::Scored;
 pub use failure::Failure;
@@ -54,12 +54,15 @@ use replicas::Events;
 pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     let open = app.opened();
     app.check_accepting()?;
-    app.check_model(&ask.model)?;
+    let served = match ask.vectors_of {
+        Some(_) => app.check_model(&ask.model)?,
+        None => app.check_generates(&ask.model)?,
+    };
     let key = ask.origin.key.as_deref();
     app.check_allowed(key, &ask.model)?;
     let choices = ask.choices * u32::try_from(ask.prompts.len()).expect("requests have few prompts");
     let ceiling = match ask.vectors_of {
-        Some(_) => app.vector_size().map(|_| None)?,
+        Some(_) => app.vector_size(&ask.model).map(|_| None)?,
         None => ask.length.ceiling(key, choices)?,
     };
     let batch = ask.origin.batch.clone();
@@ -73,12 +76,12 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         Prompt::Chat(chat) => app.turn_form(chat),
         Prompt::Text { .. } | Prompt::Tokens(_) => TurnForm::default(),
     };
-    let prompts = tokenize_all(app, ask.prompts).await?;
+    let prompts = tokenize_all(app, &ask.model, ask.prompts).await?;
     // What must look like something begins with it.
     form.thinks = form.thinks.filter(|_| ask.form.is_none()).map(|_| app.ends_in_thought(&prompts[0]));
     let shown = app.shown_tokens(&form);
     let grammar = compile(app, ask.form).await?;
-    let context = app.served().context_length;
+    let context = served.context_length;
     let max_tokens = match ask.vectors_of {
         Some(_) => ask::check_inputs(param, &prompts, context).map(|()| 0)?,
         None => ask.length.resolve(param, &prompts, context, ceiling)?,
@@ -103,7 +106,7 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
     };
     let tier = if batch.is_some() { Tier::Batch } else { ask.tier };
     let (ticket, receipt) =
-        app.ledger().adopt(RequestContext { purse, ..context_of(app, ask.origin, tier) })?;
+        app.ledger().adopt(RequestContext { purse, ..context_of(served, ask.origin, tier) })?;
     called.into_iter().for_each(Called::stands);
     // From here to the settler there is no await: an adopted request is always submitted and settled.
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
@@ -122,7 +125,10 @@ pub async fn run(app: &Arc<App>, ask: Ask) -> Result<Answer, Failure> {
         },
         grammar,
         score_prompts: ask.score_prompts,
-        vectors: ask.vectors_of.map(|_| Vectors::Pooled(app.served().pooling)),
+        vectors: ask.vectors_of.map(|_| match app.embedder_named(&ask.model) {
+            Some(_) => Vectors::Encoded,
+            None => Vectors::Pooled(served.pooling),
+        }),
         salt,
         id,
         tenant,
@@ -373,21 +379,23 @@ impl Driver {
     }
 }
 
-/// The tokens of a prompt: template and tokenizer.
+/// The tokens of a prompt: a model's template and tokenizer.
 ///
 /// # Errors
 /// `Invalid` when the template refuses the messages, or there is none.
-pub async fn tokenize(app: &Arc<App>, prompt: Prompt) -> Result<Vec<u32>, Failure> {
-    let mut tokens = tokenize_all(app, vec![prompt]).await?;
+pub async fn tokenize(app: &Arc<App>, model: &str, prompt: Prompt) -> Result<Vec<u32>, Failure> {
+    let mut tokens = tokenize_all(app, model, vec![prompt]).await?;
     Ok(tokens.pop().expect("one prompt has one list of tokens"))
 }
 
 /// As [`tokenize`], of several prompts in one go.
-async fn tokenize_all(app: &Arc<App>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Failure> {
+async fn tokenize_all(app: &Arc<App>, model: &str, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, Failure> {
     if prompts.iter().all(|prompt| matches!(prompt, Prompt::Tokens(_))) {
-        return prompts.into_iter().map(|prompt| app.tokens_of(prompt)).collect();
+        return prompts.into_iter().map(|prompt| app.tokens_of(model, prompt)).collect();
     }
-    on_a_worker(app, move |app| prompts.into_iter().map(|prompt| app.tokens_of(prompt)).collect()).await
+    let model = model.to_owned();
+    let each = move |app: &App| prompts.into_iter().map(|prompt| app.tokens_of(&model, prompt)).collect();
+    on_a_worker(app, each).await
 }
 
 /// The grammar of a form, read on such a thread too.
@@ -418,7 +426,7 @@ async fn on_a_worker<T: Send + 'static>(
     }
 }
 
-fn context_of(app: &App, origin: Origin, tier: Tier) -> RequestContext {
+fn context_of(served: &Served, origin: Origin, tier: Tier) -> RequestContext {
     RequestContext {
         request: origin.request,
         client_request_id: origin.client_request_id,
@@ -429,8 +437,8 @@ fn context_of(app: &App, origin: Origin, tier: Tier) -> RequestContext {
         user: origin.user,
         metadata: origin.metadata,
         tags: origin.tags,
-        model: app.served().id.clone(),
-        precision: app.served().precision.clone(),
+        model: served.id.clone(),
+        precision: served.precision.clone(),
         endpoint: origin.endpoint,
         purse: None,
     }

@@ -204,6 +204,8 @@ pub enum Vectors {
     /// Of the hidden states behind the model's last norm. Only for engines that
     /// [can](crate::engine::EngineHandle::hidden_size).
     Pooled(Pooling),
+    /// By the encoder beside the model: of engines that have one. Takes no blocks.
+    Encoded,
 }
 
 /// What the engine is asked to run. One request has `choices` sequences, as many over each of its prompts.

@@ -197,6 +197,7 @@ fn steady(depth: Option<usize>) {
     let (reports, _kept) = mpsc::channel();
     let engine = EngineHandle::start(Parts {
         model,
+        encoder: None,
         config,
         calibration: Calibration::uniform(Coefficients { step: 1000, token: 10, attention: 1, logits: 5 }),
         clock,

@@ -23,7 +23,7 @@ pub struct Catalog {
     entries: Vec<Entry>,
 }
 
-/// One model file and its sources.
+/// A model's file, or files, and where they can be had.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
@@ -36,7 +36,10 @@ pub struct Entry {
     pub title: String,
     /// SPDX identifier of the weights' licence.
     pub license: String,
-    /// File name in the cache directory.
+    /// It makes embeddings and generates nothing.
+    #[serde(default)]
+    pub embeds: bool,
+    /// File name in the cache directory; with further files in a directory there that has the entry's name.
     pub file: String,
     /// Length of the file in bytes.
     pub bytes: u64,
@@ -46,6 +49,25 @@ pub struct Entry {
     pub hub: Option<HubSource>,
     /// Tried when the hub is absent or cannot be reached.
     pub package: Option<PackageSource>,
+    /// Further files of the model, out of the same sources.
+    #[serde(default)]
+    pub beside: Vec<Beside>,
+}
+
+/// A further file of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beside {
+    /// Path in the entry's directory, with `/` between.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256, 64 lower-case hex digits.
+    pub sha256: String,
+    /// Path in the hub's repository.
+    pub hub: Option<String>,
+    /// Path inside the wheel.
+    pub package: Option<String>,
 }
 
 /// A file in a repository of the Hugging Face hub.
@@ -230,11 +252,41 @@ fn local(path: &Path, argument: &str) -> Result<PathBuf, CatalogError> {
 }
 
 impl Entry {
+    /// Each of its files as an entry of its own.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Self> {
+        let alone = Self { beside: Vec::new(), ..self.clone() };
+        let further = self.beside.iter().map(|beside| Self {
+            file: beside.file.clone(),
+            bytes: beside.bytes,
+            sha256: beside.sha256.clone(),
+            hub: self
+                .hub
+                .as_ref()
+                .zip(beside.hub.as_ref())
+                .map(|(hub, file)| HubSource { file: file.clone(), ..hub.clone() }),
+            package: self
+                .package
+                .as_ref()
+                .zip(beside.package.as_ref())
+                .map(|(package, file)| PackageSource { file: file.clone(), ..package.clone() }),
+            ..alone.clone()
+        });
+        std::iter::once(alone.clone()).chain(further).collect()
+    }
+
     fn check(&self) -> Result<(), &'static str> {
         let plain = |text: &str| !text.is_empty() && !text.contains(['/', '\\']) && !text.starts_with('.');
         if !plain(&self.name) || !plain(&self.file) {
             return Err("name and file must be plain names");
         }
+        if !self.beside.iter().all(|beside| beside.file.split('/').all(plain)) {
+            return Err("a file beside must have a plain path");
+        }
+        self.parts().iter().try_for_each(Self::check_part)
+    }
+
+    fn check_part(&self) -> Result<(), &'static str> {
         if self.sha256.len() != 64 || !self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err("sha256 must be 64 lower-case hex digits");
         }
@@ -353,6 +405,8 @@ mod tests {
         check("b179c9523d", "B179C9523D", "64 lower-case hex digits");
         check("default = true", "default = false", "one model must be the default");
         check("file = \"Smol", "file = \"../Smol", "plain names");
+        check("file = \"1_Pooling/", "file = \"../", "plain path");
+        check("953f9c0d46", "953F9C0D46", "64 lower-case hex digits");
         check("license", "licence", "unknown field");
         check("repository = \"QuantFactory/", "repository = \"", "owner/name");
     }

@@ -26,6 +26,7 @@ use crate::catalog::{Entry, HubSource};
 pub use checksum::Checksum;
 pub use failure::RepositoryError;
 use hub::{Hub, HubError};
+use package::Wheel;
 use partial::Partial;
 use progress::Progress;
 pub use repository::{Asking, Fetched, fetch_repository};
@@ -191,7 +192,7 @@ impl Job<'_> {
     }
 }
 
-/// Gives the path of the entry's file, fetching it if it is not in `cache_dir` yet.
+/// Gives the path of the entry's file, or of the directory of its files, fetching what is not in `cache_dir` yet.
 ///
 /// A file that is there is hashed once; a stamp beside it (length, time of change, sha256) saves that later.
 /// Blocks; call it from a thread that may wait (inside an async runtime too).
@@ -206,11 +207,31 @@ pub fn fetch_entry(
 ) -> Result<PathBuf, FetchError> {
     let cache_dir = std::path::absolute(cache_dir)
         .map_err(|source| FetchError::File { path: cache_dir.to_path_buf(), source })?;
+    // What one file was taken out of has the others.
+    let mut wheel = None;
+    if entry.beside.is_empty() {
+        return fetch_file(entry, &cache_dir, options, progress, &mut wheel);
+    }
+    let directory = cache_dir.join(&entry.name);
+    for part in entry.parts() {
+        fetch_file(&part, &directory, options, progress, &mut wheel)?;
+    }
+    Ok(directory)
+}
+
+/// As [`fetch_entry`], of an entry with one file. `cache_dir` is absolute.
+fn fetch_file(
+    entry: &Entry,
+    cache_dir: &Path,
+    options: &FetchOptions,
+    progress: &dyn Progress,
+    wheel: &mut Option<Wheel>,
+) -> Result<PathBuf, FetchError> {
     let job = Job {
         file: &entry.file,
         bytes: entry.bytes,
         checksum: Checksum::Sha256(entry.sha256.clone()),
-        cache_dir: &cache_dir,
+        cache_dir,
         options,
         progress,
     };
@@ -218,10 +239,10 @@ pub fn fetch_entry(
     if job.is_there(&target)? {
         return Ok(target);
     }
-    std::fs::create_dir_all(&cache_dir)
-        .map_err(|source| FetchError::CacheNotWritable { dir: cache_dir.clone(), source })?;
+    std::fs::create_dir_all(target.parent().unwrap_or(cache_dir))
+        .map_err(|source| FetchError::CacheNotWritable { dir: cache_dir.to_path_buf(), source })?;
     let lock = lock(&job.beside("lock"), job.file, progress).map_err(|(path, e)| job.file_error(&path, e))?;
-    let result = if job.is_there(&target)? { Ok(target) } else { job.fetch_locked(entry, &target) };
+    let result = if job.is_there(&target)? { Ok(target) } else { job.fetch_locked(entry, &target, wheel) };
     drop(lock);
     result
 }
@@ -241,7 +262,12 @@ fn lock(path: &Path, what: &str, progress: &dyn Progress) -> Result<File, (PathB
 }
 
 impl Job<'_> {
-    fn fetch_locked(&self, entry: &Entry, target: &Path) -> Result<PathBuf, FetchError> {
+    fn fetch_locked(
+        &self,
+        entry: &Entry,
+        target: &Path,
+        wheel: &mut Option<Wheel>,
+    ) -> Result<PathBuf, FetchError> {
         package::sweep(self)?;
         let mut reasons = Vec::new();
         if let Ok(there) = std::fs::metadata(target) {
@@ -256,7 +282,7 @@ impl Job<'_> {
             true => true,
             false => {
                 let package = entry.package.as_ref();
-                let package = package.map(|source| package::download(self, source, &mut partial));
+                let package = package.map(|source| package::download(self, source, wheel, &mut partial));
                 self.settle(package, "the package index", &mut reasons)?
             }
         };

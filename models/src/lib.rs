@@ -9,6 +9,7 @@ mod communicator;
 mod cut;
 mod decoder;
 pub mod device;
+pub mod encoder;
 pub mod error;
 pub mod fake;
 pub mod fetch;

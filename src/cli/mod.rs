@@ -6,6 +6,7 @@ mod bench;
 mod books;
 mod compare;
 mod devices;
+mod embedding;
 mod files;
 mod keys;
 mod model;

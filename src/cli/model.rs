@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use obol_models::catalog::{Catalog, HubId, Resolved};
+use obol_models::catalog::{Catalog, Entry, HubId, Resolved};
 use obol_models::fetch::{Asking, Checksum, FetchOptions, Fetched, fetch_entry, fetch_repository, progress};
 use serde_json::json;
 
@@ -25,7 +25,19 @@ pub(super) fn locate(
     revision: Option<&str>,
     directories: &Directories,
 ) -> Result<Located, Failure> {
+    if let Ok(Resolved::Entry(entry)) = Catalog::builtin().resolve(argument)
+        && entry.embeds
+    {
+        return Err(Failure::usage(format!(
+            "'{argument}' makes embeddings and generates nothing; serve it beside a model with --embedding-model"
+        )));
+    }
     Ok(find(argument, revision, Asking::IfNeeded, directories)?.located)
+}
+
+/// As [`locate`], of a model that makes embeddings.
+pub(super) fn locate_encoder(argument: &str, directories: &Directories) -> Result<Located, Failure> {
+    Ok(find(argument, None, Asking::IfNeeded, directories)?.located)
 }
 
 pub(super) fn pull(
@@ -93,11 +105,11 @@ fn find(
         Resolved::Path(path) => Ok(own(argument, path)),
         Resolved::Entry(entry) => {
             let file = fetch_entry(entry, &directories.models, &options, &bar).map_err(Failure::failed)?;
-            let checksum = Checksum::Sha256(entry.sha256.clone());
+            let described = |part: Entry| (part.file, part.bytes, Some(Checksum::Sha256(part.sha256)));
             Ok(Found {
                 located: Located { id: entry.name.clone(), alias: None, file },
                 version: None,
-                files: vec![(entry.file.clone(), entry.bytes, Some(checksum))],
+                files: entry.parts().into_iter().map(described).collect(),
             })
         }
         Resolved::Hub(id) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use obol_models::KvDtype;
 use obol_models::batch::CausalLm;
 use obol_models::device::{self, DeviceId};
+use obol_models::encoder::TextEncoder;
 use obol_models::load::{LoadOptions, Loaded, ModelInfo, load_replicas};
 use obol_models::queue::StepLimits;
 
@@ -60,6 +61,7 @@ impl Early {
 /// A model that is sized and calibrated.
 pub(super) struct Ready {
     pub(super) model: Box<dyn CausalLm>,
+    pub(super) encoder: Option<Box<dyn TextEncoder>>,
     pub(super) config: EngineConfig,
     pub(super) calibration: Calibration,
 }
@@ -143,7 +145,7 @@ pub(super) fn prepare(
         }
     };
     early.partition.book(HouseTime::Warmup, early.clock.now());
-    Ok(Ready { model, config: sizes, calibration })
+    Ok(Ready { model, encoder: None, config: sizes, calibration })
 }
 
 /// Decides how many blocks there are and how long a request may be.
@@ -257,6 +259,7 @@ fn cgroup_bytes(path: &str) -> Option<u64> {
 pub(super) fn start(ready: Ready, early: Early, devices: &[DeviceId]) -> EngineHandle {
     EngineHandle::start(Parts {
         model: ready.model,
+        encoder: ready.encoder,
         config: ready.config,
         calibration: ready.calibration,
         clock: early.clock,

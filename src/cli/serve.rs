@@ -33,6 +33,7 @@ use crate::units::{RequestId, UnixNanos};
 use crate::usage::MeterReport;
 
 use super::devices::{self, Engines};
+use super::embedding::{self, Embedding};
 use super::parts::{self, Early, Ready};
 use super::{Directories, Failure, files, model};
 
@@ -50,6 +51,7 @@ pub(super) fn run(
     config.check_open(admin.is_some()).map_err(Failure::usage)?;
     let metrics = metrics_access(&config)?;
     let engines = devices::choose(&mut config)?;
+    embedding::check(&config, &engines)?;
     // Each connection is an open file, and the usual limit of 1,024 is soon reached.
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         tracing::warn!("the limit of open files could not be raised: {error}");
@@ -316,15 +318,19 @@ impl Starting {
             begin = Instant::now();
             let further: Vec<DeviceId> = self.engines[1..].iter().map(|devices| devices[0]).collect();
             let loaded = parts::load_model(&located.file, config, threads, &further)?;
-            let ready =
+            let mut embedding = self.embedding(threads, &earlies)?;
+            let mut ready =
                 self.prepare(&loaded.info, loaded.tokenizer.end_tokens(), threads, &mut earlies, {
                     let mut models = vec![loaded.model];
                     models.extend(loaded.replicas);
                     models
                 })?;
-            Ok((located.id, located.alias, loaded.info, loaded.tokenizer, loaded.template, ready))
+            if let Some(embedding) = &mut embedding {
+                embedding.equip(&mut ready);
+            }
+            Ok((located.id, located.alias, loaded.info, loaded.tokenizer, loaded.template, ready, embedding))
         });
-        let (catalog_id, alias, info, tokenizer, template, ready) = match prepared {
+        let (catalog_id, alias, info, tokenizer, template, ready, embedding) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => {
                 earlies.into_iter().for_each(Early::give_up);
@@ -352,7 +358,10 @@ impl Starting {
             Replicas::new(ready.into_iter().zip(earlies).zip(devices).map(start).collect())
         };
         let id = config.served_model_name.clone().unwrap_or_else(|| catalog_id.clone());
-        let banner = self.banner(&id, &info, threads, engines.config(), begin.elapsed());
+        let mut banner = self.banner(&id, &info, threads, engines.config(), begin.elapsed());
+        if let Some(Embedding { line, .. }) = &embedding {
+            banner = format!("{line}\n{banner}");
+        }
         let served = Served {
             aliases: [catalog_id, info.name].into_iter().chain(alias).collect(),
             created: clock.wall().0 / 1_000_000_000,
@@ -373,12 +382,20 @@ impl Starting {
             tokenizer,
             template,
             served,
+            embedder: embedding.map(|embedding| embedding.embedder),
             clock,
             metrics: Metrics::new(),
             probes,
             tokenizing_max: (threads * self.engines.len()).max(2),
         });
         Ok((app, banner))
+    }
+
+    /// The encoder for each engine, if one is configured.
+    fn embedding(&self, threads: usize, earlies: &[Early]) -> Result<Option<Embedding>, Failure> {
+        let created = earlies[0].clock.wall().0 / 1_000_000_000;
+        let device = devices::label(&self.metered.concat());
+        embedding::load(&self.config, &self.directories, (self.engines.len(), threads), created, device)
     }
 
     /// Sizes and calibrates each engine's model, one after another.

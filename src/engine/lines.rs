@@ -32,7 +32,7 @@ pub(super) fn of(account: Account) -> Range<Line> {
 }
 
 /// Whether it waits for nothing but its tenant's turn.
-fn takes_turns(line: Line) -> bool {
+pub(super) fn takes_turns(line: Line) -> bool {
     tier(line) <= Tier::Default
 }
 

@@ -18,6 +18,7 @@ pub mod scheduler;
 mod sequence;
 mod speculate;
 mod step;
+mod texts;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -25,6 +26,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use obol_models::batch::CausalLm;
+use obol_models::encoder::TextEncoder;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
@@ -70,6 +72,8 @@ impl EngineConfig {
 /// What an engine is made of. The KV pool of `model` has `config.blocks` blocks already.
 pub struct Parts {
     pub model: Box<dyn CausalLm>,
+    /// Makes vectors of texts beside the model, in steps of its own.
+    pub encoder: Option<Box<dyn TextEncoder>>,
     pub config: EngineConfig,
     pub calibration: Calibration,
     pub clock: Arc<dyn Clock>,

@@ -318,7 +318,7 @@ impl Sequence {
             pooled: match new.vectors {
                 Some(Vectors::Pooled(Pooling::Mean)) => 0,
                 Some(Vectors::Pooled(Pooling::Last)) => prompt.len() - 1,
-                None => prompt.len(),
+                Some(Vectors::Encoded) | None => prompt.len(),
             },
             computed: 0,
             high_water: 0,

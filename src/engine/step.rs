@@ -13,6 +13,7 @@
 
 mod advance;
 mod allowance;
+mod encode;
 mod endings;
 mod energy;
 mod prepare;
@@ -29,13 +30,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
 use obol_models::batch::ForwardError;
+use obol_models::encoder::TextEncoder;
 
 use crate::clock::Clock;
 use crate::config::Speculative;
 use crate::meter::calibration::Calibration;
 use crate::meter::partition::Partition;
 use crate::meter::timeline::{Ran, Timeline};
-use crate::request::{Finish, NewRequest, TokenLogprobs};
+use crate::request::{Finish, NewRequest, TokenLogprobs, Vectors};
 use crate::units::{BlockNanos, DeviceNanos, RequestId};
 use crate::usage::{HouseTime, MeterReport, Usage};
 
@@ -47,6 +49,7 @@ use super::lines::Lines;
 use super::scheduler::{Running, StepPlan};
 use super::sequence::{Request, RequestKey, Sequence};
 use super::speculate::{Candidate, Speculator};
+use super::texts::Texts;
 use super::{Command, EngineConfig, EngineStats, Parts, Shared};
 
 pub(super) use allowance::Allowed;
@@ -96,6 +99,14 @@ struct Engine {
     since: DeviceNanos,
     running: Vec<Sequence>,
     waiting: Lines,
+    encoder: Option<Box<dyn TextEncoder>>,
+    /// Most tokens of a text; none without an encoder.
+    text_tokens: usize,
+    texts: Texts,
+    /// Texts in the step that the encoder runs.
+    encoding: usize,
+    /// The last step was the encoder's.
+    encoded_last: bool,
     fair: Fair,
     requests: BTreeMap<RequestKey, Request>,
     by_id: HashMap<RequestId, RequestKey>,
@@ -174,7 +185,7 @@ enum Next {
 
 impl Engine {
     fn new(parts: Parts, shared: Arc<Shared>) -> (Self, Device) {
-        let Parts { model, config, calibration, clock, partition, energy, reports } = parts;
+        let Parts { model, encoder, config, calibration, clock, partition, energy, reports } = parts;
         let device = Device::new(model, &config);
         if !device.verifies() && config.speculative != Speculative::Off {
             tracing::info!(
@@ -194,6 +205,11 @@ impl Engine {
             shared,
             running: Vec::new(),
             waiting: Lines::default(),
+            text_tokens: encoder.as_ref().map_or(0, |encoder| encoder.context_length()),
+            encoder,
+            texts: Texts::default(),
+            encoding: 0,
+            encoded_last: false,
             fair: Fair::new(config.weights.clone()),
             requests: BTreeMap::new(),
             by_id: HashMap::new(),
@@ -225,7 +241,7 @@ impl Engine {
             if let Next::Stop = self.take_commands(inbox) {
                 return self.stop(device, inbox);
             }
-            if self.running.is_empty() && self.waiting.is_empty() {
+            if self.is_idle() {
                 self.post();
                 self.check_integrity();
                 if let Next::Stop = self.wait(inbox) {
@@ -239,6 +255,11 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Nothing runs or waits.
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.texts.is_empty()
     }
 
     /// Obeys what has come, between steps: first what had to wait for the end of the last one.
@@ -326,15 +347,21 @@ impl Engine {
                 self.arrivals += 1;
                 let (account, begins) = self.join(&submission.request);
                 let request = Request::new(*submission, self.clock.wall(), account, begins);
-                let NewRequest { prompt, choices, stops, .. } = &*request.new;
+                let NewRequest { prompt, choices, stops, vectors, .. } = &*request.new;
                 let longest = prompt.longest() + stops.max_tokens as usize;
                 let (prompts, choices) = (prompt.count() as u32, *choices);
-                let fits =
-                    prompt.each().all(|prompt| !prompt.is_empty()) && longest <= self.config.max_model_len;
+                let most = match vectors {
+                    Some(Vectors::Encoded) => self.text_tokens,
+                    _ => self.config.max_model_len,
+                };
+                let fits = prompt.each().all(|prompt| !prompt.is_empty()) && longest <= most;
                 assert!(choices % prompts == 0, "as many choices for each prompt");
                 self.by_id.insert(request.new.id.clone(), key);
                 self.bounded += usize::from(request.new.allowance.is_some());
                 self.requests.insert(key, request);
+                if self.requests[&key].new.vectors == Some(Vectors::Encoded) {
+                    self.start_texts(key);
+                }
                 for first in (0..choices).step_by((choices / prompts) as usize) {
                     self.start_choices(key, first..first + 1);
                 }
@@ -362,6 +389,15 @@ impl Engine {
 
     /// Gives the device a step where it can have one more; then, unless it can have yet another, reads the oldest.
     fn turn(&mut self, device: &mut Device, inbox: &Receiver<Command>) {
+        if self.encodes_next() {
+            // What is in flight comes first: each step is metered by itself.
+            match self.flights.is_empty() {
+                true => self.encode(inbox),
+                false => self.land(device, inbox),
+            }
+            return self.end_the_gone();
+        }
+        self.encoded_last = false;
         let launched = self.launch(device, inbox);
         if !launched || self.flights.len() == device.depth() {
             self.land(device, inbox);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Server;
@@ -39,6 +40,12 @@ pub(super) struct Wanted {
     dimensions: Option<usize>,
 }
 
+/// The model that a body names.
+#[derive(Deserialize)]
+struct Named {
+    model: Option<String>,
+}
+
 /// Answers a vector for each input.
 pub(super) async fn embeddings(
     State(server): State<Arc<Server>>,
@@ -60,16 +67,18 @@ async fn answered(
     let (head, bytes) = received(server, request).await?;
     let app = server.app()?;
     let asker = asker(server, caller, &head.headers, id, "/v1/embeddings")?;
-    let (ask, wanted) = parse(&bytes, &server.rules(app), asker)?;
+    // Token ids are those of the model that is asked for. What cannot be read is the parser's to say.
+    let named = serde_json::from_slice::<Named>(&bytes).ok().and_then(|named| named.model);
+    let vocab_size = app.vocab_size(named.as_deref().unwrap_or_default());
+    let (ask, wanted) = parse(&bytes, &Rules { vocab_size, ..server.rules(app) }, asker)?;
+    let model = app.check_model(&ask.model)?.id.clone();
     if let Some(dimensions) = wanted.dimensions {
-        app.check_model(&ask.model)?;
-        let size = app.vector_size()?;
+        let size = app.vector_size(&ask.model)?;
         if dimensions > size {
             let message = format!("`dimensions` is {dimensions}, but the model's vectors have {size}");
             return Err(Invalid::new("dimensions", message).into());
         }
     }
-    let model = app.served().id.clone();
     answer_vectors(app, ask, |vectors, receipt| body(&model, vectors, wanted, receipt)).await
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::Server;
 use super::auth::Caller;
 use super::error::ApiError;
-use crate::pipeline::{App, Served};
+use crate::pipeline::Served;
 
 /// What the caller may ask for.
 pub(super) async fn list(
@@ -17,9 +17,9 @@ pub(super) async fn list(
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Value>, ApiError> {
     let app = server.app()?;
-    let allowed = app.check_allowed(caller.key().map(|key| &**key), &app.served().id).is_ok();
-    let models: Vec<Value> = allowed.then(|| model(app.served())).into_iter().collect();
-    Ok(Json(json!({"object": "list", "data": models})))
+    let key = caller.key().map(|key| &**key);
+    let allowed = app.models().filter(|served| app.check_allowed(key, &served.id).is_ok());
+    Ok(Json(json!({"object": "list", "data": allowed.map(model).collect::<Vec<_>>()})))
 }
 
 /// Ids may contain slashes, as in `organisation/model`.
@@ -28,10 +28,10 @@ pub(super) async fn one(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let app: &App = server.app()?;
-    app.check_model(&id)?;
+    let app = server.app()?;
+    let served = app.check_model(&id)?;
     app.check_allowed(caller.key().map(|key| &**key), &id)?;
-    Ok(Json(model(app.served())))
+    Ok(Json(model(served)))
 }
 
 fn model(served: &Served) -> Value {

@@ -21,7 +21,7 @@ use super::generate::{answer_vectors, received, refused};
 use super::openai::{metadata, usage_of_inputs, user};
 use super::origin::asker;
 use crate::config::UnknownFields;
-use crate::pipeline::{App, Ask, Prompt};
+use crate::pipeline::{Ask, Prompt};
 use crate::units::RequestId;
 
 /// Answers the documents, nearest to the query first.
@@ -61,7 +61,7 @@ async fn reranked(
     let texts = std::iter::once(&query).chain(&documents).cloned();
     let ask =
         ask_for(server, (id.clone(), caller, &head), "/v1/rerank", fields, texts.collect(), "documents")?;
-    let model = model_id(app);
+    let model = app.check_model(&ask.model)?.id.clone();
     answer_vectors(app, ask, |vectors, receipt| {
         let (query, vectors) = vectors.split_first().expect("the query's comes first");
         let mut results: Vec<(usize, f64)> =
@@ -100,7 +100,7 @@ async fn scored(
     let pairs = pairs(first.len(), second.len())?;
     let texts = [first, second].concat();
     let ask = ask_for(server, (id.clone(), caller, &head), "/v1/score", fields, texts, "text_1 and text_2")?;
-    let (model, created) = (model_id(app), app.clock().wall().0 / 1_000_000_000);
+    let (model, created) = (app.check_model(&ask.model)?.id.clone(), app.clock().wall().0 / 1_000_000_000);
     answer_vectors(app, ask, |vectors, receipt| {
         let data = pairs.iter().enumerate().map(|(index, (a, b))| {
             json!({"index": index, "object": "score", "score": cosine(&vectors[*a], &vectors[*b])})
@@ -115,10 +115,6 @@ async fn scored(
         })
     })
     .await
-}
-
-fn model_id(app: &App) -> String {
-    app.served().id.clone()
 }
 
 /// The request for the vectors of `texts`, with what is left of the fields.

@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `/detokenize`: the model's own tokenizer, as generation uses it; and `GET /tokenizer_info`,
+//! `POST /tokenize` and `/detokenize`: the model's own tokenizer, as its requests use it; and `GET /tokenizer_info`,
 //! what programs ask that tokenise through these two.
 
 use std::sync::Arc;
@@ -26,10 +26,9 @@ pub(super) async fn tokenize(
     let body = body::read(&server.config, &head.headers, body).await?;
     let unknown = server.config.unknown_fields;
     let mut fields = Fields::parse(&body)?;
-    if let Some(model) = fields.string("model")? {
-        app.check_model(&model)?;
-        app.check_allowed(caller.key().map(|key| &**key), &model)?;
-    }
+    let model = fields.string("model")?.unwrap_or_else(|| "default".into());
+    let served = app.check_model(&model)?;
+    app.check_allowed(caller.key().map(|key| &**key), &model)?;
     let add_special = fields.boolean("add_special_tokens")?;
     let prompt = match (fields.string("prompt")?, fields.array("messages")?) {
         (Some(text), None) => Prompt::Text { text, add_special: add_special.unwrap_or(true) },
@@ -41,10 +40,10 @@ pub(super) async fn tokenize(
         _ => return Err(Invalid::new("prompt", "give either `prompt` or `messages`").into()),
     };
     fields.finish(unknown)?;
-    let tokens = pipeline::tokenize(app, prompt).await?;
+    let tokens = pipeline::tokenize(app, &model, prompt).await?;
     Ok(Json(json!({
         "count": tokens.len(),
-        "max_model_len": app.served().context_length,
+        "max_model_len": served.context_length,
         "tokens": tokens,
     })))
 }
@@ -60,7 +59,7 @@ pub(super) async fn detokenize(
     let body = body::read(&server.config, &head.headers, body).await?;
     let mut fields = Fields::parse(&body)?;
     if let Some(model) = fields.string("model")? {
-        app.check_model(&model)?;
+        app.check_generates(&model)?;
         app.check_allowed(caller.key().map(|key| &**key), &model)?;
     }
     let items = fields.array("tokens")?;

@@ -22,6 +22,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use obol_models::batch::{CausalLm, ForwardError};
+use obol_models::encoder::TextEncoder;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::share::{Coefficients, StepClass, Work};
@@ -42,6 +44,9 @@ pub struct Calibration {
     pub decode: Coefficients,
     pub mixed: Coefficients,
     pub prefill: Coefficients,
+    /// Of the encoder's steps, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embed: Option<Coefficients>,
 }
 
 impl Calibration {
@@ -76,7 +81,7 @@ impl Calibration {
     /// The same for every class, in picoseconds; for tests and simulated devices.
     #[must_use]
     pub fn uniform(coefficients: Coefficients) -> Self {
-        Self { decode: coefficients, mixed: coefficients, prefill: coefficients }
+        Self { decode: coefficients, mixed: coefficients, prefill: coefficients, embed: None }
     }
 }
 
@@ -172,6 +177,42 @@ fn best_of(
     Ok(best.as_nanos() as f64)
 }
 
+/// Texts of a step of the encoder, and how long each is.
+const TEXTS: [(usize, usize); 9] =
+    [(1, 16), (1, 64), (8, 16), (1, 256), (4, 64), (1, 4), (16, 8), (2, 128), (8, 64)];
+
+/// Measures steps of the encoder for at most about `budget`, and fits the coefficients.
+///
+/// # Errors
+/// When a step fails.
+pub fn measure_encoder(
+    encoder: &mut dyn TextEncoder,
+    budget: Duration,
+) -> Result<Coefficients, ForwardError> {
+    let end = Instant::now() + budget;
+    let mut samples: Vec<Sample> = Vec::new();
+    let longest = encoder.context_length();
+    for (texts, tokens) in TEXTS {
+        let text: Vec<u32> = vec![0; tokens.min(longest)];
+        let step = vec![&*text; texts];
+        let mut best = f64::INFINITY;
+        for _ in 0..=RUNS {
+            let (start, mut vectors) = (Instant::now(), Vec::new());
+            encoder.encode(&step, &mut || {}, &mut vectors)?;
+            best = best.min(start.elapsed().as_nanos() as f64);
+            if Instant::now() > end {
+                break;
+            }
+        }
+        let work = Work { tokens: text.len() as u64, context: 0, logits: 0 };
+        samples.push(Sample { class: StepClass::Prefill, works: vec![work; texts], nanos: best });
+        if Instant::now() > end {
+            break;
+        }
+    }
+    Ok(non_negative_least_squares(&samples.iter().collect::<Vec<_>>()))
+}
+
 /// Fits each class to its own samples; a class with too few borrows all of them.
 #[must_use]
 pub fn fit(samples: &[Sample]) -> Calibration {
@@ -187,6 +228,7 @@ pub fn fit(samples: &[Sample]) -> Calibration {
         decode: class(StepClass::Decode),
         mixed: class(StepClass::Mixed),
         prefill: class(StepClass::Prefill),
+        embed: None,
     }
 }
 
@@ -269,9 +311,9 @@ fn solve(rows: &[([f64; TERMS], f64)], active: &[usize]) -> Option<Vec<f64>> {
     Some((0..n).map(|i| matrix[i][n] / matrix[i][i] / scale[i]).collect())
 }
 
-/// The calibration kept in `file`, if there is a readable one.
+/// The calibration, or the coefficients, kept in `file`, if there are readable ones.
 #[must_use]
-pub fn cached(file: &Path) -> Option<Calibration> {
+pub fn cached<T: DeserializeOwned>(file: &Path) -> Option<T> {
     let text = fs::read_to_string(file).ok()?;
     match serde_json::from_str(&text) {
         Ok(calibration) => Some(calibration),
@@ -285,16 +327,16 @@ pub fn cached(file: &Path) -> Option<Calibration> {
     }
 }
 
-/// Keeps the calibration in `file`, replacing what is there at once or not at all.
+/// Keeps a calibration, or coefficients, in `file`, replacing what is there at once or not at all.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn keep(calibration: &Calibration, file: &Path) -> io::Result<()> {
+pub fn keep(calibration: &impl Serialize, file: &Path) -> io::Result<()> {
     if let Some(parent) = file.parent() {
         fs::create_dir_all(parent)?;
     }
     let partial = file.with_extension("partial");
-    fs::write(&partial, calibration.json())?;
+    fs::write(&partial, serde_json::to_string(calibration).map_err(io::Error::other)?)?;
     fs::rename(partial, file)
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use obol_models::chat_template::ChatTemplate;
+use obol_models::encoder::WordPiece;
 use obol_models::tokenizer::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -45,6 +46,14 @@ pub struct Served {
     pub fingerprint: String,
 }
 
+/// An encoder beside the model: another model to clients, which makes embeddings only.
+pub struct Embedder {
+    pub served: Served,
+    pub tokenizer: WordPiece,
+    /// Size of its vectors.
+    pub width: usize,
+}
+
 /// What `App` is put together from.
 pub struct Parts {
     pub engines: Replicas,
@@ -55,6 +64,8 @@ pub struct Parts {
     /// `None`: the model has no chat template, and chat requests are refused.
     pub template: Option<ChatTemplate>,
     pub served: Served,
+    /// Where all engines have an encoder.
+    pub embedder: Option<Embedder>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
     /// The devices' own figures, for `/metrics`, by their ids.
@@ -84,6 +95,12 @@ pub(super) struct Open(Arc<App>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+impl Served {
+    fn goes_by(&self, name: &str) -> bool {
+        name == self.id || self.aliases.iter().any(|alias| alias == name)
     }
 }
 
@@ -170,15 +187,18 @@ impl App {
         &self.parts.served
     }
 
-    /// Size of the vectors that the model makes of inputs.
+    /// Size of the vectors that a model makes of inputs.
     ///
     /// # Errors
     /// When its device makes none.
-    pub fn vector_size(&self) -> Result<usize, Failure> {
+    pub fn vector_size(&self, model: &str) -> Result<usize, Failure> {
+        if let Some(embedder) = self.embedder_named(model) {
+            return Ok(embedder.width);
+        }
         let sizes = self.engines().each().iter().map(|replica| replica.engine.hidden_size());
         sizes.min().flatten().ok_or_else(|| {
             let message = "this device draws its tokens itself and keeps the model's hidden states: there are no \
-                           embeddings of it; serve the model with --device cpu";
+                           embeddings of it; serve the model with --device cpu, or another with --embedding-model";
             Failure::invalid("model", message)
         })
     }
@@ -230,30 +250,73 @@ impl App {
         Ok(())
     }
 
+    /// The model that clients know by a name.
+    ///
     /// # Errors
-    /// When `asked` is none of the served model's names.
-    pub fn check_model(&self, asked: &str) -> Result<(), Failure> {
-        if self.is_served(asked) {
-            return Ok(());
+    /// When `asked` is no name of one.
+    pub fn check_model(&self, asked: &str) -> Result<&Served, Failure> {
+        self.named(asked).ok_or_else(|| {
+            let names: Vec<&str> = self.models().map(|served| served.id.as_str()).collect();
+            Failure::ModelNotFound { asked: asked.to_owned(), served: names.join("` and `") }
+        })
+    }
+
+    /// As [`App::check_model`], of a model that generates.
+    ///
+    /// # Errors
+    /// When it only makes embeddings, too.
+    pub fn check_generates(&self, asked: &str) -> Result<&Served, Failure> {
+        let served = self.check_model(asked)?;
+        if self.embedder_named(asked).is_some() {
+            let message = format!(
+                "the model `{asked}` makes embeddings only: use /v1/embeddings, /v1/rerank or /v1/score, or the model `{}`",
+                self.served().id
+            );
+            return Err(Failure::invalid("model", message));
         }
-        Err(Failure::ModelNotFound { asked: asked.to_owned(), served: self.parts.served.id.clone() })
+        Ok(served)
     }
 
-    /// Whether it is a name of the served model.
-    fn is_served(&self, name: &str) -> bool {
-        let served = &self.parts.served;
-        name == served.id || name == "default" || served.aliases.iter().any(|alias| alias == name)
+    /// The encoder, where it goes by this name.
+    #[must_use]
+    pub fn embedder_named(&self, name: &str) -> Option<&Embedder> {
+        let is_model = self.parts.served.goes_by(name) || name == "default";
+        self.parts.embedder.as_ref().filter(|embedder| !is_model && embedder.served.goes_by(name))
     }
 
-    /// Whether a key may ask for the served model, which has several names: one on the key's list will do.
+    /// Token ids of a model are below this.
+    #[must_use]
+    pub fn vocab_size(&self, model: &str) -> usize {
+        let embedder = self.embedder_named(model);
+        embedder.map_or_else(|| self.tokenizer().vocab_size(), |embedder| embedder.tokenizer.vocab_size())
+    }
+
+    /// All models, the one that generates first.
+    pub fn models(&self) -> impl Iterator<Item = &Served> {
+        std::iter::once(&self.parts.served)
+            .chain(self.parts.embedder.as_ref().map(|embedder| &embedder.served))
+    }
+
+    fn named(&self, name: &str) -> Option<&Served> {
+        self.models()
+            .find(|served| served.goes_by(name))
+            .or((name == "default").then_some(&self.parts.served))
+    }
+
+    /// Whether a key may ask for a model, which has several names: one on the key's list will do.
     ///
     /// # Errors
     /// `ModelNotAllowed`.
     pub fn check_allowed(&self, key: Option<&Key>, asked: &str) -> Result<(), Failure> {
+        let wanted = self.named(asked).map(|served| &served.id);
         match key {
             Some(key)
                 if !key.settings.models.is_empty()
-                    && !key.settings.models.iter().any(|model| self.is_served(model)) =>
+                    && !key
+                        .settings
+                        .models
+                        .iter()
+                        .any(|model| self.named(model).is_some_and(|served| Some(&served.id) == wanted)) =>
             {
                 let allowed = key.settings.models.join("`, `");
                 Err(Failure::ModelNotAllowed { asked: asked.to_owned(), key: key.name.clone(), allowed })
@@ -287,11 +350,21 @@ impl App {
         grammars.compile(form).map_err(|error| Failure::invalid(param, format!("`{param}`: {error}")))
     }
 
-    /// Template and tokenizer. Takes long for long prompts: not for async threads.
+    /// Template and tokenizer of a model. Takes long for long prompts: not for async threads.
     ///
     /// # Errors
     /// `Invalid` when the template refuses the messages, or there is none.
-    pub(super) fn tokens_of(&self, prompt: Prompt) -> Result<Vec<u32>, Failure> {
+    pub(super) fn tokens_of(&self, model: &str, prompt: Prompt) -> Result<Vec<u32>, Failure> {
+        match (prompt, self.embedder_named(model)) {
+            (Prompt::Text { text, .. }, Some(embedder)) => Ok(embedder.tokenizer.encode(&text)),
+            (Prompt::Chat(_), Some(_)) => {
+                Err(Failure::invalid("messages", "this model has no chat template; use `prompt`"))
+            }
+            (prompt, _) => self.own_tokens_of(prompt),
+        }
+    }
+
+    fn own_tokens_of(&self, prompt: Prompt) -> Result<Vec<u32>, Failure> {
         match prompt {
             Prompt::Tokens(tokens) => Ok(tokens),
             Prompt::Text { text, add_special } => Ok(encode(self.tokenizer(), &text, add_special)),

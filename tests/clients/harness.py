@@ -36,6 +36,13 @@ def model() -> str:
     return required("OBOL_TEST_MODEL")
 
 
+def embedding_model() -> str:
+    """The catalog's encoder, which scripts/test fetches beside the default model."""
+    path = Path(model()).parent / "all-minilm-l6-v2"
+    assert path.exists(), f"{path} does not exist: run scripts/test"
+    return str(path)
+
+
 def clean_environment() -> dict[str, str]:
     """Ours without OBOL_*: a test's server is configured by its flags alone."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OBOL_")}

@@ -4,7 +4,9 @@ import base64
 import json
 import math
 import struct
+import threading
 import time
+from pathlib import Path
 
 import harness
 import httpx
@@ -162,3 +164,114 @@ def test_who_hangs_up_leaves_one_settled_receipt(pooled):
     again = pooled.post("/v1/embeddings", {"model": "default", "input": "a"}, once)
     assert again.status == 409 and newest["request_id"] in again.json()["error"]["message"]
     pooled.audit()
+
+
+# ---- an encoder beside the model
+
+MINILM = "all-minilm-l6-v2"
+
+
+@pytest.fixture(scope="module")
+def encoding(tmp_path_factory):
+    """A server with an encoder beside its model."""
+    flags = ("--embedding-model", harness.embedding_model(), "--kv-memory", "64MiB")
+    own = harness.Server(tmp_path_factory.mktemp("encoder") / "data", *flags).start()
+    yield own
+    assert own.alive(), own.log()
+    own.wait_idle()
+    assert own.stop() == 0, own.log()
+    own.audit()
+
+
+def test_the_encoder_gives_the_vectors_of_another_implementation(encoding):
+    """tests/golden/minilm.json is numpy's; see models/tests/make_encoder.py."""
+    path = Path(__file__).parents[1] / "golden" / "minilm.json"
+    cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    for case in cases:
+        tokens = encoding.ok("/tokenize", {"model": MINILM, "prompt": case["text"]})["tokens"]
+        assert tokens == case["ids"], case["text"]
+    cases = [case for case in cases if "vector" in case]
+    assert len(cases) > 8
+    vectors = vectors_of(encoding, [case["text"] for case in cases], MINILM)
+    for case, vector in zip(cases, vectors, strict=True):
+        assert cosine(vector, case["vector"]) > 0.99999, case["text"]
+        assert vector == pytest.approx(case["vector"], abs=1e-4)
+        assert vectors_of(encoding, case["ids"], MINILM) == [vector], "alone and as tokens it has the same bits"
+    assert vectors_of(encoding, [case["text"] for case in cases], MINILM, encoding_format="float") == vectors
+
+
+def test_what_means_the_same_is_nearer(encoding):
+    cats, kitten, budget = vectors_of(encoding, [CATS, KITTEN, BUDGET], MINILM)
+    assert cosine(cats, kitten) > 0.4 > 0.2 > cosine(cats, budget)
+    documents = [BUDGET, KITTEN, "Interest rates were raised by the bank.", "A dog sleeps on the carpet."]
+    ranked = post(encoding, "/v1/rerank", model=MINILM, query=CATS, documents=documents, top_n=2)
+    check_cost(encoding, ranked)
+    assert [result["index"] for result in ranked.json()["results"]] == [1, 3]
+    scored = post(encoding, "/v1/score", model=MINILM, text_1=CATS, text_2=[KITTEN, BUDGET])
+    values = [item["score"] for item in scored.json()["data"]]
+    assert values == pytest.approx([cosine(cats, kitten), cosine(cats, budget)], abs=1e-6)
+
+
+def test_the_encoder_is_a_model_of_its_own(encoding):
+    models = {model.id: model.model_extra for model in client_of(encoding).models.list().data}
+    assert len(models) == 2 and models[MINILM]["max_model_len"] == 256
+    own = post(encoding, "/v1/embeddings", input=CATS)
+    encoded = post(encoding, "/v1/embeddings", input=CATS, model=MINILM)
+    assert len(own.json()["data"][0]["embedding"]) == 576
+    assert len(encoded.json()["data"][0]["embedding"]) == 384
+    receipt = check_cost(encoding, encoded, 9)
+    assert (receipt["model"], receipt["precision"], receipt["kv_byte_seconds"]) == (MINILM, "F32", "0.000000000")
+    assert int(receipt["device_ns"]["prefill"]) > 0 and receipt["steps"] == 1
+    assert check_cost(encoding, own)["model"] != MINILM
+    chat = {"model": MINILM, "messages": [{"role": "user", "content": "hi"}]}
+    refused = encoding.post("/v1/chat/completions", chat)
+    assert refused.status == 400 and "embeddings only" in refused.error()["message"]
+    too_long = post(encoding, "/v1/embeddings", input=["a", "word " * 300], model=MINILM)
+    message = too_long.json()["error"]["message"]
+    assert too_long.status_code == 400 and "at most 256 tokens" in message and "has 302" in message
+    bad = post(encoding, "/v1/embeddings", input=[101, 40000, 102], model=MINILM).json()["error"]
+    assert bad["param"] == "input[1]" and "30521" in bad["message"]
+
+
+def test_both_models_work_at_the_same_time(encoding):
+    """Texts and answers share the device; each gets what it gets alone, and the books add up."""
+    ask = {"model": "default", "messages": [{"role": "user", "content": CATS}], "temperature": 0, "max_tokens": 24}
+    alone = encoding.ok("/v1/chat/completions", ask)["choices"][0]["message"]["content"]
+    texts = [f"{at}: {CATS} {BUDGET}" for at in range(60)]
+    expected = vectors_of(encoding, texts, MINILM)
+    wrong = []
+
+    def chat():
+        said = encoding.ok("/v1/chat/completions", ask)["choices"][0]["message"]["content"]
+        wrong.extend([said] if said != alone else [])
+
+    def embed():
+        wrong.extend(["vectors"] if vectors_of(encoding, texts, MINILM) != expected else [])
+
+    threads = [threading.Thread(target=work) for work in (chat, embed, chat, embed, embed)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    encoding.audit()
+
+
+def test_who_hangs_up_on_the_encoder_leaves_one_settled_receipt(encoding):
+    inputs = [f"{at} " + "word " * 200 for at in range(1500)]
+    connection = encoding.connect()
+    connection.request("POST", "/v1/embeddings", json.dumps({"model": MINILM, "input": inputs}))
+    deadline = time.monotonic() + 60
+    while encoding.metrics().total("vllm:num_requests_running") == 0:
+        assert time.monotonic() < deadline, "it never ran"
+    connection.close()
+    encoding.wait_idle()
+    newest = encoding.get("/v1/requests?limit=1").json()["data"][0]
+    assert newest["status"] == "cancelled" and newest["model"] == MINILM
+    assert int(newest["device_ns"]["total"]) > 0
+    encoding.audit()
+
+
+def test_a_model_that_only_embeds_does_not_serve_alone():
+    refused = harness.run("serve", "--model", MINILM)
+    assert refused.returncode == 2 and "--embedding-model" in refused.stderr

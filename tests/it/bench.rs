@@ -60,6 +60,7 @@ impl Site for Fakes {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let (sender, reports) = mpsc::channel();
         let engine = EngineHandle::start(Parts {
+            encoder: None,
             config: EngineConfig {
                 blocks,
                 block_size,

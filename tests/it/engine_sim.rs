@@ -15,6 +15,7 @@ use obol::request::{CacheSalt, Event, Finish, NewRequest, Sampling, Stops, Tier}
 use obol::units::{BlockNanos, DeviceNanos, RequestId, Ticket, UnixNanos};
 use obol::usage::{HouseTime, MeterReport, Usage};
 use obol_models::batch::{Batch, CausalLm};
+use obol_models::encoder::TextEncoder;
 use obol_models::fake::FakeModel;
 
 pub(crate) use crate::engine_oracle::{oracle, read};
@@ -36,7 +37,7 @@ impl Rng {
 }
 
 /// What a step costs on the simulated device: exactly the cost game that shares are derived from.
-fn step_cost(batch: &Batch) -> DeviceNanos {
+pub(crate) fn step_cost(batch: &Batch) -> DeviceNanos {
     let own: u128 = batch
         .spans
         .iter()
@@ -174,6 +175,15 @@ impl World {
     }
 
     fn with(config: EngineConfig, build: impl FnOnce(Arc<ManualClock>, Arc<AtomicU64>) -> FakeModel) -> Self {
+        Self::with_encoder(config, build, |_, _| None)
+    }
+
+    /// As `build` makes the model, and `encoder` what is beside it, with the clock and what the steps cost.
+    pub(crate) fn with_encoder(
+        config: EngineConfig,
+        build: impl FnOnce(Arc<ManualClock>, Arc<AtomicU64>) -> FakeModel,
+        encoder: impl FnOnce(Arc<ManualClock>, Arc<AtomicU64>) -> Option<Box<dyn TextEncoder>>,
+    ) -> Self {
         let clock = Arc::new(ManualClock::at_wall(UnixNanos(1_000_000_000_000)));
         let busy = Arc::new(AtomicU64::new(0));
         let mut model = build(clock.clone(), busy.clone());
@@ -186,8 +196,9 @@ impl World {
         let meter = Joules { clock: clock.clone(), readings: energy.clone() };
         let engine = EngineHandle::start(Parts {
             model: Box::new(model),
+            encoder: encoder(clock.clone(), busy.clone()),
             config,
-            calibration: Calibration::uniform(COST),
+            calibration: Calibration { embed: Some(COST), ..Calibration::uniform(COST) },
             clock: clock.clone(),
             partition,
             energy: Some(Box::new(meter)),

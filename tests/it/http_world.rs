@@ -172,6 +172,7 @@ pub(crate) fn world_with(options: Options) -> World {
             row_invariant: true,
             fingerprint: "0123456789abcdef".into(),
         },
+        embedder: None,
         clock: Arc::clone(&clock),
         metrics: Metrics::new(),
         probes: Vec::new(),
@@ -208,6 +209,7 @@ fn start(
     let mut model = model.on_forward(move |_| std::thread::sleep(step));
     model.allocate_kv(blocks, block_size).expect("a small pool");
     EngineHandle::start(engine::Parts {
+        encoder: None,
         config: EngineConfig {
             blocks,
             block_size,

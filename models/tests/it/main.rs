@@ -6,6 +6,7 @@ mod bad_files;
 #[cfg(feature = "cuda")]
 mod cuda_tensor_parallel;
 mod decoder;
+mod encoder;
 mod families;
 mod load;
 mod parts;

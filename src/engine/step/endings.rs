@@ -41,11 +41,12 @@ impl Engine {
     /// A request comes: the account of its tenant, who is lifted to where the others are if nothing of it waits; and
     /// where that is, if the tenant had nothing here and the prompt is not long.
     pub(super) fn join(&mut self, new: &NewRequest) -> (Account, Option<Service>) {
-        let Self { fair, waiting, .. } = self;
-        let least = waiting.accounts().map(|account| fair.service(account)).min();
+        let Self { fair, waiting, texts, .. } = self;
+        let least = waiting.accounts().chain(texts.accounts()).map(|account| fair.service(account)).min();
         let level = least.unwrap_or_else(|| fair.service(waiting.last()));
         let account = fair.join(&new.tenant, level);
-        if lines::of(account).all(|line| waiting.get(line, 0).is_none()) {
+        let none_waits = |line| waiting.get(line, 0).is_none() && texts.head(line).is_none();
+        if lines::of(account).all(none_waits) {
             fair.lift(account, level);
         }
         let short = new.prompt.longest() <= SHORT * self.config.step_tokens;
@@ -136,6 +137,8 @@ impl Engine {
             drop(self.running.remove(at));
         } else if self.waiting.remove(request.line, key, choice).is_some() {
             // It held nothing.
+        } else if self.texts.remove(request.line, key, choice) {
+            // Nor did it.
         } else if let Ok(at) = request.unstarted.binary_search(&choice) {
             request.unstarted.remove(at);
         } else {
@@ -167,6 +170,7 @@ impl Engine {
         let landed = self.running.extract_if(from..to, |s| !s.flies());
         choices.extend(landed.map(|s| (s.choice, s.ended.unwrap_or(finish))));
         choices.extend(self.waiting.remove_all(request.line, key).into_iter().map(|c| (c, finish)));
+        choices.extend(self.texts.remove_all(request.line, key).into_iter().map(|c| (c, finish)));
         for (choice, finish) in choices {
             request.end_choice(choice, finish);
         }

@@ -29,7 +29,7 @@ impl Engine {
     }
 
     fn is_due(&self) -> bool {
-        let pause = match (self.finished.is_empty(), self.running.is_empty() && self.waiting.is_empty()) {
+        let pause = match (self.finished.is_empty(), self.is_idle()) {
             (false, true) => DeviceNanos::ZERO,
             (false, false) => TOGETHER,
             (true, _) if self.changed => BUSY_REPORT,
@@ -40,8 +40,7 @@ impl Engine {
 
     /// Books the time up to now, which no step took, and reports.
     pub(super) fn report(&mut self) {
-        let idle = self.running.is_empty() && self.waiting.is_empty();
-        let class = if idle { HouseTime::Idle } else { HouseTime::HostGap };
+        let class = if self.is_idle() { HouseTime::Idle } else { HouseTime::HostGap };
         self.partition.book(class, self.clock.now());
         self.report_as_of_the_cursor();
     }
@@ -97,8 +96,8 @@ impl Engine {
     }
 
     fn gather_stats(&mut self) {
-        self.stats.running = self.running.len();
-        self.stats.waiting = self.waiting.len();
+        self.stats.running = self.running.len() + self.encoding;
+        self.stats.waiting = self.waiting.len() + self.texts.len();
         self.stats.blocks = self.blocks.counts();
         self.stats.blocks_total = self.config.blocks as u64;
         self.stats.house = *self.partition.house();

@@ -60,8 +60,8 @@ pub(super) async fn count_tokens(
     let (_, bytes) = received(&server, request).await?;
     let app = server.app()?;
     let (model, chat) = parse_count(&bytes, &server.rules(app))?;
-    app.check_model(&model)?;
+    app.check_generates(&model)?;
     app.check_allowed(caller.key().map(|key| &**key), &model)?;
-    let tokens = pipeline::tokenize(app, Prompt::Chat(chat)).await?;
+    let tokens = pipeline::tokenize(app, &model, Prompt::Chat(chat)).await?;
     Ok(Json(json!({"input_tokens": tokens.len()})))
 }

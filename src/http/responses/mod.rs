@@ -95,9 +95,9 @@ pub(super) async fn input_tokens(
     let (_, bytes) = received(&server, request).await?;
     let app = server.app()?;
     let (model, spoken) = read_to_count(&bytes, &server.rules(app), &id)?;
-    app.check_model(&model)?;
+    app.check_generates(&model)?;
     app.check_allowed(caller.key().map(|key| &**key), &model)?;
     let history = history(&server, &caller, spoken.previous.as_deref()).await?;
-    let tokens = pipeline::tokenize(app, Prompt::Chat(spoken.after(&history))).await?;
+    let tokens = pipeline::tokenize(app, &model, Prompt::Chat(spoken.after(&history))).await?;
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})))
 }
