@@ -6,10 +6,13 @@ use obol_models::encoder::TextEncoder;
 pub(crate) const WIDTH: usize = 3;
 pub(crate) const TEXT_TOKENS: usize = 20;
 
+/// What a step's texts are shown to.
+type OnStep = dyn FnMut(&[&[u32]]) + Send;
+
 /// See the module's head.
 pub(crate) struct FakeEncoder {
     /// Called with each step's texts before they are encoded.
-    pub(crate) on_step: Box<dyn FnMut(&[&[u32]]) + Send>,
+    on_step: Box<OnStep>,
     /// The n-th step (from 1) fails, or panics.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
