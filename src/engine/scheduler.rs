@@ -72,7 +72,7 @@ pub enum Favoured {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub step_tokens: usize,
-    /// Prompt tokens of a step with which those of a crowd end: from 1 to `step_tokens`.
+    /// Tokens of a step with which prompts of a crowd end, but for a few: from 1 to `step_tokens`.
     pub crowd_tokens: usize,
     /// Tokens that sequences of the tier `batch` may have in a step, together: by themselves, and beside others.
     pub batch_tokens: usize,
@@ -85,7 +85,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Tokens that a line may compute in a step in which a prompt of a line before it is done.
+    /// Prompt tokens that a line may compute in a step in which a prompt of a line before it is done, and crowds in one
+    /// that is long with decodes.
     fn beside(&self) -> usize {
         (self.crowd_tokens / 8).max(1)
     }
@@ -268,7 +269,9 @@ impl Step<'_> {
             most = most.min(self.left_to_batch());
         }
         if remaining > 1 && crowd {
-            most = most.min(self.limits.crowd_tokens.saturating_sub(self.prompts));
+            let used = self.limits.step_tokens - self.budget;
+            let room = self.limits.crowd_tokens.saturating_sub(used);
+            most = most.min(room.max(self.limits.beside().saturating_sub(self.prompts)));
         }
         if self.done.is_some_and(|done| done != line) {
             let given = self.lines.get(line).copied().unwrap_or(0);
@@ -514,7 +517,8 @@ mod tests {
         );
         let running =
             [Running { crowd: true, ..prefill(4, 40) }, decode(9), Running { crowd: true, ..decode(6) }];
-        assert_eq!(given(&running, &[Turn::Running(0)], 4).0, [4, 1, 1], "decodes are no prompts");
+        assert_eq!(given(&running, &[Turn::Running(0)], 4).0, [2, 1, 1], "decodes make steps long, too");
+        assert_eq!(given(&running, &[Turn::Running(0)], 2).0, [1, 1, 1], "but do not keep prompts out");
     }
 
     #[test]
