@@ -62,6 +62,12 @@ impl Lines {
         self.lines.get(line)?.get(behind)
     }
 
+    /// Sequences of the request at the line's head: all of them, next to each other.
+    pub(super) fn of_head(&self, line: Line) -> usize {
+        let Some(line) = self.lines.get(line) else { return 0 };
+        line.front().map_or(0, |head| line.partition_point(|sequence| sequence.request <= head.request))
+    }
+
     /// Lines in which somebody waits.
     pub(super) fn waiting(&self) -> impl Iterator<Item = Line> {
         self.lines.iter().enumerate().filter(|(_, line)| !line.is_empty()).map(|(line, _)| line)

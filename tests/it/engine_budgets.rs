@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use obol::request::{Allowance, CacheSalt, Finish, NewRequest, Tier, Use};
+use obol::request::{Allowance, CacheSalt, Finish, NewRequest, Prompts, Tier, Use};
 use obol::units::{RequestId, Ticket};
 use obol_models::fake::FakeModel;
 
@@ -69,11 +69,20 @@ fn random_worlds(on: On) {
             let mut streams = Vec::new();
             for ticket in 0..12 {
                 let (prompt, sampling, stops) = random_request(&mut rng, capacity, vocab as u64);
-                let choices = [1, 1, 1, 3][rng.below(4) as usize];
+                let mut prompts = vec![prompt];
+                if rng.below(4) == 0 {
+                    // The settings fit the first one: others are no longer.
+                    let shorter = 1 + rng.below(prompts[0].len() as u64) as usize;
+                    prompts.extend([prompts[0][..shorter].to_vec(), prompts[0].clone()]);
+                }
+                let each = [1, 1, 1, 3][rng.below(4) as usize];
+                let choices = each * prompts.len() as u32;
                 let mut limits = None;
                 if rng.below(2) == 0 {
                     let mut most = Use::default();
-                    most.device.0 = rng.below(200_000);
+                    // Of some nothing is ever run.
+                    let device = if rng.below(3) == 0 { 2_000 } else { 200_000 };
+                    most.device.0 = rng.below(device);
                     most.kv.0 = u128::from(rng.below(2_000_000));
                     limits = Some(Limits::new(most));
                     limited.extend(limits.clone().map(|limits| (ticket, limits)));
@@ -87,20 +96,21 @@ fn random_worlds(on: On) {
                     tier: Tier::Default,
                     id: RequestId(format!("r{ticket}")),
                     ticket: Ticket(ticket),
-                    prompt: prompt.as_slice().into(),
+                    prompt: Prompts::new(prompts.clone()),
                     choices,
                     sampling: sampling.clone(),
                     stops: stops.clone(),
                     salt: CacheSalt([0; 32]),
                 });
-                streams.push((stream, prompt, sampling, stops, choices, limits));
+                streams.push((stream, prompts, sampling, stops, choices, limits));
             }
-            for (mut stream, prompt, sampling, stops, choices, limits) in streams {
+            for (mut stream, prompts, sampling, stops, choices, limits) in streams {
                 let got = read(&mut stream, choices).await;
                 let was_refused = limits.is_some_and(|limits| limits.refused().is_some());
                 for (choice, (tokens, finish)) in got.into_iter().enumerate() {
+                    let prompt = &prompts[choice * prompts.len() / choices as usize];
                     let (expected, by_itself) =
-                        oracle(&oracle_model, &prompt, &sampling, &stops, choice as u32);
+                        oracle(&oracle_model, prompt, &sampling, &stops, choice as u32);
                     if finish == Some(Finish::Budget) {
                         assert!(was_refused && expected.starts_with(&tokens), "{on:?}, seed {seed}");
                     } else {

@@ -74,11 +74,16 @@ impl Engine {
         }
         // Prefixes first: fresh blocks taken before could evict them.
         let mut refused = false;
+        // Turns of the sequences that left together with the one that was refused.
+        let mut over: Vec<(Line, usize)> = Vec::new();
         for (turn, tokens) in &plan.admit {
             let line = self.buffers.order.lines[*turn];
-            if self.may_begin(line) {
+            if let Some((_, turns)) = over.iter_mut().find(|(of, turns)| *of == line && *turns > 0) {
+                *turns -= 1;
+            } else if self.may_begin(line) {
                 self.admit(line, *tokens, now);
             } else {
+                over.push((line, self.waiting.of_head(line) - 1));
                 let head = self.waiting.get(line, 0).expect("the plan admits waiting sequences");
                 self.end_request(head.request, Finish::Budget);
                 refused = true;
