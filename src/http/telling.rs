@@ -27,24 +27,68 @@ pub(crate) struct Choice {
     /// In the order they were said.
     pub(crate) parts: Vec<Part>,
     pub(crate) scored: Vec<Scored>,
+    /// Of an answer of one choice.
+    pub(crate) thinking: Thinking,
     /// `None`: it has not ended.
     pub(crate) end: Option<End>,
 }
 
 impl Choice {
     pub(crate) fn new(form: &TurnForm) -> Self {
-        Self { reader: TurnReader::new(form.clone()), parts: Vec::new(), scored: Vec::new(), end: None }
+        Self {
+            reader: TurnReader::new(form.clone()),
+            parts: Vec::new(),
+            scored: Vec::new(),
+            thinking: Thinking::default(),
+            end: None,
+        }
     }
 
-    fn push(&mut self, text: &str, scored: Vec<Scored>) {
-        self.parts.extend(self.reader.push(text));
-        self.scored.extend(scored);
+    /// `so_far`: tokens of all choices, these ones included.
+    fn push(&mut self, text: &str, scored: Vec<Scored>, so_far: u64) {
+        let parts = self.reader.push(text);
+        self.hear(parts, scored, so_far);
     }
 
-    fn finish(&mut self, end: End) {
-        self.parts.extend(self.reader.finish());
+    fn finish(&mut self, text: &str, scored: Vec<Scored>, so_far: u64, end: End) {
+        let mut parts = self.reader.push(text);
+        parts.extend(self.reader.finish());
+        self.hear(parts, scored, so_far);
         self.parts = join(std::mem::take(&mut self.parts));
         self.end = Some(end);
+    }
+
+    fn hear(&mut self, parts: Vec<Part>, scored: Vec<Scored>, so_far: u64) {
+        self.thinking.hears(&parts, so_far);
+        self.parts.extend(parts);
+        self.scored.extend(scored);
+    }
+}
+
+/// Counts the tokens of thoughts in an answer of one choice: all until it begins to speak or to call, what ends the
+/// thought included.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Thinking {
+    thinks: bool,
+    /// Before the parts heard last.
+    before: u64,
+    /// Known once it has begun to speak.
+    tokens: Option<u64>,
+}
+
+impl Thinking {
+    /// `so_far`: tokens up to now, those of these parts included.
+    pub(crate) fn hears(&mut self, parts: &[Part], so_far: u64) {
+        self.thinks |= parts.iter().any(|part| matches!(part, Part::Thought(_)));
+        if self.tokens.is_none() && parts.iter().any(|part| !matches!(part, Part::Thought(_))) {
+            self.tokens = Some(if self.thinks { self.before } else { 0 });
+        }
+        self.before = so_far;
+    }
+
+    /// Of an answer that has `all` tokens.
+    pub(crate) fn tokens(&self, all: u64) -> u64 {
+        self.tokens.unwrap_or(if self.thinks { all } else { 0 })
     }
 }
 
@@ -66,7 +110,7 @@ pub(super) async fn collect(mut answer: Answer, choices: u32) -> Result<(Whole, 
     while let Some(piece) = answer.next().await {
         match piece? {
             Piece::Text { choice, text, scored } => {
-                whole.choices[choice as usize].push(&text, scored);
+                whole.choices[choice as usize].push(&text, scored, answer.completion_tokens());
             }
             Piece::Prompt { choice, scores } => {
                 whole.prompt_scores[choice as usize * prompts / choices as usize].extend(scores);
@@ -74,8 +118,7 @@ pub(super) async fn collect(mut answer: Answer, choices: u32) -> Result<(Whole, 
             Piece::Vector { .. } => unreachable!("vectors are no answer's text"),
             Piece::Finished { choice, text, scored, finish, stop } => {
                 let choice = &mut whole.choices[choice as usize];
-                choice.push(&text, scored);
-                choice.finish(End { finish, stop });
+                choice.finish(&text, scored, answer.completion_tokens(), End { finish, stop });
             }
             Piece::Settled(receipt) => return Ok((whole, receipt)),
         }
@@ -145,4 +188,24 @@ pub(super) trait Teller: Send + Sized + 'static {
 
     /// As `fails`, of a stream whose teller panicked.
     fn broke() -> Bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_a_thoughts_until_something_is_said() {
+        let (thought, text) = (|| vec![Part::Thought("a".into())], || vec![Part::Text("b".into())]);
+        let count = |heard: &[(Vec<Part>, u64)]| {
+            let mut thinking = Thinking::default();
+            heard.iter().for_each(|(parts, so_far)| thinking.hears(parts, *so_far));
+            thinking.tokens(9)
+        };
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[(text(), 3), (text(), 9)]), 0);
+        assert_eq!(count(&[(thought(), 3), (thought(), 8)]), 9);
+        // The fifth token ends the thought, and counts as one of its tokens.
+        assert_eq!(count(&[(thought(), 4), (Vec::new(), 5), (text(), 6), (text(), 8)]), 5);
+    }
 }

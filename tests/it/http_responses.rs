@@ -156,6 +156,9 @@ async fn a_thought_is_an_item_of_its_own() {
     );
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     assert_eq!(deltas, text_of(&whole));
+    for response in [&whole, &events[events.len() - 1]["response"]] {
+        assert_eq!(response["usage"]["output_tokens_details"], json!({"reasoning_tokens": 8}));
+    }
     // What was thought is sent back as it came, or not thought at all.
     let again =
         json!({"input": [{"role": "user", "content": "hello"}, item, {"role": "user", "content": "so?"}]});
@@ -163,6 +166,7 @@ async fn a_thought_is_an_item_of_its_own() {
     let plain = hello(json!({"reasoning": {"effort": "none"}, "include": ["message.output_text.logprobs"]}));
     let plain = world.post("/v1/responses", plain).await.json();
     assert_eq!(plain["output"][0]["type"], "message", "{plain}");
+    assert_eq!(plain["usage"]["output_tokens_details"], json!({"reasoning_tokens": 0}));
     assert_eq!(plain["reasoning"], json!({"effort": "none", "summary": null}));
     let scored = hello(json!({"include": ["message.output_text.logprobs"]}));
     assert_eq!(world.post("/v1/responses", scored).await.json()["error"]["param"], "include");

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::kept::Keeper;
 use crate::http::error::ApiError;
 use crate::http::openai::{call_id, chat_logprobs};
-use crate::http::telling::{End, SoFar, Teller, Whole};
+use crate::http::telling::{End, SoFar, Teller, Thinking, Whole};
 use crate::ledger::Receipt;
 use crate::pipeline::{App, Scored};
 use crate::request::Finish;
@@ -31,6 +31,7 @@ pub(super) struct Response {
     keeper: Option<Keeper>,
     /// The last one is open until the answer ends or another begins.
     items: Vec<Item>,
+    thinking: Thinking,
     end: Option<End>,
     completed: Option<UnixNanos>,
     /// Events told so far.
@@ -141,6 +142,7 @@ impl Response {
             stored: keeper.is_some(),
             keeper,
             items: Vec::new(),
+            thinking: Thinking::default(),
             end: None,
             completed: None,
             told: 0,
@@ -174,7 +176,7 @@ impl Response {
     /// The object as it is in the end.
     fn whole_object(&self, receipt: &Receipt) -> Value {
         let end = self.end.as_ref().expect("a choice ends before its receipt");
-        self.object(Status::of(end).as_str(), Value::Null, usage(receipt))
+        self.object(Status::of(end).as_str(), Value::Null, usage(receipt, self.thinking))
     }
 
     /// An event, named as its type says.
@@ -300,6 +302,7 @@ impl Teller for Response {
 
     fn whole(&mut self, whole: Whole, receipt: &Receipt) -> Value {
         let choice = whole.choices.into_iter().next().expect("a response is one choice");
+        self.thinking = choice.thinking;
         let (mut unheard, mut scored) = (Vec::new(), choice.scored.as_slice());
         for part in choice.parts {
             self.part(part, mem::take(&mut scored), &mut unheard);
@@ -330,7 +333,8 @@ impl Teller for Response {
     }
 
     /// The tokens of a text go with its first part, or with an empty one while its characters are held back.
-    fn parts(&mut self, _: u32, mut parts: Vec<Part>, mut scored: &[Scored], _: SoFar) -> Vec<Bytes> {
+    fn parts(&mut self, _: u32, mut parts: Vec<Part>, mut scored: &[Scored], so_far: SoFar) -> Vec<Bytes> {
+        self.thinking.hears(&parts, so_far.completion);
         if parts.is_empty() && !scored.is_empty() {
             parts.push(Part::Text(String::new()));
         }
@@ -390,13 +394,13 @@ fn seconds(at: UnixNanos) -> u64 {
     at.0 / 1_000_000_000
 }
 
-fn usage(receipt: &Receipt) -> Value {
+fn usage(receipt: &Receipt, thinking: Thinking) -> Value {
     let tokens = &receipt.usage.tokens;
     json!({
         "input_tokens": tokens.prompt,
         "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": 0},
         "output_tokens": tokens.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thinking.tokens(tokens.completion)},
         "total_tokens": tokens.prompt + tokens.completion,
         "cost": receipt.total().as_f64(),
         "obol": receipt.to_json(),
