@@ -170,6 +170,13 @@ impl Fields {
             .map(move |(name, value)| (if path.is_empty() { name } else { format!("{path}.{name}") }, value))
     }
 
+    /// Leaves out fields that ask for nothing, whatever they say.
+    pub(crate) fn ignore(&mut self, names: &[&str]) {
+        for name in names {
+            self.left.remove(*name);
+        }
+    }
+
     /// A field that we know but do not honour: only the values that change nothing are accepted.
     pub(crate) fn only(&mut self, name: &str, accepted: &[Value], instead: &str) -> Result<(), Invalid> {
         note(|| self.path(name), || Kind::Only(accepted.to_vec()));

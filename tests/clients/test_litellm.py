@@ -84,7 +84,7 @@ def test_a_named_tool_is_called_and_its_result_read(server):
     parts = list(litellm.completion(**asked(server, **more, stream=True)))
     built = litellm.stream_chunk_builder(parts, messages=HELLO)
     assert built.choices[0].message.tool_calls[0].function.arguments == call.function.arguments
-    called = {"role": "assistant", "tool_calls": [call.model_dump()]}
+    called = answer.choices[0].message
     gave = {"role": "tool", "tool_call_id": call.id, "content": "18 degrees"}
     said = litellm.completion(**asked(server, messages=[*HELLO, called, gave], tools=[WEATHER]))
     assert said.usage.prompt_tokens > answer.usage.prompt_tokens

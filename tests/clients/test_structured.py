@@ -31,6 +31,9 @@ def test_pydantic_models_are_parsed(client, name):
     person = answer.choices[0].message.parsed
     assert isinstance(person, Person) and answer.choices[0].finish_reason == "stop"
     assert answer.usage.obol["status"] == "stop"
+    # The package sends back what it parsed, too.
+    went_on = [*ASK, answer.choices[0].message, {"role": "user", "content": "And another?"}]
+    assert client.chat.completions.create(model=name, messages=went_on, max_tokens=1).choices
 
 
 def test_json_objects(client, name):

@@ -264,8 +264,10 @@ async fn messages_of_every_role_and_kind_are_read() {
     let messages = json!([
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "name": "ada"},
-        {"role": "assistant", "content": null, "refusal": null, "annotations": [],
-         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\":1}"}}]},
+        {"role": "assistant", "content": null, "refusal": null, "annotations": [], "parsed": {"x": 1},
+         "provider_specific_fields": {"refusal": null},
+         "tool_calls": [{"id": "c1", "type": "function", "index": 0, "provider_specific_fields": {},
+            "function": {"name": "f", "arguments": "{\"x\":1}", "parsed_arguments": {"x": 1}}}]},
         {"role": "tool", "tool_call_id": "c1", "content": "42"},
         {"role": "user", "content": ""},
     ]);

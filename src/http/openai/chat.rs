@@ -108,6 +108,8 @@ fn message(path: &str, value: Value, unknown: UnknownFields) -> Result<Value, In
             fields.only("annotations", &[json!([])], "annotations are not read")?;
             fields.only("audio", &[], "only text is read")?;
             fields.only("function_call", &[], "use `tool_calls`")?;
+            // What the `openai` and `litellm` packages note on the answers that they give out.
+            fields.ignore(&["parsed", "provider_specific_fields"]);
         }
         "tool" => {
             let id_path = fields.path("tool_call_id");
@@ -172,6 +174,7 @@ fn tool_calls(path: &str, calls: Vec<Value>, unknown: UnknownFields) -> Result<V
         let function_path = call.path("function");
         let id = call.string("id")?;
         call.only("type", &[json!("function")], "only functions are called")?;
+        call.ignore(&["index", "provider_specific_fields"]);
         let function = call
             .take("function")
             .ok_or_else(|| Invalid::new(&function_path, format!("`{function_path}` is required")))?;
@@ -185,6 +188,7 @@ fn tool_calls(path: &str, calls: Vec<Value>, unknown: UnknownFields) -> Result<V
             Some(value) => string_at(&arguments_path, value)?,
             None => "{}".to_owned(),
         };
+        function.ignore(&["parsed_arguments", "provider_specific_fields"]);
         function.finish(unknown)?;
         let arguments = serde_json::from_str(&arguments).unwrap_or(Value::String(arguments));
         read.push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}));

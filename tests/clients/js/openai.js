@@ -103,7 +103,9 @@ const cases = {
       tool_choice: named,
     });
     await runner.done();
-    return { called, gave: runner.messages.at(-1), usage: await runner.totalUsage() };
+    const gave = runner.messages.at(-1);
+    const said = await client.chat.completions.create({ ...greedy, messages: runner.messages, tools: [weather] });
+    return { called, gave, said };
   },
 
   async structured() {
