@@ -441,7 +441,11 @@ fn anthropic(wire: &Wire) -> (StatusCode, Value) {
         status if status.is_server_error() => "api_error",
         _ => "invalid_request_error",
     };
-    (status, json!({"type": "error", "error": {"type": kind, "message": wire.message}}))
+    let mut error = json!({"type": kind, "message": wire.message});
+    if let Some(code) = wire.code {
+        error["details"] = json!({"error_code": code});
+    }
+    (status, json!({"type": "error", "error": error}))
 }
 
 fn object(wire: &Wire) -> Value {

@@ -173,7 +173,7 @@ impl Fields {
     /// Leaves out fields that ask for nothing, whatever they say.
     pub(crate) fn ignore(&mut self, names: &[&str]) {
         for name in names {
-            self.left.remove(*name);
+            self.take(name);
         }
     }
 

@@ -114,6 +114,18 @@ def test_a_forced_tool_is_used_and_its_result_read(claude, name):
     assert [block.type for block in one.content] == ["tool_use"]
 
 
+def test_the_packages_tool_runner(claude, name):
+    @anthropic.beta_tool
+    def get_time() -> str:
+        """The time of day."""
+        return "noon"
+
+    said = claude.beta.messages.tool_runner(
+        model=name, max_tokens=40, messages=HELLO, tools=[get_time], extra_body=GREEDY
+    ).until_done()
+    assert said.content and said.role == "assistant"
+
+
 def test_an_answer_in_a_schemas_form(claude, name):
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
     schema["additionalProperties"] = False

@@ -214,6 +214,8 @@ async fn errors_have_anthropics_shape() {
         assert!(message.contains(&format!("`{param}`")), "{extra}: {message}");
         assert_eq!(body["request_id"], json!(answer.header("request-id")));
     }
+    let threaded = world.post("/v1/messages", hello(json!({"thread": {"type": "create"}}))).await;
+    assert_eq!(threaded.json()["error"]["details"]["error_code"], "thread_unsupported_request");
     let unknown = world.post("/v1/messages", hello(json!({"model": "other"}))).await;
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
     assert_eq!(unknown.json()["error"]["type"], "not_found_error");

@@ -373,5 +373,8 @@ fn refuse_what_is_not_honoured(fields: &mut Fields) -> Result<(), Invalid> {
     fields.only("mcp_servers", &[json!([])], "this server calls no others")?;
     fields.only("context_management", &[json!({"edits": []})], "conversations are not edited")?;
     fields.only("inference_geo", &[], "answers are computed here")?;
+    // The package's tool runner asks for one first. By this code it knows to send all messages, and goes on.
+    let thread = fields.only("thread", &[], "conversations are not kept; send all their messages");
+    thread.map_err(|error| error.coded("thread_unsupported_request"))?;
     fields.only("diagnostics", &[], "receipts say how much of the prompt was cached")
 }
