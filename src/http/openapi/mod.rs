@@ -109,7 +109,7 @@ fn query_parameter(field: &str) -> Option<Value> {
 fn responses(operation: &Operation) -> Value {
     let content = match operation.answer {
         "text" => json!({"text/plain": {"schema": {"type": "string"}}}),
-        "bytes" => json!({"application/jsonl": {}}),
+        "bytes" => json!({"application/octet-stream": {}}),
         name => json!({"application/json": {"schema": reference(name)}}),
     };
     let mut ok = json!({"description": "It is so.", "content": content});
