@@ -44,6 +44,12 @@ pub(super) fn chat(rules: &Rules) -> Value {
             json!({"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}),
         ),
         ("messages[].content", parts("text")),
+        ("messages[].parsed", noted()),
+        ("messages[].provider_specific_fields", noted()),
+        ("messages[].tool_calls[].index", noted()),
+        ("messages[].tool_calls[].provider_specific_fields", noted()),
+        ("messages[].tool_calls[].function.parsed_arguments", noted()),
+        ("messages[].tool_calls[].function.provider_specific_fields", noted()),
         (
             "messages[].tool_calls[].function.arguments",
             json!({"type": ["string", "null"], "description": "JSON."}),
@@ -269,6 +275,8 @@ fn shared() -> Vec<Note> {
             "max_tokens",
             json!({"description": "Most tokens of the answer; what the context leaves if left out."}),
         ),
+        ("top_p", json!({"exclusiveMinimum": 0})),
+        ("repetition_penalty", json!({"exclusiveMinimum": 0, "description": "1 is none."})),
         ("top_k", json!({"description": "Draw from the k most likely tokens; 0 or -1: from all."})),
         ("ignore_eos", json!({"description": "Do not end where the model would."})),
         (
@@ -291,6 +299,11 @@ fn shared() -> Vec<Note> {
     ]
 }
 
+/// What packages note on answers, and send back with them.
+fn noted() -> Value {
+    json!({"description": "Not looked at: clients send answers back with it."})
+}
+
 fn metadata() -> Value {
     json!({
         "additionalProperties": {"type": ["string", "null"], "maxLength": 512}, "maxProperties": 16,
@@ -310,8 +323,8 @@ fn texts_or_tokens(description: &str, most: usize) -> Value {
     let tokens = || json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1});
     json!({
         "anyOf": [
-            {"type": "string"},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": most},
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": most},
             tokens(),
             {"type": "array", "items": tokens(), "minItems": 1, "maxItems": most},
         ],
