@@ -3,6 +3,7 @@
 //! loading is on the bill.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use obol_models::batch::CausalLm;
 use obol_models::device::DeviceId;
 use obol_models::load::ModelInfo;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -111,6 +112,17 @@ fn access(
     })
 }
 
+/// Connections that may wait to be accepted, as far as the system lets them: of more that come at once, some are reset.
+const BACKLOG: u32 = 16_384;
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As soon as a server has stopped the next one gets its address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// With the keys' own budgets.
 fn admission(policy: Policy, access: &Access, ledger: &Ledger, now: UnixNanos) -> Result<Admission, Failure> {
     let keys = access.control.as_ref().map_or(Ok(Vec::new()), Control::keys).map_err(Failure::failed)?;
@@ -147,7 +159,7 @@ async fn serve(
     let policy = Policy::new(rules, config.limits.clone(), &config.tasks).map_err(Failure::usage)?;
     let alert_rules = AlertRules::parse(&config.alerts).map_err(Failure::usage)?;
     let webhooks = webhooks(&config)?;
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+    let listener = listen(config.listen).map_err(|error| {
         let address = config.listen;
         Failure::failed(format!("cannot listen on {address}: {error}; choose another address with --listen"))
     })?;
