@@ -4,6 +4,7 @@ Knows how the program is started, made ready and stopped, and how HTTP looks on 
 of what an answer should be: that is in the tests. OBOL_BIN and OBOL_TEST_MODEL say what to run.
 """
 
+import atexit
 import http.client
 import json
 import os
@@ -183,8 +184,15 @@ class Server:
                 env=clean_environment() | self.environment,
                 cwd=self.data_dir.parent,
             )
+        atexit.register(self.abandon, self.process)
         self.wait_ready()
         return self
+
+    @staticmethod
+    def abandon(process: subprocess.Popen) -> None:
+        """A test that failed leaves its server behind; it ends with the tests."""
+        if process.poll() is None:
+            process.kill()
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS

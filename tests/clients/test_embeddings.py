@@ -272,6 +272,7 @@ def test_who_hangs_up_on_the_encoder_leaves_one_settled_receipt(encoding):
     encoding.audit()
 
 
-def test_a_model_that_only_embeds_does_not_serve_alone():
-    refused = harness.run("serve", "--model", MINILM)
+def test_a_model_that_only_embeds_does_not_serve_alone(tmp_path):
+    places = ("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0")
+    refused = harness.run("serve", "--model", MINILM, *places)
     assert refused.returncode == 2 and "--embedding-model" in refused.stderr
