@@ -114,7 +114,8 @@ fn responses(operation: &Operation) -> Value {
     };
     let mut ok = json!({"description": "It is so.", "content": content});
     if operation.streams {
-        ok["content"]["text/event-stream"] = json!({"schema": {"type": "string"}});
+        // No schema: tools differ in whether it is one of the text or of an event.
+        ok["content"]["text/event-stream"] = json!({});
     }
     if operation.costs {
         let header = |said: &str| json!({"description": said, "schema": {"type": "string"}});
