@@ -77,12 +77,14 @@ pub(super) async fn create(
 
 /// OpenAI has "24h" alone; other windows are taken too.
 fn seconds(window: &str) -> Result<u64, Invalid> {
-    let span = window.parse::<Span>().ok();
-    let seconds = span.map(|span| span.after(UnixNanos(0)).0 / 1_000_000_000);
-    seconds.filter(|seconds| *seconds <= WINDOW_MAX).ok_or_else(|| {
-        let message = format!("`completion_window` = {window:?} is not a time such as 24h, from 1s to 7d");
+    let wrong = |problem: &str| {
+        let message =
+            format!("`completion_window` = {window:?} is not a time such as 24h, from 1s to 7d{problem}");
         Invalid::new("completion_window", message)
-    })
+    };
+    let span: Span = window.parse().map_err(|problem: String| wrong(&format!(": {problem}")))?;
+    let seconds = span.after(UnixNanos(0)).0 / 1_000_000_000;
+    (seconds <= WINDOW_MAX).then_some(seconds).ok_or_else(|| wrong(""))
 }
 
 pub(super) async fn list(
